@@ -1,0 +1,63 @@
+# Each target sets up what it needs, once, in .venv. PYTHON=python3.12 make report takes another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+BUILD_BOOK = $(BIN)/jupyter-book build book -W --keep-going
+
+# Installed packages only: nothing here may wait for a model hub.
+export HF_HUB_OFFLINE = 1
+
+.PHONY: help report book test check format lab lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+report: $(VENV)/book.stamp  ## execute the chapters and build the report
+	$(BIN)/python book/execute.py notebooks/*.ipynb
+	$(BUILD_BOOK)
+	@echo "Report: $(CURDIR)/book/_build/html/index.html"
+
+book: $(VENV)/book.stamp  ## build the report from the stored outputs
+	$(BUILD_BOOK)
+	@echo "Report: $(CURDIR)/book/_build/html/index.html"
+
+test: $(VENV)/dev.stamp  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp  ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp  ## sort imports and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(VENV)/book.stamp  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lock: pyproject.toml  ## write the newest versions that fit into constraints.txt (torch stays)
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet "$$(grep ^torch== constraints.txt)" ".[book,train,dev]"
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(VENV)-lock/bin/pip freeze | sed -E '/^(nvidia-|cuda-|triton|seg4diff)/d; s/\+[a-z0-9.]+$$//'; } > $(VENV)-lock/constraints.txt
+	mv $(VENV)-lock/constraints.txt constraints.txt
+	rm -rf $(VENV)-lock
+
+clean:  ## remove the built report and the environment
+	rm -rf book/_build $(VENV)
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.11 to 3.13 is needed; choose one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/book.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book]"
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,train,dev]"
+	touch $@ $(VENV)/book.stamp

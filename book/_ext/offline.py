@@ -1,0 +1,75 @@
+"""Sphinx extension: figures and formulas of the book work from file://, with the network off.
+
+plotly.js comes out of the installed plotly wheel, so that it fits the figures; MathJax out of sphinx-mathjax-offline.
+"""
+
+import json
+import shutil
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+FIGURE = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_NOTE = "<p><em>A control that needs Python: it works in JupyterLab (<code>make lab</code>).</em></p>"
+
+PLOTLY = "plotly.min.js"
+MATHJAX = "mathjax/tex-svg-full.js"
+
+DRAW = """
+document.addEventListener("DOMContentLoaded", () => {
+  for (const figure of document.querySelectorAll(".plotly-figure")) {
+    const { data, layout, frames, config } = JSON.parse(figure.firstElementChild.textContent);
+    Plotly.newPlot(figure, { data, layout, frames, config: { responsive: true, ...config } });
+  }
+});
+"""
+
+
+def copy_scripts(app: Sphinx) -> None:
+    """Put plotly.js and MathJax where the pages look for them."""
+    mathjax = metadata.distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}")
+    plotly = resources.files("plotly") / "package_data" / PLOTLY
+    for name, source in ((MATHJAX, mathjax), (PLOTLY, plotly)):
+        target = Path(app.outdir, "_static", name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(source), target)
+
+
+def figure_html(figure: dict[str, Any]) -> str:
+    """The figure as data for `DRAW`; escaping `<` keeps the JSON from closing its own tag."""
+    content = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<div class="plotly-figure"><script type="application/json">{content}</script></div>'
+
+
+def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Turn the outputs that need JupyterLab into HTML, before the page is read."""
+    if not str(app.env.doc2path(docname)).endswith(".ipynb"):
+        return
+    notebook = json.loads(source[0])
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if FIGURE in data:
+                output["data"] = {"text/html": figure_html(data[FIGURE])}
+            elif WIDGET in data:
+                output["data"] = {"text/html": WIDGET_NOTE}
+    source[0] = json.dumps(notebook)
+
+
+def add_plotly(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+    """Load plotly.js on the pages that have a figure, and on no other."""
+    if 'class="plotly-figure"' in context.get("body", ""):
+        app.add_js_file(PLOTLY)
+        app.add_js_file(None, body=DRAW)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.config.mathjax_path = MATHJAX
+    app.connect("builder-inited", copy_scripts)
+    app.connect("source-read", adapt_outputs)
+    app.connect("html-page-context", add_plotly)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

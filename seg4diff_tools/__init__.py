@@ -1,0 +1,51 @@
+"""See, measure and use the segmentation that emerges in the attention of text-to-image diffusion transformers.
+
+Importing the package is light: a module, and torch with it, loads when one of its names is first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "attention": ("JointAttention", "attention_with_lse", "intercept"),
+    "backbones": ("Backbone", "load_backbone"),
+    "charts": (),
+    "datasets": ("Sample",),
+    "errors": (
+        "CheckpointError",
+        "InputError",
+        "PromptError",
+        "RecordingError",
+        "Seg4DiffError",
+        "UnknownArchitectureError",
+    ),
+    "families": ("Family", "family_of"),
+    "images": (),
+    "masks": (),
+    "metrics": (),
+    "paper": (),
+    "plots": (),
+    "prompts": ("Prompt",),
+    "recorder": ("AttentionRecorder", "Recording", "open_recording"),
+    "scenes": ("Scene", "SceneConfig", "Scenes", "compose"),
+    "segmentation": ("Segmentation", "segment"),
+    "sweeps": ("layer_step_sweep",),
+    "widgets": ("browse",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *_EXPORTS, *_HOME]  # noqa: PLE0604 - the names are in the table
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

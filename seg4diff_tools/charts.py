@@ -1,0 +1,319 @@
+"""Interactive figures (plotly) of scores and maps; their sliders and menus work in the built report, without Python."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.plots import OKABE_ITO, Maps, Picture, reduced_maps, require_columns
+
+AXES = {
+    "layer": "layer (from 0)",
+    "head": "head (from 0)",
+    "step": "step",
+    "steps_from_end": "steps from the end (1 = nearly no noise)",
+    "normalise": "normalisation of the maps",
+}
+"""What is written along an axis for a column; other columns are written as they are."""
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+PATTERNS = ("", "/", ".", "x", "-", "+")
+
+# Side to which maps and pictures are shrunk in figures that hold many of them.
+MAP_SIDE, PICTURE_SIDE = 32, 160
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    y: str | Sequence[str],
+    by: str | None = None,
+    *,
+    percent: bool = True,
+    mark: int | float | None = None,
+    title: str = "",
+) -> go.Figure:
+    """Scores along layers or steps, a line for each score or for each group of rows.
+
+    Args:
+        table: tidy, such as `sweeps.layer_step_sweep` gives.
+        x: column of the horizontal axis.
+        y: column of the vertical axis, or several, a line each.
+        by: column that tells lines apart.
+        percent: show shares (0 to 1) in percent.
+        mark: draw a dotted vertical line at this x, such as the paper's layer or step.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: a column that is not there.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 8 and 15.
+    """
+    scores = [y] if isinstance(y, str) else list(y)
+    require_columns(table, [x, *scores, *([by] if by else [])])
+    groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
+    figure = go.Figure()
+    for group, rows in groups:
+        rows = rows.sort_values(x)
+        for score in scores:
+            number = len(figure.data)
+            figure.add_scatter(
+                x=rows[x].to_numpy(),
+                y=((100 if percent else 1) * rows[score].to_numpy(dtype=np.float64)).round(2),
+                name=", ".join(filter(None, [group, score if len(scores) > 1 or not group else ""])),
+                mode="lines+markers",
+                line={"color": OKABE_ITO[number % len(OKABE_ITO)], "dash": DASHES[number % len(DASHES)]},
+                marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 8},
+            )
+    if mark is not None:
+        figure.add_vline(mark, line={"dash": "dot", "color": "gray", "width": 1})
+    figure.update_xaxes(title=AXES.get(x, x), dtick=1 if table[x].nunique() <= 30 else None)
+    figure.update_yaxes(title=_score_title(scores, percent), rangemode="tozero")
+    figure.update_layout(hovermode="x unified", showlegend=len(figure.data) > 1)
+    return _finished(figure, title, height=380)
+
+
+def score_map(
+    table: pd.DataFrame, x: str, y: str, scores: str | Sequence[str] = "mIoU", *, percent: bool = True, title: str = ""
+) -> go.Figure:
+    """A heat map of a score over two axes, such as layer x step or layer x head; its best cell has a frame.
+
+    Args:
+        table: tidy, one row for each cell.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        scores: column of the values, or several to choose from in a menu.
+        percent: show shares (0 to 1) in percent.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: a column that is not there, or several rows for one cell.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 15 and 17.
+    """
+    scores = [scores] if isinstance(scores, str) else list(scores)
+    require_columns(table, [x, y, *scores])
+    if table.duplicated([x, y]).any():
+        raise InputError(f"expected one row for each pair of {x} and {y}, got several: select the other columns first")
+    figure = go.Figure()
+    frames, buttons = [], []
+    for number, score in enumerate(scores):
+        cells = table.pivot(index=y, columns=x, values=score)
+        values = ((100 if percent else 1) * cells.to_numpy(dtype=np.float64)).round(1)
+        unit = " %" if percent else ""
+        figure.add_heatmap(
+            x=[str(value) for value in cells.columns],
+            y=[str(value) for value in cells.index],
+            z=values.astype(np.float32),
+            colorscale="Viridis",
+            colorbar={"title": _score_title([score], percent), "title_side": "right"},
+            texttemplate="%{z:.0f}",
+            hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{score} %{{z:.1f}}{unit}<extra></extra>",
+            visible=number == 0,
+        )
+        row, column = np.unravel_index(np.nanargmax(values), values.shape)
+        edges = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+        frames.append({"type": "rect", **edges, "line": {"color": OKABE_ITO[5], "width": 3}})
+        changes = {"visible": [other == number for other in range(len(scores))]}, {"shapes": [frames[-1]]}
+        buttons.append({"label": score, "method": "update", "args": list(changes)})
+    figure.update_xaxes(title=AXES.get(x, x), type="category", showgrid=False)
+    figure.update_yaxes(title=AXES.get(y, y), type="category", showgrid=False)
+    figure.update_layout(shapes=frames[:1])
+    if len(scores) > 1:
+        figure.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.16}])
+    return _finished(figure, title, height=150 + 26 * max(7, table[y].nunique()))
+
+
+def bars(
+    table: pd.DataFrame, x: str, y: str = "mIoU", by: str | None = None, *, percent: bool = True, title: str = ""
+) -> go.Figure:
+    """Scores side by side, such as settings on the horizontal axis and a colour for each model.
+
+    Args:
+        table: tidy, one row for each bar.
+        x: column of the horizontal axis, in the order of the rows.
+        y: column of the heights.
+        by: column that colours the bars, such as "model".
+        percent: show shares (0 to 1) in percent.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: a column that is not there.
+    """
+    require_columns(table, [x, y, *([by] if by else [])])
+    figure = go.Figure()
+    groups = [("", table)] if by is None else table.groupby(by, sort=False)
+    for number, (name, rows) in enumerate(groups):
+        figure.add_bar(
+            x=rows[x].astype(str).tolist(),
+            y=((100 if percent else 1) * rows[y].to_numpy(dtype=np.float64)).round(2),
+            name=str(name),
+            marker={
+                "color": OKABE_ITO[number % len(OKABE_ITO)],
+                "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "size": 6},
+            },
+            texttemplate="%{y:.1f}",
+            textposition="outside",
+            cliponaxis=False,
+        )
+    figure.update_xaxes(title=AXES.get(x, x), type="category")
+    figure.update_yaxes(title=_score_title([y], percent), rangemode="tozero")
+    figure.update_layout(showlegend=by is not None, barmode="group")
+    return _finished(figure, title, height=360)
+
+
+def map_slider(
+    maps: Maps,
+    images: Picture | Sequence[Picture],
+    slider: str = "step",
+    *,
+    names: Sequence[str] | None = None,
+    title: str = "",
+) -> go.Figure:
+    """The image and a map for each word beside it, with a slider along layers, steps or heads, and a play button.
+
+    Every map is shown in percent of its own largest value, and shrunk to at most 32 cells a side, which keeps the
+    figure small.
+
+    Args:
+        maps: the axes `slider` and one other, such as token or class, beside y and x; further axes of length 1 are
+            left out.
+        images: one picture, or one for each position of the slider.
+        slider: axis that the slider moves along.
+        names: what to write at the positions of the slider; by default the axis' coordinate.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: other axes, or a number of images or names that does not fit.
+    """
+    if not isinstance(maps, xr.DataArray) or slider not in maps.dims:
+        raise InputError(f"expected a DataArray of maps with an axis {slider!r} for the slider, got {type(maps)}")
+    maps = reduced_maps(maps, 2, keep=slider)
+    columns = maps.dims[0] if maps.dims[1] == slider else maps.dims[1]
+    maps = _shrunk(maps.transpose(slider, columns, "y", "x"))
+    several = isinstance(images, Sequence)
+    pictures = [_data_uri(image) for image in images] if several else [_data_uri(images)]
+    names = [str(value) for value in (maps[slider].values if names is None else names)]
+    if len(names) != len(maps) or (several and len(pictures) != len(maps)):
+        raise InputError(f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names")
+    largest = maps.max(("y", "x")).values.tolist()
+    levels = (100 * maps / maps.max(("y", "x")).clip(1e-30)).round().astype(np.uint8).values
+    words = [str(word) for word in maps[columns].values]
+    figure = make_subplots(1, 1 + len(words), subplot_titles=["image", *words], horizontal_spacing=0.02)
+    figure.add_trace(go.Image(source=pictures[0], hoverinfo="skip"), 1, 1)
+    for column, word in enumerate(words):
+        figure.add_trace(_heatmap(levels[0, column], word, largest[0][column], column == len(words) - 1), 1, 2 + column)
+    # pictures that stay as they are need not be sent along with every position
+    first = 0 if several else 1
+    figure.frames = [
+        go.Frame(
+            name=name,
+            data=[
+                *([go.Image(source=pictures[position])] if several else []),
+                *(
+                    go.Heatmap(z=levels[position, column], hovertemplate=_hover(word, largest[position][column]))
+                    for column, word in enumerate(words)
+                ),
+            ],
+            traces=list(range(first, 1 + len(words))),
+        )
+        for position, name in enumerate(names)
+    ]
+    figure.update_xaxes(visible=False, constrain="domain")
+    for column in range(1, 2 + len(words)):
+        figure.update_yaxes(
+            visible=False, scaleanchor=f"x{column}", autorange="reversed", constrain="domain", row=1, col=column
+        )
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    moving = {"frame": {"duration": 400, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
+    figure.update_layout(
+        sliders=[
+            {
+                "currentvalue": {"prefix": f"{slider} "},
+                "steps": [{"label": name, "method": "animate", "args": [[name], still]} for name in names],
+                "x": 0.12,
+                "len": 0.88,
+                "pad": {"t": 10},
+            }
+        ],
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "showactive": False,
+                "x": 0,
+                "xanchor": "left",
+                "y": 0,
+                "yanchor": "top",
+                "pad": {"t": 30},
+                "buttons": [
+                    {"label": "play", "method": "animate", "args": [None, moving]},
+                    {"label": "stop", "method": "animate", "args": [[None], still]},
+                ],
+            }
+        ],
+    )
+    return _finished(figure, title, height=340)
+
+
+def _heatmap(levels: np.ndarray, word: str, largest: float, with_scale: bool) -> go.Heatmap:
+    return go.Heatmap(
+        z=levels,
+        zmin=0,
+        zmax=100,
+        colorscale="Viridis",
+        showscale=with_scale,
+        colorbar={"title": "% of the map's largest", "title_side": "right", "thickness": 12},
+        hovertemplate=_hover(word, largest),
+    )
+
+
+def _hover(word: str, largest: float) -> str:
+    return f"{word}: %{{z}} % of {largest:.2g}<extra></extra>"
+
+
+def _shrunk(maps: xr.DataArray) -> xr.DataArray:
+    rows, columns = (max(1, -(-maps.sizes[axis] // MAP_SIDE)) for axis in ("y", "x"))
+    return maps.coarsen(y=rows, x=columns, boundary="trim").mean()
+
+
+def _data_uri(image: Picture) -> str:
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _score_title(scores: Sequence[str], percent: bool) -> str:
+    name = scores[0] if len(scores) == 1 else "score"
+    return f"{name} (%)" if percent else name
+
+
+def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
+    return figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "font": {"size": 15}},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 60 if title else 40, "b": 50},
+    )

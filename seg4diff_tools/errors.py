@@ -1,0 +1,25 @@
+"""One error tree: every error that this package raises on purpose is a `Seg4DiffError`."""
+
+
+class Seg4DiffError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InputError(Seg4DiffError, ValueError):
+    """An argument, an image or a label map is not what the function can work with."""
+
+
+class PromptError(InputError):
+    """A word is missing from a prompt, or a prompt has more tokens than the text encoder holds."""
+
+
+class UnknownArchitectureError(Seg4DiffError, TypeError):
+    """The model is of a class whose attention layout this package does not know."""
+
+
+class CheckpointError(Seg4DiffError, OSError):
+    """A model folder or a checkpoint is missing, half-written or of another kind."""
+
+
+class RecordingError(Seg4DiffError):
+    """Attention cannot be recorded as asked, or a file is not a recording that can be opened."""

@@ -1,0 +1,151 @@
+"""Reading pictures: anything that holds an image becomes an RGB PIL image of the wanted size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from seg4diff_tools.errors import InputError
+
+ImageLike = str | Path | PIL.Image.Image | np.ndarray | Tensor
+Fit = Literal["resize", "crop"]
+Size = int | tuple[int, int]
+
+
+def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image]:
+    """Opens one image, a batch or a list of them.
+
+    Args:
+        images: a path, a PIL image of any 8-bit mode (or 16-bit grey), a uint8 array [y x 3] (grey [y x] and alpha
+            [y x 4] too) or a float tensor [3 y x] from 0 to 1; or an array or tensor with one axis more; or a list.
+            Tensors are rounded to 8 bits. Transparent pixels show white.
+
+    Returns:
+        RGB images. A photograph opened from a path stands upright (its EXIF orientation is applied).
+
+    Raises:
+        InputError: no such file, not a whole image, or an array of another type, shape or range.
+    """
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        images = list(images)
+    elif isinstance(images, (str, Path, PIL.Image.Image, np.ndarray, Tensor)):
+        images = [images]
+    if not images:
+        raise InputError("expected at least one image, got an empty list")
+    return [open_image(image) for image in images]
+
+
+def open_image(image: ImageLike) -> PIL.Image.Image:
+    """Opens one image: see `open_images`."""
+    if isinstance(image, Tensor):
+        image = _from_tensor(image)
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (3, 4)):
+            raise InputError(
+                f"expected a uint8 array [y x 3] with values from 0 to 255, got {image.dtype} of shape {image.shape}"
+            )
+        image = PIL.Image.fromarray(image)
+    name = f"'{image}'" if isinstance(image, (str, Path)) else "the image"
+    try:
+        if isinstance(image, (str, Path)):
+            with PIL.Image.open(Path(image).expanduser()) as file:
+                return _rgb(PIL.ImageOps.exif_transpose(file))
+        return _rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"no image file {name}: check the path") from None
+    except PIL.UnidentifiedImageError:
+        raise InputError(f"{name} is not an image that PIL can read") from None
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is damaged or cannot be read as an image: {error}") from error
+
+
+def check_size(size: Size, footprint: int, most: int | None = None) -> tuple[int, int]:
+    """Height and width in pixels, if a model can take them.
+
+    Args:
+        size: (height, width), or the side of a square.
+        footprint: side of an image token in pixels.
+        most: largest number of tokens along a side; None for any.
+
+    Raises:
+        InputError: not a multiple of the footprint, or too large; the message names the nearest size that will do.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    for side in (height, width):
+        if side < 1 or side % footprint or (most and side > most * footprint):
+            tokens = max(round(side / footprint), 1)
+            near = footprint * (min(tokens, most) if most else tokens)
+            limit = f" up to {most * footprint}" if most else ""
+            raise InputError(
+                f"expected a size in multiples of {footprint} pixels{limit}, "
+                f"got {height} x {width}: try {near} instead of {side}"
+            )
+    return height, width
+
+
+def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest centred part of an image that has the shape of `size`.
+
+    Args:
+        image_size: (height, width) of the image in pixels.
+        size: (height, width) of the target.
+
+    Returns:
+        left, top, right, bottom in pixels of the image, as PIL's `box`.
+    """
+    (height, width), (rows, columns) = image_size, size
+    scale = min(height / rows, width / columns)
+    left, top = (width - columns * scale) / 2, (height - rows * scale) / 2
+    return left, top, left + columns * scale, top + rows * scale
+
+
+def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize") -> PIL.Image.Image:
+    """Brings an image to a size (Lanczos).
+
+    Args:
+        image: any size.
+        size: (height, width) in pixels.
+        fit: "resize" keeps all of the image and stretches it, as the paper's released code does; "crop" keeps its
+            proportions and cuts off what is outside `crop_box`, as the paper's text says.
+
+    Raises:
+        InputError: another `fit`.
+    """
+    if fit not in ("resize", "crop"):
+        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}")
+    height, width = size
+    if image.size == (width, height):
+        return image
+    box = crop_box((image.height, image.width), size) if fit == "crop" else None
+    return image.resize((width, height), PIL.Image.Resampling.LANCZOS, box=box)
+
+
+def _from_tensor(image: Tensor) -> PIL.Image.Image:
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[0] not in (1, 3) or not (image.is_floating_point() or image.dtype == torch.uint8):
+        raise InputError(f"expected a float tensor [3 y x] with values from 0 to 1, got {image.dtype} of shape {shape}")
+    if image.is_floating_point():
+        low, high = image.min().item(), image.max().item()
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"expected tensor values from 0 to 1, got {low:.3g} to {high:.3g}: rescale the tensor")
+        image = (image.float() * 255).round()
+    pixels = image.detach().cpu().to(torch.uint8).permute(1, 2, 0).numpy()
+    return PIL.Image.fromarray(pixels.squeeze(-1) if shape[0] == 1 else pixels)
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I;16"):
+        return PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputError(f"expected an 8-bit image, got mode '{image.mode}' whose range is unknown: convert it first")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

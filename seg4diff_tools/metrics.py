@@ -1,0 +1,215 @@
+"""Segmentation scores from confusion matrices; matrices of several images simply add up.
+
+A confusion matrix counts pixels, one row for each true class and one column for each predicted class. As in the usual
+protocol (detectron2's, under the paper's released evaluation), pixels labelled `IGNORE` count nowhere, and means over
+classes leave out the classes without a single true pixel in the whole set: predicting such a class still costs the
+class that was really there, but the absent class itself adds no zero.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+from seg4diff_tools.errors import InputError
+
+IGNORE = 255
+
+
+def confusion(
+    prediction: Integer[Tensor, "*batch y x"],
+    target: Integer[Tensor, "y_true x_true"],
+    classes: int,
+    ignore: int = IGNORE,
+) -> Int[Tensor, "*batch true predicted"]:
+    """Pixel counts of true against predicted class, for one label map or for many predictions of it at once.
+
+    Args:
+        prediction: class indices, 0 to classes - 1.
+        target: the true class indices, 0 to classes - 1, or `ignore`.
+        classes: how many classes there are.
+        ignore: label of the pixels to leave out.
+
+    Returns:
+        One matrix for each prediction; rows are true classes, columns predicted ones.
+
+    Raises:
+        InputError: sizes that differ, or indices out of range.
+    """
+    if prediction.shape[-2:] != target.shape:
+        raise InputError(
+            f"expected a prediction of the label map's size {tuple(target.shape)}, got {tuple(prediction.shape[-2:])}: "
+            "segment the image that the label map belongs to"
+        )
+    check_labels(target, classes, ignore)
+    kept = target != ignore
+    true, predicted = target[kept].long(), prediction[..., kept].long()
+    if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < classes:
+        raise InputError(
+            f"expected predicted classes from 0 to {classes - 1}, got {int(predicted.min())} to "
+            f"{int(predicted.max())}: predict with the same class names as the label map"
+        )
+    batch = prediction.shape[:-2]
+    cells = (true * classes + predicted).reshape(batch.numel(), -1)
+    # one bincount for all predictions: each has cells of its own
+    cells += torch.arange(len(cells), device=cells.device)[:, None] * classes**2
+    return torch.bincount(cells.flatten(), minlength=len(cells) * classes**2).reshape(*batch, classes, classes)
+
+
+def renumber(
+    label_map: Integer[Tensor, "y x"], names: Sequence[str], vocabulary: Sequence[str], ignore: int = IGNORE
+) -> Int[Tensor, "y x"]:
+    """A label map whose values mean `vocabulary[value]` instead of `names[value]`.
+
+    Args:
+        label_map: class indices into `names`, or `ignore`.
+        names: the classes of this image.
+        vocabulary: the classes of the whole set.
+        ignore: label that stays as it is.
+
+    Returns:
+        Class indices into `vocabulary`, or `ignore`.
+
+    Raises:
+        InputError: a class that the vocabulary lacks, a value without a name, or an ignore label that is a class.
+    """
+    if missing := [name for name in names if name not in vocabulary]:
+        raise InputError(f"expected every class in the vocabulary, got {missing} outside it: add them to it")
+    if 0 <= ignore < len(vocabulary):
+        raise InputError(
+            f"expected an ignore label that is no class of {len(vocabulary)}, got {ignore}: pass ignore=-1"
+        )
+    table = torch.tensor([list(vocabulary).index(name) for name in names] + [ignore], device=label_map.device)
+    values = label_map.long()
+    check_labels(values, len(names), ignore)
+    return table[torch.where(values == ignore, len(names), values)]
+
+
+def check_labels(label_map: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE) -> None:
+    """Refuses a label map with values that stand for no class.
+
+    Args:
+        label_map: class indices.
+        classes: how many classes there are.
+        ignore: the one further value that is allowed.
+
+    Raises:
+        InputError: any other value.
+    """
+    values = label_map[label_map != ignore]
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
+        raise InputError(
+            f"expected labels from 0 to {classes - 1}, or {ignore} for pixels to ignore, got {int(values.min())} to "
+            f"{int(values.max())}: give one class name for each label"
+        )
+
+
+def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
+    """Intersection over union of each class; NaN for classes without a true pixel.
+
+    Args:
+        confusion: pixel counts, rows are true classes.
+
+    Returns:
+        Values from 0 to 1, or NaN.
+    """
+    hits, true, predicted = _counts(confusion)
+    return torch.where(true > 0, hits / (true + predicted - hits), torch.nan)
+
+
+def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
+    """Share of each class's pixels that were found; NaN for classes without a true pixel.
+
+    Args:
+        confusion: pixel counts, rows are true classes.
+
+    Returns:
+        Values from 0 to 1, or NaN.
+    """
+    hits, true, _ = _counts(confusion)
+    return torch.where(true > 0, hits / true, torch.nan)
+
+
+def pixel_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch"]:
+    """Share of pixels with the right class (pACC); NaN without any pixel.
+
+    Args:
+        confusion: pixel counts, rows are true classes.
+
+    Returns:
+        Values from 0 to 1, or NaN.
+    """
+    hits, true, _ = _counts(confusion)
+    return hits.sum(-1) / true.sum(-1)
+
+
+def mean_accuracy(
+    confusion: Int[Tensor, "*batch true predicted"], classes: Sequence[int] | None = None
+) -> Float[Tensor, "*batch"]:
+    """Mean of the class accuracies (mACC) over classes with true pixels.
+
+    Args:
+        confusion: pixel counts, rows are true classes.
+        classes: average over these only, for instance objects without background; all by default.
+
+    Returns:
+        Values from 0 to 1; NaN where none of the classes occurs.
+    """
+    return _select(class_accuracy(confusion), classes).nanmean(-1)
+
+
+def miou(
+    confusion: Int[Tensor, "*batch true predicted"], classes: Sequence[int] | None = None
+) -> Float[Tensor, "*batch"]:
+    """Mean intersection over union (mIoU) over classes with true pixels.
+
+    Args:
+        confusion: pixel counts, rows are true classes.
+        classes: average over these only, for instance objects without background; all by default. Every pixel counts
+            in either case: an object predicted on background still lowers the object's union.
+
+    Returns:
+        Values from 0 to 1; NaN where none of the classes occurs.
+
+    Source: Seg4Diff, arXiv 2509.18096, appendix A.4 (the measure of table 1).
+    """
+    return _select(class_iou(confusion), classes).nanmean(-1)
+
+
+def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) -> pd.DataFrame:
+    """One row for each class: its true pixels, predicted pixels, accuracy and IoU.
+
+    Args:
+        confusion: pixel counts of a whole set, rows are true classes.
+        class_names: the name of each class.
+
+    Returns:
+        Columns class, pixels, predicted, accuracy, IoU; accuracy and IoU are NaN for classes without true pixels.
+
+    Raises:
+        InputError: another number of names than of classes.
+    """
+    if len(class_names) != len(confusion):
+        raise InputError(f"expected {len(confusion)} class names, one for each row, got {len(class_names)}")
+    _, true, predicted = _counts(confusion)
+    return pd.DataFrame(
+        {
+            "class": list(class_names),
+            "pixels": true.long().numpy(),
+            "predicted": predicted.long().numpy(),
+            "accuracy": class_accuracy(confusion).numpy(),
+            "IoU": class_iou(confusion).numpy(),
+        }
+    )
+
+
+def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # in float64 every count below 2^53 is exact; on the CPU because Apple's GPUs have no float64
+    exact = confusion.cpu().double()
+    return exact.diagonal(dim1=-2, dim2=-1), exact.sum(-1), exact.sum(-2)
+
+
+def _select(values: Tensor, classes: Sequence[int] | None) -> Tensor:
+    return values if classes is None else values[..., list(classes)]

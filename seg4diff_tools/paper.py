@@ -1,0 +1,67 @@
+"""Numbers printed in the paper, to stand beside one's own: "Seg4Diff", arXiv 2509.18096 (NeurIPS 2025)."""
+
+from io import StringIO
+
+import pandas as pd
+
+from seg4diff_tools.errors import InputError
+
+# Segmentation tables, mIoU in percent as printed.
+_TABLES = {
+    1: """
+model,backbone,trained_on,VOC20,Object,PC59,ADE,City
+ProxyCLIP,CLIP-H/14,,83.3,49.8,39.6,24.2,42.0
+CorrCLIP,CLIP-H/14,,91.8,52.7,47.9,28.8,49.9
+DiffSegmenter,SD1.5,,66.4,40.0,45.9,24.2,12.4
+iSeg,SD1.5,,82.9,57.3,39.2,24.2,24.8
+Seg4Diff,SD3,,89.2,62.0,49.0,34.2,26.5
+Seg4Diff,SD3.5,,86.1,57.8,43.4,30.7,23.8
+Seg4Diff,Flux.1-dev,,83.1,50.6,38.2,23.9,17.1
+Seg4Diff + MAGNET,SD3,SA-1B,89.1,62.0,49.1,34.7,25.4
+Seg4Diff + MAGNET,SD3,COCO,89.8,62.9,51.2,35.2,26.0
+""",
+    2: """
+model,backbone,trained_on,VOC21,PC59,Object,Stuff-27,City,ADE
+ReCO,CLIP-L/14,,25.1,19.9,15.7,26.3,19.3,11.2
+MaskCLIP,CLIP-B/16,,38.8,23.6,20.6,19.6,10.0,9.8
+MaskCut,DINO-B/8,,53.8,43.4,30.1,41.7,18.7,35.7
+DiffSeg,SD1.5,,49.8,48.8,23.2,44.2,16.8,37.7
+DiffCut,SSD-1B,,62.0,54.1,32.0,46.1,28.4,42.4
+Seg4Diff,SD3,,54.9,52.6,38.5,49.7,24.2,44.9
+Seg4Diff,SD3.5,,52.3,52.9,36.8,47.1,24.2,41.5
+Seg4Diff + MAGNET,SD3,SA-1B,55.1,52.8,39.0,50.8,24.2,45.0
+Seg4Diff + MAGNET,SD3,COCO,56.1,53.5,38.8,53.5,24.4,45.4
+""",
+    5: """
+normalise,VOC,Object
+scores,83.2,55.1
+scores+minmax,85.2,53.5
+softmax,89.0,61.8
+softmax+minmax,88.3,57.0
+""",
+}
+
+
+def table(number: int) -> pd.DataFrame:
+    """One of the paper's segmentation tables as a wide table: a row as printed, a column for each data set.
+
+    Args:
+        number: 1 (open-vocabulary segmentation; prompts name the classes that an image shows), 2 (unsupervised
+            segmentation) or 5 (normalisation of the maps, SD3, open vocabulary; which tick marks belong to which row is
+            inferred from the order of the rows, except for the best one).
+
+    Returns:
+        mIoU as shares from 0 to 1, like all scores here. `normalise` of table 5 has the names of
+        `sweeps.layer_step_sweep`; an empty `trained_on` means that nothing was trained for segmentation.
+
+    Raises:
+        InputError: another number.
+
+    Source: Seg4Diff, arXiv 2509.18096, tables 1, 2 and 5.
+    """
+    if number not in _TABLES:
+        raise InputError(f"expected table {', '.join(map(str, _TABLES))} of the paper, got {number!r}")
+    printed = pd.read_csv(StringIO(_TABLES[number]), keep_default_na=False)
+    scores = printed.select_dtypes("number").columns
+    # rounded again, so that 0.892 does not become 0.8920000000000001
+    return printed.assign(**(printed[scores] / 100).round(4))

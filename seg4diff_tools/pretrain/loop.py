@@ -1,0 +1,160 @@
+"""One training loop for every stage: resumable, with a log, a moving average and a progress bar."""
+
+import csv
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from ..errors import CheckpointError
+from .config import StageConfig
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What the loop needs to know of a stage."""
+
+    model: nn.Module
+
+    def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
+        """Losses on the scenes with these indices; the first is minimised, the others are logged."""
+        ...
+
+
+def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.device, save_every: int = 500) -> nn.Module:
+    """Train a stage, or go on where an earlier run of it stopped.
+
+    Every random number follows from the seed and the step, so that a run that was killed and started again ends with the
+    same weights as one that was not. On CUDA the forward runs in bf16.
+
+    Args:
+        stage: model and losses.
+        config: steps, rates and batch size.
+        folder: gets `state.pt` (replaced atomically every `save_every` steps) and `log.csv`.
+        device: where the model is.
+        save_every: steps between two checkpoints.
+
+    Returns:
+        The moving average of the weights, as a module of the model's own class.
+
+    Raises:
+        CheckpointError: `state.pt` cannot be read or belongs to another model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state, log = folder / "state.pt", folder / "log.csv"
+    optimizers = _optimizers(stage.model, config)
+    average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    first = _resume(state, stage.model, average, optimizers)
+    _truncate(log, first)
+    progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=folder.name, mininterval=5)
+    for step in progress:
+        generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + step)
+        torch.manual_seed(config.seed * 1_000_000_007 + step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses = stage.losses(range(step * config.batch, (step + 1) * config.batch), generator)
+        next(iter(losses.values())).backward()
+        norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.clip_gradients)
+        rate = _rate(step, config)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(stage.model)
+        done = step + 1
+        if done % 20 == 0 or done == config.steps:
+            row: dict[str, int | float] = {
+                "step": done,
+                "images": done * config.batch,
+                "rate": rate,
+                "gradient": norm.item(),
+            }
+            row |= {name: loss.item() for name, loss in losses.items()}
+            _append(log, row)
+            progress.set_postfix({name: f"{row[name]:.4f}" for name in losses}, refresh=False)
+        if done % save_every == 0 or done == config.steps:
+            _save(state, done, stage.model, average, optimizers)
+    return average.module.eval()
+
+
+def _optimizers(model: nn.Module, config: StageConfig) -> list[Optimizer]:
+    """AdamW, or Muon for the matrices of attention and MLPs with AdamW for the rest."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = ".attn." in name or ".ff." in name or ".ff_context." in name
+        chosen = matrices if config.muon_learning_rate and inner and parameter.ndim == 2 else rest
+        chosen.append(parameter)
+    betas = (0.9, 0.99)
+    optimizers: list[Optimizer] = [
+        AdamW(rest, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
+    ]
+    if matrices:
+        rate = config.muon_learning_rate
+        optimizers.append(Muon(matrices, rate, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def _rate(step: int, config: StageConfig) -> float:
+    """Linear warm-up, a plateau, and a linear fall over the last `cooldown` steps."""
+    return min(1.0, (step + 1) / config.warmup, (config.steps - step) / config.cooldown)
+
+
+def _save(path: Path, step: int, model: nn.Module, average: AveragedModel, optimizers: list[Optimizer]) -> None:
+    parts = {"model": model.state_dict(), "average": average.state_dict()}
+    part = path.with_suffix(".part")
+    torch.save({"step": step, "optimizers": [o.state_dict() for o in optimizers], **parts}, part)
+    os.replace(part, path)
+
+
+def _resume(path: Path, model: nn.Module, average: AveragedModel, optimizers: list[Optimizer]) -> int:
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        peaks = [[group["peak"] for group in optimizer.param_groups] for optimizer in optimizers]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for optimizer, own in zip(optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, own, strict=True):
+                group["peak"] = peak  # the rate of this run, not of the one that was saved
+    except Exception as error:
+        # torch's own message on such a file advises to load it unsafely
+        unreadable = isinstance(error, (UnpicklingError, EOFError))
+        reason = "it is no whole checkpoint" if unreadable else " ".join(str(error).split())
+        raise CheckpointError(
+            f"cannot go on from {path}: {reason}. Delete the file to start this stage anew"
+        ) from error
+    return state["step"]
+
+
+def _truncate(log: Path, step: int) -> None:
+    """Drop the rows that were logged after the checkpoint from which the run goes on."""
+    if step == 0:
+        log.unlink(missing_ok=True)
+    if not log.exists():
+        return
+    # bytes, so that line ends stay as they are; a last row without its line end is half-written
+    header, *rows = log.read_bytes().splitlines(keepends=True) or [b""]
+    kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) <= step]
+    log.write_bytes(header + b"".join(kept))
+
+
+def _append(log: Path, row: dict[str, int | float]) -> None:
+    new = not log.exists() or log.stat().st_size == 0
+    with log.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,0 +1,413 @@
+"""Record joint attention while a model runs: labelled arrays, reduced on the device at once."""
+
+import inspect
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from seg4diff_tools.attention import BLOCKS, JointAttention, intercept
+from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.families import family_of
+from seg4diff_tools.operators import default_workspace
+from seg4diff_tools.prompts import Prompt
+
+FORMAT, FORMAT_VERSION = "seg4diff_tools recording", 1
+RECORDED = ("i2t", "t2i", "masses")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Recorded attention, with no reference to the model.
+
+    Args:
+        arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
+            (image, branch, step, layer, head, block); no head axis where the mean over heads was recorded. Coordinates
+            are the token words or span names (`token_index`: position in the text), and the `timestep` of each step,
+            with a second axis `image` if images of one batch were at different timesteps.
+    """
+
+    arrays: Mapping[str, xr.DataArray]
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        if name not in self.arrays:
+            raise RecordingError(f"{name!r} was not recorded; this recording holds {', '.join(self.arrays)}.")
+        return self.arrays[name]
+
+    @property
+    def maps(self) -> xr.DataArray:
+        """The recorded maps, if only one of "i2t" and "t2i" was recorded."""
+        names = [name for name in self.arrays if name != "masses"]
+        if len(names) != 1:
+            raise RecordingError(f"maps needs one recorded map block, there are {len(names)}; use recording['i2t'].")
+        return self.arrays[names[0]]
+
+    @property
+    def masses(self) -> xr.DataArray:
+        """The recorded attention masses of the four blocks."""
+        return self["masses"]
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write a netCDF file (read again with `open_recording`, or by any netCDF 4 reader); returns its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset = xr.Dataset(dict(self.arrays), attrs={"format": FORMAT, "format_version": FORMAT_VERSION})
+        encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in self.arrays}
+        # Written beside its place and moved there, so that a killed run leaves no half file under this name.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, "recording.nc")
+            dataset.to_netcdf(written, engine="h5netcdf", encoding=encoding)
+            written.replace(path)
+        return path
+
+
+def open_recording(path: str | os.PathLike) -> Recording:
+    """Read a recording that `Recording.save` wrote.
+
+    Raises:
+        RecordingError: there is no such file, it is damaged, or it is no recording of a version this package reads.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordingError(f"There is no file {path}; give the path that the recording was saved to.")
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except Exception as error:  # each damage of the file has its own error in HDF5
+        raise RecordingError(f"{path} is not a readable netCDF file ({error}); record and save it again.") from error
+    found = dataset.attrs.get("format"), dataset.attrs.get("format_version")
+    if found != (FORMAT, FORMAT_VERSION):
+        raise RecordingError(
+            f"Expected a {FORMAT} of format version {FORMAT_VERSION}; {path} has format {found[0]}, version {found[1]}."
+        )
+    text = {name: values.astype(str) for name, values in dataset.coords.items() if values.dtype == object}
+    dataset = dataset.assign_coords(text)
+    return Recording({str(name): array for name, array in dataset.data_vars.items()})
+
+
+class AttentionRecorder:
+    """Records the joint attention of every forward inside its `with`; the model's output stays bit-identical.
+
+    Maps are reduced on the device layer by layer and only the reduced ones are kept, in main memory; the joint map is
+    never materialised. A forward of the transformer is one step. With classifier-free guidance, the forward's batch
+    holds all branches one after the other, or several forwards at one timestep hold one branch each; the recorder tells
+    these apart by whether the parts of the batch are the same latents. Extra forwards with skipped layers (skip-layer
+    guidance) are not recorded. Entering again starts a new recording.
+
+    Args:
+        model: backbone, pipeline or transformer of a supported family.
+        layers: layers to record, 0-based; None records all (up to `stop_after`).
+        block: "i2t", "t2i", "masses" (of all four blocks), or several of these.
+        heads: "mean" over heads (Seg4Diff, arXiv 2509.18096, Eq 9), "all", or heads to keep apart, in ascending order.
+        tokens: text tokens to record; None records all. A dictionary from a name to the tokens of its span records the
+            mean over each span (Eq 10).
+        prompt: encoded prompt whose words label the tokens; without it, tokens are labelled by their index.
+        steps: steps to record, counted from 0 in the order of forwards; None records all.
+        branches: guidance branches in the order of the batch, such as ("uncond", "cond") for SD3, or ("cond",). None
+            takes the family's branches while the pipeline's own sampling loop runs with guidance, and else calls
+            everything "cond". In a sampling loop of your own, or with a bare transformer, name them.
+        stop_after: end the forward inside this layer: it has no result then, and the rest of the `with` body is skipped.
+        memory_budget: bytes that results and working memory may take together.
+
+    Raises:
+        InputError: a layer, head, token, block or budget that cannot be.
+        RecordingError: inside the `with`, when a forward cannot be recorded as asked, or the budget is used up.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layers: int | Sequence[int] | None = None,
+        block: str | Sequence[str] = "i2t",
+        heads: str | Sequence[int] = "mean",
+        tokens: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        prompt: Prompt | None = None,
+        steps: Sequence[int] | None = None,
+        branches: Sequence[str] | None = None,
+        stop_after: int | None = None,
+        memory_budget: int = 2 << 30,
+    ):
+        self._transformer: nn.Module = getattr(model, "transformer", model)
+        self._pipeline = getattr(model, "pipe", None if self._transformer is model else model)
+        self._family = family_of(self._transformer)
+        self._blocks = (block,) if isinstance(block, str) else tuple(block)
+        unknown = [name for name in self._blocks if name not in RECORDED]
+        if unknown or not self._blocks:
+            raise InputError(f"block takes {', '.join(RECORDED)} or several of them; got {block!r}.")
+        last = self._family.layers(self._transformer) - 1 if stop_after is None else stop_after
+        wanted = range(last + 1) if layers is None else (layers,) if isinstance(layers, int) else layers
+        self._layers = _ascending("layers", wanted, self._family.layers(self._transformer))
+        if self._layers[-1] > last:
+            raise InputError(f"Layer {self._layers[-1]} cannot be recorded when the forward stops after layer {last}.")
+        self._mean = isinstance(heads, str) and heads == "mean"
+        if isinstance(heads, str) and heads not in ("mean", "all"):
+            raise InputError(f'heads takes "mean", "all" or a list of heads; got {heads!r}.')
+        count = self._family.heads(self._transformer)
+        self._heads = _ascending("heads", range(count) if isinstance(heads, str) else heads, count)
+        self._tokens, self._prompt = tokens, prompt
+        self._steps = None if steps is None else _ascending("steps", steps, None)
+        self._stated = None if branches is None else (branches,) if isinstance(branches, str) else tuple(branches)
+        if self._stated is not None and not len(set(self._stated)) == len(self._stated) > 0:
+            raise InputError(f"branches needs names that differ, such as ('uncond', 'cond'); got {branches!r}.")
+        self._stop_after = stop_after
+        if memory_budget <= 0:
+            raise InputError(f"memory_budget is in bytes and has to be positive; got {memory_budget}.")
+        self._budget = memory_budget
+        self._stack: ExitStack | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pieces: dict[tuple[str, int, str, int], np.ndarray] = {}
+        self._timesteps: dict[int, np.ndarray] = {}
+        self._held = 0
+        self._step = -1
+        self._awaited: list[str] = []
+        self._forward: tuple[str, ...] = ()
+        self._layout: tuple[int, tuple[int, int]] | None = None
+        self._text_tokens: int | None = None
+        self._recording: Recording | None = None
+
+    def __enter__(self) -> "AttentionRecorder":  # noqa: PYI034 - the run-time type check cannot resolve Self
+        if self._stack is not None:
+            raise RecordingError("This recorder is already recording; use a second one inside its `with`.")
+        self._clear()
+        with ExitStack() as stack:
+            stack.enter_context(
+                intercept(self._transformer, self._on_attention, layers=self._layers, stop_after=self._stop_after)
+            )
+            stack.callback(self._transformer.register_forward_pre_hook(self._on_forward, with_kwargs=True).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> bool:
+        stack, self._stack = self._stack, None
+        return stack.__exit__(*exception)
+
+    def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs = self._family.forward_inputs(args, kwargs)
+        self._forward = ()
+        if inputs.get("skip_layers"):
+            return
+        latents = inputs["hidden_states"]
+        timesteps = torch.as_tensor(inputs["timestep"]).detach().float().cpu().reshape(-1).expand(latents.shape[0])
+        branches, batched = self._branches(latents)
+        if len(branches) > 1 and not batched:
+            branches = self._sequential(branches, timesteps.numpy())
+        else:
+            self._step += 1
+        images = latents.shape[0] // len(branches)
+        layout = images, self._family.token_grid(self._transformer, latents)
+        if self._layout not in (None, layout):
+            raise RecordingError(
+                f"One recording holds forwards of one size: first came {self._layout[0]} images of {self._layout[1]} "
+                f"tokens, now {layout[0]} of {layout[1]}. Use a recorder for each."
+            )
+        if self._steps is not None and self._step not in self._steps:
+            return
+        self._layout = layout
+        self._timesteps[self._step] = timesteps[:images].numpy()
+        self._forward = branches
+
+    def _branches(self, latents: Tensor) -> tuple[tuple[str, ...], bool]:
+        """The branches of a step, and whether this forward's batch holds them all."""
+        branches = self._stated or (self._family.branches if _is_guiding(self._pipeline) else ("cond",))
+        batched = latents.shape[0] % len(branches) == 0
+        if batched:
+            first, *others = latents.chunk(len(branches))
+            batched = all(torch.equal(first, other) for other in others)
+        if self._stated is None and not batched:
+            return ("cond",), True
+        return branches, batched
+
+    def _sequential(self, branches: tuple[str, ...], timesteps: np.ndarray) -> tuple[str, ...]:
+        """The one branch of this forward, where branches come one forward after the other."""
+        if not self._awaited:
+            self._step += 1
+            self._awaited = list(branches)
+            self._awaited_at = timesteps
+        elif not np.array_equal(timesteps, self._awaited_at):
+            raise RecordingError(
+                f"branches={branches} promises {len(branches)} branches at each timestep, in one batch with the same "
+                f"latents or one after the other; {', '.join(self._awaited)} did not come. Name the branches that run."
+            )
+        return (self._awaited.pop(0),)
+
+    @torch.no_grad()
+    def _on_attention(self, call: JointAttention) -> None:
+        if not self._forward:
+            return
+        images, grid = self._layout
+        if self._text_tokens not in (None, call.text_tokens):
+            raise RecordingError(
+                f"One recording holds prompts of one length: first {self._text_tokens} text tokens, now "
+                f"{call.text_tokens}. Use a recorder for each."
+            )
+        self._text_tokens = call.text_tokens
+        self._check_prompt()
+        text, spans = self._text_selection()
+        tokens = call.text_tokens if text is None else len(text) if spans is None else spans.shape[1]
+        rows = images * len(self._forward) * (1 if self._mean else len(self._heads))
+        for block in self._blocks:
+            size = 4 * rows * (len(BLOCKS) if block == "masses" else tokens * call.image_tokens)
+            free = self._budget - self._held - 2 * size  # a result, and its copy in the order of the arrays
+            if free < 0:
+                raise RecordingError(
+                    f"The recording needs more than its memory_budget of {self._budget} bytes (step {self._step}, layer "
+                    f"{call.layer}); record fewer layers, steps or tokens, the mean over heads, or raise the budget."
+                )
+            workspace = min(default_workspace(call.query.device), free)
+            if block == "masses":
+                result = call.masses(self._heads, workspace=workspace)
+                result = result.mean(dim=1) if self._mean else result
+            else:
+                reduce = call.head_mean if self._mean else call.block
+                weights = None if spans is None else spans.to(call.query.device)
+                result = reduce(block, heads=self._heads, text=text, spans=weights, workspace=workspace)
+                result = (result.mT if block == "i2t" else result).unflatten(-1, grid)
+            pieces = result.float().cpu().contiguous().numpy().reshape(len(self._forward), images, *result.shape[1:])
+            for branch, piece in zip(self._forward, pieces, strict=True):
+                self._pieces[block, self._step, branch, call.layer] = piece
+            self._held += size
+
+    def _check_prompt(self) -> None:
+        """Labels must not be guessed: a prompt that labels the tokens has to be as long as the text the model got."""
+        if self._prompt is not None and len(self._prompt.tokens) != self._text_tokens:
+            raise InputError(
+                f"The prompt that labels the tokens has {len(self._prompt.tokens)} tokens, the model got "
+                f"{self._text_tokens}. Encode it with as many zero vectors as the pipeline appends, or leave it out."
+            )
+
+    def _text_selection(self) -> tuple[list[int] | None, Tensor | None]:
+        """Text tokens to take, and the weights that average them into spans."""
+        if not isinstance(self._tokens, Mapping):
+            return (None if self._tokens is None else list(self._tokens)), None
+        empty = [name for name, span in self._tokens.items() if not len(span)]
+        if empty or not self._tokens:
+            raise InputError(f"Every span needs at least one token; got {dict(self._tokens)}.")
+        text = sorted({index for span in self._tokens.values() for index in span})
+        weights = torch.zeros(len(text), len(self._tokens))
+        for column, span in enumerate(self._tokens.values()):
+            weights[[text.index(index) for index in span], column] = 1 / len(span)
+        return text, weights
+
+    @property
+    def recording(self) -> Recording:
+        """What was recorded so far: all steps whose wanted layers and branches are complete.
+
+        Raises:
+            RecordingError: there is no complete step.
+        """
+        if self._recording is not None:
+            return self._recording
+        branches = list(self._stated or dict.fromkeys(branch for _, _, branch, _ in self._pieces))
+        steps = [step for step in self._timesteps if self._is_complete(step, branches)]
+        if not steps:
+            raise RecordingError(
+                "Nothing was recorded: no wanted step ran all of its layers and guidance branches inside the `with`."
+            )
+        recording = Recording({block: self._array(block, steps, branches) for block in self._blocks})
+        if self._stack is None:
+            self._recording, self._pieces = recording, {}
+        return recording
+
+    def _is_complete(self, step: int, branches: list[str]) -> bool:
+        return all(
+            (block, step, branch, layer) in self._pieces
+            for block in self._blocks
+            for branch in branches
+            for layer in self._layers
+        )
+
+    @property
+    def maps(self) -> xr.DataArray:
+        """The recorded "i2t" or "t2i" maps."""
+        return self.recording.maps
+
+    @property
+    def masses(self) -> xr.DataArray:
+        """The recorded attention masses."""
+        return self.recording.masses
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Save the recording; see `Recording.save`."""
+        return self.recording.save(path)
+
+    def _array(self, block: str, steps: list[int], branches: list[str]) -> xr.DataArray:
+        images = self._layout[0]
+        sample = self._pieces[block, steps[0], branches[0], self._layers[0]]
+        values = np.empty((images, len(branches), len(steps), len(self._layers), *sample.shape[1:]), sample.dtype)
+        for s, step in enumerate(steps):
+            for b, branch in enumerate(branches):
+                for i, layer in enumerate(self._layers):
+                    key = block, step, branch, layer
+                    # Handed over piece by piece, so that a finished recording is never held twice.
+                    values[:, b, s, i] = self._pieces[key] if self._stack is not None else self._pieces.pop(key)
+        head = () if self._mean else ("head",)
+        tail = ("block",) if block == "masses" else ("token", "y", "x")
+        timesteps = np.stack([self._timesteps[step] for step in steps])
+        together = (timesteps == timesteps[:, :1]).all()
+        coords: dict[str, Any] = {
+            "image": np.arange(images),
+            "branch": branches,
+            "step": steps,
+            "timestep": ("step", timesteps[:, 0]) if together else (("step", "image"), timesteps),
+            "layer": self._layers,
+        }
+        if head:
+            coords["head"] = self._heads
+        coords |= {"block": list(BLOCKS)} if block == "masses" else self._token_coordinates()
+        attributes = {"family": self._family.name, "heads": "mean" if self._mean else "apart"}
+        dims = ("image", "branch", "step", "layer", *head, *tail)
+        return xr.DataArray(values, coords, dims, name=block, attrs=attributes)
+
+    def _token_coordinates(self) -> dict[str, Any]:
+        if isinstance(self._tokens, Mapping):
+            return {"token": list(self._tokens)}
+        indices = list(range(self._text_tokens) if self._tokens is None else self._tokens)
+        if self._prompt is None:
+            return {"token": indices, "token_index": ("token", indices)}
+        tokens = [self._prompt.tokens[index] for index in indices]
+        return {
+            "token": _unique([token.text for token in tokens]),
+            "token_index": ("token", indices),
+            "token_kind": ("token", [token.kind for token in tokens]),
+        }
+
+
+def _is_guiding(pipeline: Any) -> bool:
+    """Whether the pipeline's sampling loop is running right now, with guidance on."""
+    if not getattr(pipeline, "do_classifier_free_guidance", False):
+        return False
+    # A pipeline keeps its last guidance scale, so that alone says nothing about a forward outside its loop.
+    loop = inspect.unwrap(type(pipeline).__call__).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not loop:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _unique(words: Sequence[str]) -> list[str]:
+    """Words that differ: the second "cat" becomes "cat#2"."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for word in words:
+        seen[word] += 1
+        labels.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+    return labels
+
+
+def _ascending(name: str, values: Sequence[int], length: int | None) -> list[int]:
+    values = sorted(set(values))
+    if not values or values[0] < 0 or (length is not None and values[-1] >= length):
+        upper = "" if length is None else f" to {length - 1}"
+        raise InputError(f"{name} takes at least one number from 0{upper}; got {values}.")
+    return values

@@ -1,0 +1,345 @@
+"""Open-vocabulary segmentation with the attention of one layer at one step of denoising (Seg4Diff, Fig 7)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seg4diff_tools import masks
+from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import Fit, ImageLike, crop_box, open_images
+from seg4diff_tools.prompts import Prompt
+
+Block = Literal["i2t", "t2i"]
+Normalise = Literal["softmax", "scores"]
+Head = Literal["mean"] | int
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Class maps and the label map that follows from them.
+
+    Attributes:
+        class_maps: one map for each class on the grid of image tokens; y and x are the tokens' centres in pixels of the
+            label map.
+        label_map: index into class_names for each pixel, in the image's own size; with fit="crop" in that of its
+            centre (`settings["frame"]` says left, top, right, bottom in pixels of the image).
+        class_names: the classes in the order of the argument.
+        settings: what made it: model, layer, steps_from_end, steps, seed, head, block, normalise, minmax, fit, frame,
+            zero_tokens, prompts, protocol.
+    """
+
+    class_maps: xr.DataArray
+    label_map: Int[np.ndarray, "y x"]
+    class_names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def upsampled(self) -> xr.DataArray:
+        """The class maps at every pixel of the label map (equation 11)."""
+        maps = masks.upsample(torch.from_numpy(self.class_maps.values), self.label_map.shape)
+        height, width = self.label_map.shape
+        coords = {"class": list(self.class_names), "y": np.arange(height) + 0.5, "x": np.arange(width) + 0.5}
+        return xr.DataArray(maps.numpy(), dims=("class", "y", "x"), coords=coords, name=self.class_maps.name)
+
+
+def segment(
+    backbone: Backbone,
+    image: ImageLike,
+    class_names: Sequence[str],
+    layer: int | Literal["expert"] = "expert",
+    steps_from_end: int = 8,
+    steps: int = 28,
+    *,
+    head: Head = "mean",
+    block: Block = "i2t",
+    normalise: Normalise = "softmax",
+    minmax: bool = False,
+    fit: Fit = "resize",
+    seed: int = 0,
+    zero_tokens: int = 77,
+) -> Segmentation:
+    """Segments an image into named classes with the image-to-text attention of one layer.
+
+    The prompt is the class names joined by a space, over several prompts where one does not hold them all (each with a
+    softmax of its own). The forward stops inside the wanted layer.
+
+    Args:
+        backbone: the model.
+        image: one image of any size: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] in 0..1.
+        class_names: the classes to choose from at every pixel. The paper's evaluation gives those that the image shows;
+            a whole vocabulary is harder.
+        layer: 0-based, or "expert" for the model's published best one.
+        steps_from_end: noise level; 8 of 28 steps is the paper's.
+        steps: length of the schedule that steps_from_end counts in.
+        head: "mean" over all heads (equation 9), or one head's index.
+        block: "i2t", what image tokens give to text tokens, or "t2i", the other direction (Fig 16).
+        normalise: "softmax" for attention probabilities over all joint keys, "scores" for q k^T / sqrt(dim) before
+            the softmax (Table 5).
+        minmax: scale each class map to 0..1 before the classes are compared (Table 5).
+        fit: "resize" stretches the image to the model's square, as the released code does, and the label map has the
+            image's own size; "crop" takes the largest centred square, as the paper says, and so does the label map.
+        seed: of the noise.
+        zero_tokens: zero vectors that stand for T5's tokens; 77 in the released code.
+
+    Returns:
+        Class maps, label map and the settings that made them.
+
+    Raises:
+        InputError: an unreadable image, no class, a class twice, or a layer, step or head out of range.
+        PromptError: a class name that is too long for a prompt.
+
+    Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12, Fig 7; the token grid is upsampled after the mean over heads
+    and tokens, which is the same as before it.
+    """
+    pictures = open_images(image)
+    if len(pictures) != 1:
+        raise InputError(f"expected one image, got {len(pictures)}: call segment for each of them")
+    prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens)
+    (layer,) = check_layers(backbone, [layer])
+    left, top, right, bottom = label_frame(backbone, (pictures[0].height, pictures[0].width), fit)
+    (maps,) = read_class_maps(
+        backbone,
+        backbone.encode_image(pictures, fit=fit),
+        [prompts],
+        layers=[layer],
+        steps_from_end=[steps_from_end],
+        steps=steps,
+        heads=[head],
+        kinds=[(block, normalise)],
+        seed=seed,
+    )
+    maps = maps[0, 0, 0, 0]
+    maps = masks.minmax(maps) if minmax else maps
+    height, width = bottom - top, right - left
+    rows, columns = maps.shape[-2:]
+    names = [name for prompt in prompts for name in prompt.classes]
+    coords = {
+        "class": names,
+        "y": (np.arange(rows) + 0.5) * height / rows,
+        "x": (np.arange(columns) + 0.5) * width / columns,
+    }
+    settings = {
+        "model": backbone.name,
+        "layer": layer,
+        "steps_from_end": steps_from_end,
+        "steps": steps,
+        "seed": seed,
+        "head": head,
+        "block": block,
+        "normalise": normalise,
+        "minmax": minmax,
+        "fit": fit,
+        "frame": (left, top, right, bottom),
+        "zero_tokens": zero_tokens,
+        "prompts": tuple(prompt.text for prompt in prompts),
+        "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
+    }
+    return Segmentation(
+        class_maps=xr.DataArray(
+            maps.cpu().numpy(), dims=("class", "y", "x"), coords=coords, name=f"{block} {normalise}"
+        ),
+        label_map=masks.label_map(maps, (height, width)).cpu().numpy(),
+        class_names=tuple(names),
+        settings=MappingProxyType(settings),
+    )
+
+
+def read_class_maps(
+    backbone: Backbone,
+    latents: Float[Tensor, "image channel row column"],
+    prompts: Sequence[Sequence[Prompt]],
+    *,
+    layers: Sequence[int],
+    steps_from_end: Sequence[int] = (8,),
+    steps: int = 28,
+    heads: Sequence[Head] = ("mean",),
+    kinds: Sequence[tuple[Block, Normalise]] = (("i2t", "softmax"),),
+    seed: int = 0,
+    batch: int = 8,
+) -> list[Float[Tensor, "kind step layer head class y x"]]:
+    """Class maps of several images at many layers, steps and heads, each image and step in one forward.
+
+    Only sums over each class's tokens leave the attention; the N x N map is never built, and blocks after the last
+    wanted layer never run.
+
+    Args:
+        backbone: the model.
+        latents: encoded images, without noise.
+        prompts: for each image its prompts, made by `Backbone.class_prompts`.
+        layers: 0-based.
+        steps_from_end: noise levels, counted from the end of the schedule.
+        steps: length of the schedule.
+        heads: "mean" for the mean over heads, or indices of heads.
+        kinds: which block of the joint map, and before ("scores") or after the softmax.
+        seed: of the noise, the same for all images.
+        batch: forwards to run at once: a step of an image with one prompt is one.
+
+    Returns:
+        For each image its maps in fp32 on the model's device, classes in the order of its prompts.
+
+    Raises:
+        InputError: a layer, step or head out of range, or an unknown kind.
+    """
+    layers, heads = check_layers(backbone, layers), check_heads(backbone, heads)
+    check_kinds(kinds)
+    if batch < 1:
+        raise InputError(f"expected a batch of at least 1, got {batch}")
+    grid = backbone.token_grid(latents)
+    classes = [sum(len(prompt.classes) for prompt in group) for group in prompts]
+    sizes = (len(kinds), len(steps_from_end), len(layers), len(heads))
+    results = [torch.empty(*sizes, count, *grid, device=latents.device) for count in classes]
+    # one entry for each prompt of each image, with the place of its first class
+    entries = [
+        (image, prompt, sum(len(earlier.classes) for earlier in group[:position]))
+        for image, group in enumerate(prompts)
+        for position, prompt in enumerate(group)
+    ]
+    at_once = max(1, batch // len(steps_from_end))
+    for start in range(0, len(entries), at_once):
+        part = entries[start : start + at_once]
+        spans = sorted({span for _, prompt, _ in part for span in prompt.classes.values()})
+        columns = sorted({column for span in spans for column in span})
+        weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
+        weights = weights.to(latents.device)
+        for first in range(0, len(steps_from_end), batch):
+            wanted = list(steps_from_end[first : first + batch])
+            noisy, timestep = backbone.noised(latents[[image for image, _, _ in part]], wanted, steps, seed)
+            targets = []
+            for row, (image, prompt, place) in enumerate(part):
+                chosen = [spans.index(span) for span in prompt.classes.values()]
+                target = results[image][:, first : first + len(wanted), :, :, place : place + len(chosen)]
+                targets.append((target, slice(row * len(wanted), (row + 1) * len(wanted)), chosen))
+
+            def store(call: JointAttention, columns=columns, weights=weights, targets=targets) -> None:
+                for index, (block, normalise) in enumerate(kinds):
+                    maps = _span_maps(call, block, normalise, heads, columns, weights).unflatten(-1, grid)
+                    for target, rows, chosen in targets:
+                        target[index, :, layers.index(call.layer)] = maps[rows][:, :, chosen]
+
+            with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
+                backbone.denoise(noisy, timestep, [prompt for _, prompt, _ in part])
+    return results
+
+
+def _span_maps(
+    call: JointAttention,
+    block: Block,
+    normalise: Normalise,
+    heads: Sequence[Head],
+    columns: Sequence[int],
+    weights: Float[Tensor, "text span"],
+) -> Float[Tensor, "batch head span image"]:
+    """Mean over each span's tokens of one block of the joint map, for the wanted heads."""
+    single = [head for head in heads if head != "mean"]
+    found = {}
+    if normalise == "softmax":
+        if "mean" in heads:
+            found["mean"] = call.head_mean(block, text=columns, spans=weights)
+        if single:
+            found |= zip(single, call.block(block, heads=single, text=columns, spans=weights).unbind(1), strict=True)
+        if block == "i2t":
+            found = {head: maps.mT for head, maps in found.items()}
+    else:
+        # scores are linear: averaging the text side over its tokens first gives the mean of the scores
+        text, image = (call.key, call.query) if block == "i2t" else (call.query, call.key)
+        text = weights.mT @ text[:, :, [call.text.start + column for column in columns]].float()
+        image = image[:, :, call.image].float()
+        if "mean" in heads:
+            found["mean"] = torch.einsum("bhsd,bhnd->bsn", text, image) * (call.scale / text.shape[1])
+        for head in single:
+            found[head] = text[:, head] @ image[:, head].mT * call.scale
+    return torch.stack([found[head] for head in heads], dim=1).float()
+
+
+def check_layers(backbone: Backbone, layers: Sequence[int | Literal["expert"]] | None) -> list[int]:
+    """Layer indices, the expert's name resolved; None stands for all.
+
+    Args:
+        backbone: the model.
+        layers: 0-based indices, each one once, or "expert".
+
+    Raises:
+        InputError: an index out of range or twice, none at all, or an expert that nobody has measured.
+    """
+    if layers is None:
+        return list(range(backbone.layers))
+    if "expert" in layers and backbone.expert_layer is None:
+        raise InputError(
+            f"expected a model whose expert layer is known, got '{backbone.name}': pass layer=0 to "
+            f"{backbone.layers - 1}, or find the best one with sweeps.layer_step_sweep"
+        )
+    indices = [backbone.expert_layer if layer == "expert" else layer for layer in layers]
+    return _check_indices(indices, backbone.layers, "layer", "'expert'")
+
+
+def check_heads(backbone: Backbone, heads: Sequence[Head] | Literal["mean", "all"]) -> list[Head]:
+    """Heads as a list: "mean" for the mean over all, "all" for each one on its own, or any mixture of both.
+
+    Args:
+        backbone: the model.
+        heads: "mean", "all", or a list of "mean" and indices.
+
+    Raises:
+        InputError: an index out of range or twice, or none at all.
+    """
+    if isinstance(heads, str):
+        heads = list(range(backbone.heads)) if heads == "all" else [heads]
+    _check_indices([head for head in heads if head != "mean"] or [0], backbone.heads, "head", "'mean'")
+    if not heads or len(set(heads)) < len(heads):
+        raise InputError(f"expected heads, each one once, got {list(heads)}")
+    return list(heads)
+
+
+def check_kinds(kinds: Sequence[tuple[str, str]]) -> None:
+    """Refuses blocks and normalisations that there are not.
+
+    Args:
+        kinds: pairs of block and normalisation.
+
+    Raises:
+        InputError: another name.
+    """
+    for block, normalise in kinds:
+        if block not in ("i2t", "t2i"):
+            raise InputError(f"expected block='i2t' or block='t2i', got {block!r}")
+        if normalise not in ("softmax", "scores"):
+            raise InputError(f"expected normalise='softmax' or normalise='scores', got {normalise!r}")
+
+
+def _check_indices(indices: Sequence[Any], length: int, name: str, word: str) -> list[int]:
+    wrong = [index for index in indices if type(index) is not int or not 0 <= index < length]
+    if wrong or not indices or len(set(indices)) < len(indices):
+        raise InputError(
+            f"expected {name}s from 0 to {length - 1} or {word}, each one once, got {wrong[0] if wrong else indices!r}"
+        )
+    return list(indices)
+
+
+def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:
+    """The part of an image that its label map covers: left, top, right, bottom in whole pixels.
+
+    Args:
+        backbone: the model, whose square the image is brought to.
+        image_size: height and width of the image in pixels.
+        fit: "resize" for all of the image, "crop" for the largest centred square.
+
+    Raises:
+        InputError: another `fit`.
+    """
+    if fit not in ("resize", "crop"):
+        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}")
+    height, width = image_size
+    if fit == "resize":
+        return 0, 0, width, height
+    left, top, right, _ = crop_box(image_size, (backbone.image_size, backbone.image_size))
+    # half a pixel is cut at the left or top; what rounding of the box itself adds is not
+    column, row, side = int(left + 1e-6), int(top + 1e-6), round(right - left)
+    return column, row, column + side, row + side

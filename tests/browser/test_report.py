@@ -1,0 +1,100 @@
+"""The built report in a real browser with the network off: figures are drawn and formulas are set."""
+
+import io
+import os
+import shutil
+
+import pytest
+
+pytest.importorskip("jupyter_book", reason='the book is not installed: pip install -e ".[book]"')
+sync_api = pytest.importorskip("playwright.sync_api", reason='playwright is not installed: pip install -e ".[dev]"')
+
+import numpy as np
+from built_book import build, pages
+from PIL import Image
+
+LOCAL = ("file:", "data:", "blob:")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no browser: install Debian's chromium, or set CHROMIUM to the path of one"
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--host-resolver-rules=MAP * ~NOTFOUND"]
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield running
+        running.close()
+
+
+# The theme asks for its icon fonts ahead of the stylesheet, which a browser refuses for file: pages; the stylesheet
+# then loads them all the same.
+FONT_PRELOAD = "/_static/vendor/fontawesome/"
+
+
+@pytest.fixture(params=pages())
+def page(browser, request):
+    """The page after loading, with whatever went wrong on the way in `page.complaints`."""
+    context = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.complaints = []
+
+    def complain(text, address):
+        if FONT_PRELOAD not in text + address:
+            page.complaints.append(f"{text} {address}"[:300])
+
+    page.on("console", lambda m: complain(m.text, m.location["url"]) if m.type == "error" else None)
+    page.on("pageerror", lambda error: complain(str(error), ""))
+    page.on("requestfailed", lambda r: complain(f"{r.failure}", r.url))
+    page.on("request", lambda r: complain("asked for", r.url) if not r.url.startswith(LOCAL) else None)
+    page.goto((build() / f"{request.param}.html").as_uri(), wait_until="load")
+    page.wait_for_function("!document.querySelector('.math') || document.querySelector('mjx-container')")
+    page.wait_for_function("[...document.querySelectorAll('.plotly-figure')].every(f => f.querySelector('.main-svg'))")
+    yield page
+    context.close()
+
+
+def test_nothing_goes_wrong(page):
+    page.wait_for_timeout(500)
+    assert page.complaints == []
+
+
+def test_figures_are_drawn(page):
+    for number, figure in enumerate(page.locator(".plotly-figure").all(), 1):
+        box = figure.locator(".main-svg").first.bounding_box()
+        assert box["width"] > 200 and box["height"] > 100, f"figure {number} has the size {box}"
+        figure.scroll_into_view_if_needed()
+        pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot())).convert("RGB"))
+        colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
+        assert colours > 20, f"figure {number} is blank: {colours} colours"
+
+
+def test_icons_are_drawn(page):
+    assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('900 16px \"Font Awesome 6 Free\"'))")
+
+
+def test_pictures_are_shown(page):
+    broken = page.evaluate(
+        "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 200))"
+    )
+    assert broken == []
+
+
+def test_formulas_are_set(page):
+    formulas, rendered = page.locator(".math").count(), page.locator(".math mjx-container").all()
+    assert len(rendered) >= formulas
+    assert all(formula.bounding_box()["width"] > 0 for formula in rendered)
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+
+
+def test_search_finds_a_word(browser):
+    """The search page works from file:// too."""
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((build() / "search.html").as_uri() + "?q=segmentation")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    context.close()

@@ -1,0 +1,40 @@
+"""The book, built once for all the tests that look at it."""
+
+import functools
+import os
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# The discard port: whatever asks the network during the build fails at once.
+OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+
+_folder = tempfile.TemporaryDirectory(prefix="book_")
+
+
+def pages() -> list[str]:
+    """The book's pages in the order of its table of contents, without suffix."""
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]
+
+
+@functools.cache
+def build() -> Path:
+    """Build the stored outputs with warnings as errors; returns the folder of the HTML."""
+    command = [Path(sysconfig.get_path("scripts"), "jupyter-book"), "build", BOOK, "-W", "--keep-going"]
+    result = subprocess.run(
+        [*map(str, command), "--path-output", _folder.name],
+        env={**os.environ, **OFFLINE},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"jupyter-book failed:\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+    return Path(_folder.name, "_build", "html")

@@ -1,0 +1,151 @@
+"""What every test needs: an offline environment and a tiny, random, real Stable Diffusion 3 pipeline."""
+
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers import pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+SENTENCES = [
+    "a photo of a cat and a dog on the grass",
+    "a red car left of a blue car",
+    "two cats near a tree and a bus",
+    "a fire engine and a fire at night",
+    "cat tree grass water sand snow road sky",
+]
+
+
+def tiny_tokenizer(pad_token: str = "<|endoftext|>", max_length: int = 77) -> CLIPTokenizer:
+    """A CLIPTokenizer trained on SENTENCES; every byte, with and without the word end, is in the vocabulary."""
+    blank = CLIPTokenizer()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
+    model = json.loads(blank.backend_tokenizer.to_str())["model"]
+    vocab = model["vocab"]
+    for byte in alphabet:
+        # the trainer only keeps the word ends that it saw; any other would become <|endoftext|> inside the prompt
+        vocab.setdefault(f"{byte}</w>", len(vocab))
+    merges = [tuple(merge) for merge in model["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=max_length)
+
+
+def tiny_text_encoder(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextModelWithProjection:
+    """A two-layer, two-head CLIP text encoder with random weights."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width + 1,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=projection,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def tiny_pipeline(folder: Path | None = None, seed: int = 0, **transformer) -> StableDiffusion3Pipeline:
+    """A random SD3: 56 px images, 4 px VAE cells, patch 2 (7 x 7 image tokens), 5 blocks, 3 heads of 20.
+
+    Args:
+        folder: saved there in diffusers' layout where given.
+        seed: of all weights.
+        transformer: overrides of SD3Transformer2DModel's arguments, such as dual_attention_layers=(0, 1).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
+        sizes = {
+            "sample_size": 14,
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 5,
+            "attention_head_dim": 20,
+            "num_attention_heads": 3,
+            "joint_attention_dim": 43,
+            "caption_projection_dim": 60,
+            "pooled_projection_dim": 11 + 17,
+            "out_channels": 16,
+            "pos_embed_max_size": 11,
+        }
+        pipe = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(**(sizes | transformer)).eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                block_out_channels=(4, 6, 10),
+                layers_per_block=1,
+                latent_channels=16,
+                norm_num_groups=2,
+                sample_size=56,
+                scaling_factor=1.5305,
+                shift_factor=0.0609,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+            ).eval(),
+            text_encoder=tiny_text_encoder(tokenizer, width=14, projection=11).eval(),
+            tokenizer=tokenizer,
+            text_encoder_2=tiny_text_encoder(tokenizer_2, width=26, projection=17).eval(),
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    if folder is not None:
+        pipe.save_pretrained(folder)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A saved checkpoint of the tiny pipeline; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_folder):
+    """The tiny pipeline as a backbone, loaded from disk as a user would."""
+    # imported here: a conftest is read before the type-checking import hook is in place
+    from seg4diff_tools.backbones import load_backbone
+
+    backbone = load_backbone(tiny_folder)
+    backbone.pipe.set_progress_bar_config(disable=True)
+    return backbone
+
+
+@pytest.fixture(scope="session")
+def build_backbone():
+    """A function that makes tiny backbones of other shapes: build_backbone(dual_attention_layers=(0, 1), seed=3)."""
+
+    from seg4diff_tools.backbones import wrap_pipeline
+
+    def build(seed: int = 0, **transformer):
+        return wrap_pipeline(tiny_pipeline(seed=seed, **transformer), name="tiny")
+
+    return build

@@ -1,0 +1,525 @@
+"""Loading a model, its prompts, images, noise, denoising and generation, on a tiny random SD3."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import SENTENCES, tiny_pipeline
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from seg4diff_tools.backbones import load_backbone, wrap_pipeline
+from seg4diff_tools.errors import CheckpointError, InputError, PromptError, UnknownArchitectureError
+from seg4diff_tools.images import crop_box, fit_image, open_images
+
+SPAN_PROMPT = "two red cars and a Red  car"
+# hand-worked tokens: two red ca r s and a Red car
+PIECES = ["two", "red", "ca", "r", "s", "and", "a", "Red", "car"]
+
+
+@pytest.fixture
+def copied(tiny_folder, tmp_path):
+    """A copy of the checkpoint that a test may damage."""
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A 31 x 45 photograph on disk."""
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    return path
+
+
+class TestLoading:
+    def test_facts_of_the_model(self, tiny_backbone):
+        assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.footprint) == (5, 3, 8)
+        assert tiny_backbone.image_size == 56
+        assert tiny_backbone.latent_shape == (16, 14, 14)
+        assert tiny_backbone.token_grid() == (7, 7)
+        assert tiny_backbone.token_grid(torch.zeros(1, 16, 10, 22)) == (5, 11)
+        assert tiny_backbone.expert_layer is None
+        assert tiny_backbone.family.name == "sd3"
+        assert not any(parameter.requires_grad for parameter in tiny_backbone.transformer.parameters())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_all_parts_have_one_dtype_whatever_the_file_holds(self, tmp_path, dtype):
+        tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path)
+        backbone = load_backbone(tmp_path, dtype=dtype)
+        parts = (backbone.transformer, backbone.pipe.vae, backbone.pipe.text_encoder, backbone.pipe.text_encoder_2)
+        assert {part.dtype for part in parts} == {dtype}
+        assert backbone.generate("a cat", steps=1, progress=False)[0].size == (56, 56)
+
+    def test_plain_diffusers_loads_and_runs_the_same_folder(self, tiny_folder):
+        pipe = StableDiffusion3Pipeline.from_pretrained(tiny_folder, text_encoder_3=None, tokenizer_3=None)
+        assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe("a cat", num_inference_steps=1).images[0].size == (56, 56)
+
+    def test_model_card(self, copied):
+        (copied / "model_card.json").write_text(json.dumps({"expert_layer": 3, "guidance_scale": 4}))
+        backbone = load_backbone(copied)
+        assert (backbone.expert_layer, backbone.guidance_scale) == (3, 4.0)
+
+    def test_published_expert_layer_goes_by_depth(self, build_backbone):
+        assert build_backbone(num_layers=24, num_attention_heads=1).expert_layer == 9
+
+    def test_dual_attention(self, build_backbone):
+        backbone = build_backbone(dual_attention_layers=(0, 1), qk_norm="rms_norm")
+        latents = torch.zeros(1, *backbone.latent_shape)
+        assert backbone.denoise(latents, 500.0, "a cat").shape == latents.shape
+
+    @pytest.mark.parametrize("name", ["/no/such/folder", "nofolder", "./no/folder", "a/b/c"])
+    def test_missing_folder(self, name):
+        with pytest.raises(CheckpointError, match="no model folder"):
+            load_backbone(name)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning:huggingface_hub")
+    def test_hub_name_that_cannot_be_had(self):
+        with pytest.raises(CheckpointError, match="'seg4diff/none' is not a folder here, and the hub"):
+            load_backbone("seg4diff/none")
+
+    def test_folder_of_something_else(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no model_index.json"):
+            load_backbone(tmp_path)
+
+    @pytest.mark.parametrize(
+        "file",
+        [
+            "model_index.json",
+            "transformer/config.json",
+            "transformer/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+            "text_encoder/model.safetensors",
+            "text_encoder_2/config.json",
+            "tokenizer/tokenizer.json",
+            "scheduler/scheduler_config.json",
+        ],
+    )
+    @pytest.mark.parametrize("half", [True, False])
+    def test_half_written_checkpoint(self, copied, file, half):
+        path = copied / file
+        content = path.read_bytes()
+        path.unlink()
+        if half:
+            path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(CheckpointError) as caught:
+            load_backbone(copied)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("file", ["text_encoder/model", "transformer/diffusion_pytorch_model"])
+    def test_a_missing_weight_is_not_drawn_at_random(self, copied, file):
+        path = copied / f"{file}.safetensors"
+        weights = load_file(path)
+        name = sorted(weights)[2]
+        del weights[name]
+        save_file(weights, path, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="lacks 1 weight"):
+            load_backbone(copied)
+
+    def test_other_pipelines_are_refused_by_name(self, copied):
+        index = json.loads((copied / "model_index.json").read_text())
+        (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "AuraFlowPipeline"}))
+        with pytest.raises(UnknownArchitectureError, match="AuraFlowPipeline.*supported: StableDiffusion3Pipeline"):
+            load_backbone(copied)
+
+    def test_t5_is_refused(self):
+        pipe = tiny_pipeline()
+        pipe.text_encoder_3 = torch.nn.Linear(1, 1)
+        with pytest.raises(InputError, match="without T5"):
+            wrap_pipeline(pipe)
+
+
+class TestPrompts:
+    def test_tokens_by_hand(self, tiny_backbone):
+        prompt = tiny_backbone.encode_prompt(SPAN_PROMPT, zero_tokens=5)
+        assert [token.text for token in prompt.tokens[:12]] == ["<start>", *PIECES, "<end>", "<pad>"]
+        kinds = ["start"] + ["word"] * 9 + ["end"] + ["pad"] * 66 + ["zero"] * 5
+        assert [token.kind for token in prompt.tokens] == kinds
+        assert [token.index for token in prompt.tokens] == list(range(82))
+        assert prompt.words == ("two", "red", "cars", "and", "a", "Red", "car")
+        assert prompt.pads == tuple(range(11, 77))
+        assert prompt.indices("start", "end") == (0, 10)
+
+    def test_tokens_are_those_that_the_pipeline_encodes(self, tiny_backbone):
+        ids = tiny_backbone.pipe.tokenizer("a cat, a dog").input_ids
+        prompt = tiny_backbone.encode_prompt("a cat, a dog")
+        assert len(ids) == len([token for token in prompt.tokens if token.kind in ("start", "word", "end")])
+
+    @pytest.mark.parametrize(
+        ("phrase", "occurrence", "expected"),
+        [
+            ("red car", None, (8, 9)),
+            ("RED   CAR", None, (8, 9)),
+            ("cars", None, (3, 4, 5)),
+            ("red", None, (2, 8)),
+            ("red", 0, (2,)),
+            ("red", 1, (8,)),
+            ("two red cars", None, (1, 2, 3, 4, 5)),
+        ],
+    )
+    def test_spans_by_hand(self, tiny_backbone, phrase, occurrence, expected):
+        assert tiny_backbone.encode_prompt(SPAN_PROMPT).span(phrase, occurrence) == expected
+
+    def test_words_with_accents_and_punctuation(self, tiny_backbone):
+        prompt = tiny_backbone.encode_prompt("a cafe\u0301, (dog)!")
+        assert prompt.text == "a café, (dog)!"
+        assert "".join(prompt.tokens[i].text for i in prompt.span("dog")) == "dog"
+        assert prompt.span("caf\u00e9") == prompt.span("cafe\u0301")
+        with pytest.raises(PromptError):
+            prompt.span("caf")
+
+    def test_a_missing_word_names_the_words_and_the_closest(self, tiny_backbone):
+        prompt = tiny_backbone.encode_prompt("a red car and a tree")
+        with pytest.raises(PromptError, match=r"'rad car' .* a, red, car, and, a, tree; did you mean 'red car'\?"):
+            prompt.span("rad car")
+        with pytest.raises(
+            PromptError, match="^'zzz' is not in the prompt, whose words are: a, red, car, and, a, tree$"
+        ):
+            prompt.span("zzz")
+        with pytest.raises(PromptError, match="has no words"):
+            tiny_backbone.encode_prompt("").span("cat")
+        with pytest.raises(PromptError, match="empty"):
+            prompt.span(" ")
+
+    @pytest.mark.parametrize("occurrence", [-1, 2])
+    def test_occurrence_out_of_range(self, tiny_backbone, occurrence):
+        with pytest.raises(PromptError, match=r"'red' occurs 2 time\(s\).* from 0 to 1"):
+            tiny_backbone.encode_prompt(SPAN_PROMPT).span("red", occurrence)
+
+    @pytest.mark.parametrize("zero_tokens", [0, 1, 77, 256])
+    def test_zero_vectors_stand_where_t5_would(self, tiny_backbone, zero_tokens):
+        prompt = tiny_backbone.encode_prompt("a cat", zero_tokens=zero_tokens)
+        assert prompt.embeds.shape == (1, 77 + zero_tokens, 43)
+        assert prompt.pooled.shape == (1, 28)
+        assert not prompt.embeds[:, 77:].any()
+        assert (prompt.embeds[:, :77, :40] != 0).any(dim=-1).all()
+
+    def test_same_embeds_as_a_plain_pipeline_call(self, tiny_backbone):
+        pipe = tiny_backbone.pipe
+        expected, _, pooled, _ = pipe.encode_prompt("a dog", None, None, do_classifier_free_guidance=False)
+        prompt = tiny_backbone.encode_prompt("a dog", zero_tokens=256)
+        assert torch.equal(prompt.embeds, expected)
+        assert torch.equal(prompt.pooled, pooled)
+
+    def test_a_list_equals_its_prompts(self, tiny_backbone):
+        together = tiny_backbone.encode_prompt(SENTENCES)
+        for text, prompt in zip(SENTENCES, together, strict=True):
+            alone = tiny_backbone.encode_prompt(text)
+            assert prompt.tokens == alone.tokens
+            torch.testing.assert_close(prompt.embeds, alone.embeds)
+            torch.testing.assert_close(prompt.pooled, alone.pooled)
+
+    def test_overflow_names_the_words_that_do_not_fit(self, tiny_backbone):
+        fits = "cat " * 74
+        assert len(tiny_backbone.encode_prompt(fits + "dog").indices("word")) == 75
+        # "cars" is ca, r, s: its first piece would fit
+        with pytest.raises(PromptError, match=r"has 78 tokens and the text encoder reads 75.*do not fit: cars tree; "):
+            tiny_backbone.encode_prompt(fits + "cars tree")
+
+    def test_what_the_tokenizer_would_take_for_the_end_is_refused(self, tiny_backbone):
+        with pytest.raises(PromptError, match=r"no token for '<\|endoftext\|>'"):
+            tiny_backbone.encode_prompt("a cat <|endoftext|> dog")
+
+    def test_encoders_that_split_differently_are_told(self):
+        pipe = tiny_pipeline()
+        pipe.tokenizer_2 = CLIPTokenizer(vocab=pipe.tokenizer_2.get_vocab(), merges=[], model_max_length=77)
+        with pytest.warns(UserWarning, match="split 'a cat' into different tokens"):
+            prompt = wrap_pipeline(pipe).encode_prompt("a cat")
+        assert [token.text for token in prompt.tokens[:4]] == ["<start>", "a", "cat", "<end>"]
+
+    @pytest.mark.parametrize("zero_tokens", [-1, 513])
+    def test_bad_number_of_zero_vectors(self, tiny_backbone, zero_tokens):
+        with pytest.raises(InputError, match="zero_tokens from 0 to 512"):
+            tiny_backbone.encode_prompt("a cat", zero_tokens=zero_tokens)
+        with pytest.raises(InputError, match="at least one prompt"):
+            tiny_backbone.encode_prompt([])
+
+
+class TestClassPrompts:
+    def test_one_name_inside_another(self, tiny_backbone):
+        (prompt,) = tiny_backbone.class_prompts(["fire engine", "fire", "Cat"])
+        assert prompt.text == "fire engine fire Cat"
+        assert prompt.classes == {"fire engine": (1, 2), "fire": (3,), "Cat": (4,)}
+        assert prompt.span("fire") == (1, 3)
+
+    def test_white_space_and_accents_in_names(self, tiny_backbone):
+        (prompt,) = tiny_backbone.class_prompts([" fire\t engine ", "cafe\u0301"])
+        assert prompt.text == "fire engine café"
+        assert prompt.classes[" fire\t engine "] == (1, 2)
+        assert prompt.classes["cafe\u0301"] == tuple(range(3, 1 + len(prompt.indices("word"))))
+
+    def test_many_names_are_spread_evenly_over_few_prompts(self, tiny_backbone):
+        names = [f"{color} {thing}" for color in ("red", "blue") for thing in ("cat", "dog", "car", "bus", "tree")]
+        names += [f"grass {digits:02d}" for digits in range(42)]
+        lengths = [len(tiny_backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids) for name in names]
+        prompts = tiny_backbone.class_prompts(names)
+        assert len(prompts) == -(-sum(lengths) // 75)
+        assert [name for prompt in prompts for name in prompt.classes] == names
+        for prompt in prompts:
+            spans = list(prompt.classes.values())
+            assert sum(spans, ()) == prompt.indices("word")
+            for name, span in prompt.classes.items():
+                assert "".join(prompt.tokens[i].text for i in span) == name.replace(" ", "")
+        words = [len(prompt.indices("word")) for prompt in prompts]
+        assert max(words) - min(words) <= 2 * max(lengths)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ([], "at least one class name"),
+            (["cat", "dog", "Cat "], "'Cat ' is given twice"),
+            (["cat", " "], "with letters"),
+            ("cat", r"got the string 'cat': write \['cat'\]"),
+            (["cat " * 76], "do not fit"),
+        ],
+    )
+    def test_bad_class_lists(self, tiny_backbone, names, message):
+        with pytest.raises(InputError, match=message):
+            tiny_backbone.class_prompts(names)
+
+
+class TestImages:
+    def test_every_kind_of_image_gives_the_same_latent(self, tiny_backbone, picture):
+        image = PIL.Image.open(picture)
+        array = np.asarray(image)
+        tensor = torch.from_numpy(array.copy()).permute(2, 0, 1) / 255
+        expected = tiny_backbone.encode_image(picture)
+        assert expected.shape == (1, 16, 14, 14)
+        for same in (str(picture), image, array, tensor, array[None], tensor[None], [picture]):
+            assert torch.equal(tiny_backbone.encode_image(same), expected)
+
+    def test_a_batch_equals_its_images(self, tiny_backbone):
+        images = [np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(3)]
+        together = tiny_backbone.encode_image(images, size=(40, 56))
+        assert together.shape == (3, 16, 10, 14)
+        alone = torch.cat([tiny_backbone.encode_image(image, size=(40, 56)) for image in images])
+        torch.testing.assert_close(together, alone)
+
+    def test_latents_are_shifted_and_scaled_posterior_means(self, tiny_backbone):
+        image = np.random.default_rng(3).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+        pixels = torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None]
+        expected = (tiny_backbone.pipe.vae.encode(pixels).latent_dist.mean - 0.0609) * 1.5305
+        torch.testing.assert_close(tiny_backbone.encode_image(image), expected)
+
+    def test_decode_is_the_inverse_of_the_scaling(self, tiny_backbone):
+        raw = torch.randn(2, 16, 10, 14, generator=torch.Generator().manual_seed(0))
+        expected = tiny_backbone.pipe.image_processor.postprocess(tiny_backbone.pipe.vae.decode(raw).sample.detach())
+        images = tiny_backbone.decode((raw - 0.0609) * 1.5305)
+        assert [image.size for image in images] == [(56, 40)] * 2
+        for image, wanted in zip(images, expected, strict=True):
+            assert np.abs(np.asarray(image, int) - np.asarray(wanted, int)).max() <= 1
+
+    @pytest.mark.parametrize(
+        ("image_size", "size", "box"),
+        [
+            ((31, 45), (56, 56), (7, 0, 38, 31)),
+            ((45, 31), (56, 56), (0, 7, 31, 38)),
+            ((40, 60), (40, 20), (20, 0, 40, 40)),
+            ((40, 60), (20, 30), (0, 0, 60, 40)),
+        ],
+    )
+    def test_crop_boxes_by_hand(self, image_size, size, box):
+        assert crop_box(image_size, size) == box
+
+    def test_crop_keeps_the_middle_and_resize_keeps_all(self):
+        pixels = np.zeros((8, 24, 3), np.uint8)
+        pixels[:, 8:16] = 200
+        (image,) = open_images(pixels)
+        assert (np.asarray(fit_image(image, (8, 8), "crop")) == 200).all()
+        assert (np.asarray(fit_image(image, (8, 8), "resize"))[:, 0] < 50).all()
+
+    @pytest.mark.parametrize(
+        ("mode", "color", "expected"),
+        [
+            ("L", 7, (7, 7, 7)),
+            ("1", 1, (255, 255, 255)),
+            ("RGBA", (9, 9, 9, 0), (255, 255, 255)),
+            ("RGBA", (9, 8, 7, 255), (9, 8, 7)),
+            ("LA", (3, 0), (255, 255, 255)),
+            ("I;16", 257 * 5, (5, 5, 5)),
+            ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
+        ],
+    )
+    def test_any_mode_becomes_rgb_on_white(self, mode, color, expected):
+        (image,) = open_images(PIL.Image.new(mode, (2, 3), color))
+        assert image.mode == "RGB"
+        assert image.getpixel((1, 2)) == expected
+
+    def test_palette_with_transparency(self, tmp_path):
+        image = PIL.Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 40, 50, 60])
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "p.png", transparency=0)
+        (opened,) = open_images(tmp_path / "p.png")
+        assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (40, 50, 60)]
+
+    def test_photographs_stand_upright(self, tmp_path):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 6
+        PIL.Image.new("RGB", (5, 3)).save(tmp_path / "phone.jpg", exif=exif)
+        assert open_images(tmp_path / "phone.jpg")[0].size == (3, 5)
+
+    def test_missing_truncated_and_foreign_files(self, tmp_path, picture):
+        with pytest.raises(InputError, match="no image file '.*none.png': check the path"):
+            open_images(tmp_path / "none.png")
+        cut = tmp_path / "cut.png"
+        cut.write_bytes(picture.read_bytes()[:1500])
+        with pytest.raises(InputError, match="'.*cut.png' is damaged"):
+            open_images(cut)
+        text = tmp_path / "text.png"
+        text.write_text("not an image")
+        with pytest.raises(InputError, match="'.*text.png' is not an image"):
+            open_images(text)
+        with pytest.raises(InputError, match="is damaged or cannot be read"):
+            open_images(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (np.zeros((4, 4, 3), np.float32), "uint8 array .* got float32"),
+            (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
+            (torch.zeros(4, 4, 3), r"float tensor \[3 y x\]"),
+            (torch.full((3, 4, 4), -1.0), "from 0 to 1, got -1 to -1"),
+            (torch.full((3, 4, 4), float("nan")), "from 0 to 1"),
+            ([], "at least one image"),
+            (PIL.Image.new("F", (2, 2)), "mode 'F'"),
+        ],
+    )
+    def test_bad_images(self, image, message):
+        with pytest.raises(InputError, match=message):
+            open_images(image)
+
+    @pytest.mark.parametrize(
+        ("size", "advice"),
+        [((41, 56), "try 40 instead of 41"), (96, "up to 88, got 96 x 96: try 88"), (0, "try 8 instead of 0")],
+    )
+    def test_sizes_that_the_model_cannot_take(self, tiny_backbone, size, advice):
+        with pytest.raises(InputError, match=advice):
+            tiny_backbone.encode_image(np.zeros((9, 9, 3), np.uint8), size=size)
+
+    def test_unknown_fit(self):
+        # as a user meets it, without the test run's type checking
+        unchecked = getattr(fit_image, "__wrapped__", fit_image)
+        with pytest.raises(InputError, match="fit='resize' or fit='crop'"):
+            unchecked(PIL.Image.new("RGB", (3, 3)), (8, 8), "stretch")
+
+
+class TestNoise:
+    def test_schedule_by_hand(self, tiny_backbone):
+        timesteps, sigmas = tiny_backbone.schedule(28)
+        # 28 equal steps from 1 to 3/1002, then shift 3: sigma = 3 s / (1 + 2 s)
+        share = 1 - 20 / 27 * (1 - 3 / 1002)
+        assert sigmas[-8].item() == pytest.approx(3 * share / (1 + 2 * share), abs=1e-6)
+        assert timesteps[-8].item() == pytest.approx(515.07, abs=0.01)
+        assert (timesteps[0].item(), sigmas[0].item(), len(sigmas)) == (1000.0, 1.0, 28)
+
+    def test_the_pipelines_scheduler_is_left_alone(self, tiny_backbone):
+        before = tiny_backbone.pipe.scheduler.timesteps.clone()
+        tiny_backbone.noised(torch.zeros(1, 16, 14, 14), steps=11)
+        assert torch.equal(tiny_backbone.pipe.scheduler.timesteps, before)
+
+    def test_flow_matching_mixture(self, tiny_backbone):
+        noise, first = tiny_backbone.noised(torch.zeros(1, 16, 14, 14), steps_from_end=28)
+        mixed, timestep = tiny_backbone.noised(torch.ones(1, 16, 14, 14), steps_from_end=8)
+        sigma = timestep.item() / 1000
+        assert first.item() == 1000
+        torch.testing.assert_close(mixed, (1 - sigma) + sigma * noise)
+
+    def test_batches_and_several_steps_equal_singles(self, tiny_backbone):
+        latents = torch.randn(3, 16, 10, 14, generator=torch.Generator().manual_seed(1))
+        noisy, timesteps = tiny_backbone.noised(latents, [1, 8], seed=[5, 6, 7])
+        assert noisy.shape == (6, 16, 10, 14)
+        for image in range(3):
+            for i, step in enumerate([1, 8]):
+                alone, timestep = tiny_backbone.noised(latents[image : image + 1], step, seed=5 + image)
+                assert torch.equal(noisy[2 * image + i], alone[0])
+                assert timesteps[2 * image + i] == timestep[0]
+        same, _ = tiny_backbone.noised(torch.zeros_like(latents), seed=5)
+        assert torch.equal(same[0], same[2])
+
+    @pytest.mark.parametrize("wanted", [0, 29, [8, 40], []])
+    def test_steps_outside_the_schedule(self, tiny_backbone, wanted):
+        with pytest.raises(InputError, match="steps_from_end from 1 to 28"):
+            tiny_backbone.noised(torch.zeros(1, 16, 14, 14), wanted)
+
+    def test_wrong_numbers(self, tiny_backbone):
+        with pytest.raises(InputError, match="got 3 seeds for 2 images"):
+            tiny_backbone.noised(torch.zeros(2, 16, 14, 14), seed=[1, 2, 3])
+        with pytest.raises(InputError, match="steps=0"):
+            tiny_backbone.schedule(0)
+
+
+class TestDenoise:
+    def test_prompts_are_shared_out_over_steps(self, tiny_backbone):
+        latents = torch.randn(2, 16, 10, 14, generator=torch.Generator().manual_seed(2))
+        prompts = tiny_backbone.encode_prompt(["a cat", "two dogs"])
+        noisy, timesteps = tiny_backbone.noised(latents, [3, 8, 20])
+        velocity = tiny_backbone.denoise(noisy, timesteps, prompts)
+        assert not velocity.requires_grad
+        for k in range(6):
+            alone = tiny_backbone.denoise(noisy[k : k + 1], timesteps[k].item(), prompts[k // 3])
+            torch.testing.assert_close(velocity[k : k + 1], alone)
+
+    def test_a_string_will_do(self, tiny_backbone):
+        latents = torch.zeros(1, *tiny_backbone.latent_shape)
+        expected = tiny_backbone.denoise(latents, 100.0, tiny_backbone.encode_prompt("a cat"))
+        assert torch.equal(tiny_backbone.denoise(latents, 100.0, "a cat"), expected)
+
+    def test_wrong_numbers_of_prompts(self, tiny_backbone):
+        latents = torch.zeros(3, *tiny_backbone.latent_shape)
+        with pytest.raises(InputError, match="got 2 for 3 latents"):
+            tiny_backbone.denoise(latents, 100.0, ["a cat", "a dog"])
+        with pytest.raises(InputError, match="at least one prompt"):
+            tiny_backbone.denoise(latents, 100.0, [])
+        mixed = [tiny_backbone.encode_prompt("a cat", zero_tokens=n) for n in (0, 1, 1)]
+        with pytest.raises(InputError, match=r"one length, got \[77, 78\]"):
+            tiny_backbone.denoise(latents, 100.0, mixed)
+
+
+class TestGenerate:
+    def test_same_as_the_pipeline_itself(self, tiny_backbone):
+        (image,) = tiny_backbone.generate("a red car", steps=2, seed=4, zero_tokens=256, guidance_scale=5.0)
+        noise, _ = tiny_backbone.noised(torch.zeros(1, *tiny_backbone.latent_shape), steps_from_end=28, seed=4)
+        pipe = tiny_backbone.pipe
+        expected = pipe("a red car", num_inference_steps=2, guidance_scale=5.0, latents=noise).images[0]
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+    def test_batches_equal_singles(self, tiny_backbone):
+        together = tiny_backbone.generate(["a cat", "a dog"], steps=2, seed=[1, 2], size=(40, 56), progress=False)
+        assert [image.size for image in together] == [(56, 40)] * 2
+        for prompt, seed, image in zip(["a cat", "a dog"], [1, 2], together, strict=True):
+            (alone,) = tiny_backbone.generate(prompt, steps=2, seed=seed, size=(40, 56), progress=False)
+            assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
+
+    def test_several_seeds_of_one_prompt(self, tiny_backbone):
+        first, second = tiny_backbone.generate("a cat", steps=1, seed=[1, 2], progress=False, guidance_scale=1.0)
+        assert not np.array_equal(np.asarray(first), np.asarray(second))
+
+    def test_encoded_prompts_and_negative_prompts(self, tiny_backbone):
+        prompt = tiny_backbone.encode_prompt("a cat", zero_tokens=3)
+        plain, other = (
+            tiny_backbone.generate(prompt, steps=2, negative_prompt=text, progress=False)[0] for text in ("", "a dog")
+        )
+        assert not np.array_equal(np.asarray(plain), np.asarray(other))
+
+    def test_callback_and_progress_bar(self, tiny_backbone, capfd):
+        seen = []
+        tiny_backbone.generate(
+            "a cat", steps=2, progress=False, callback=lambda *step: seen.append((*step[:2], step[2].shape))
+        )
+        assert capfd.readouterr().err == ""
+        assert [(step, shape) for step, _, shape in seen] == [(0, (1, 16, 14, 14)), (1, (1, 16, 14, 14))]
+        assert seen[0][1] == 1000.0
+        tiny_backbone.generate("a cat", steps=2)
+        assert "2/2" in capfd.readouterr().err
+        assert tiny_backbone.pipe._progress_bar_config == {"disable": True}
+
+    def test_wrong_numbers_of_seeds(self, tiny_backbone):
+        with pytest.raises(InputError, match="got 3 for 2 prompts"):
+            tiny_backbone.generate(["a cat", "a dog"], seed=[1, 2, 3])

@@ -1,0 +1,70 @@
+"""Families: what is known about an architecture, and the refusal of what is not."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+from seg4diff_tools.errors import InputError, UnknownArchitectureError
+from seg4diff_tools.families import FAMILIES, family_of
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return SD3Transformer2DModel(
+        sample_size=14,
+        num_layers=5,
+        attention_head_dim=4,
+        num_attention_heads=3,
+        joint_attention_dim=13,
+        caption_projection_dim=12,
+        pooled_projection_dim=17,
+        pos_embed_max_size=11,
+        dual_attention_layers=(0, 1),
+    )
+
+
+def test_sd3_is_found_and_only_its_joint_attention_is_listed(transformer):
+    family = family_of(transformer)
+    assert family.name == "sd3" and family.image_first
+    assert (family.layers(transformer), family.heads(transformer)) == (5, 3)
+    joint = family.joint_attention(transformer)
+    assert [layer for layer, _ in joint] == list(range(5))
+    assert [module for _, module in joint] == [block.attn for block in transformer.transformer_blocks]
+
+
+def test_a_subclass_is_of_the_same_family(transformer):
+    class Fork(SD3Transformer2DModel):
+        pass
+
+    assert (
+        family_of(Fork(**{key: transformer.config[key] for key in ("num_layers",)}, attention_head_dim=4))
+        is FAMILIES[0]
+    )
+
+
+def test_inputs_are_found_by_name_or_position(transformer):
+    family = family_of(transformer)
+    assert family.forward_inputs((1, 2), {"timestep": 3}) == {
+        "hidden_states": 1,
+        "encoder_hidden_states": 2,
+        "timestep": 3,
+    }
+    image, text = torch.zeros(2, 7, 12), torch.zeros(2, 11, 12)
+    assert family.token_counts((image,), {"encoder_hidden_states": text}) == (7, 11)
+    assert family.token_counts((image,), {}) == (7, 0)
+
+
+def test_token_grid_counts_patches_and_keeps_rows_and_columns_apart(transformer):
+    assert family_of(transformer).token_grid(transformer, torch.zeros(1, 16, 10, 14)) == (5, 7)
+
+
+def test_expert_layer_is_known_for_the_published_depth_only(transformer):
+    with pytest.raises(InputError, match="5 layers.*name the layer"):
+        family_of(transformer).expert_layer(transformer)
+    assert FAMILIES[0].expert_layers[24] == 9
+
+
+def test_an_unknown_architecture_is_refused_with_what_is_supported():
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    with pytest.raises(UnknownArchitectureError, match="AutoencoderKL.*supported: SD3Transformer2DModel"):
+        family_of(vae)

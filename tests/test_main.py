@@ -1,0 +1,103 @@
+"""The command line: a whole run from nothing to a model card, and errors of one line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from tiny_run import TINY
+from typer.testing import CliRunner
+
+from seg4diff_tools import model_cards
+from seg4diff_tools.__main__ import app
+from seg4diff_tools.pretrain import RunConfig, preset
+
+
+def call(*words: object):
+    """Calls a command as a shell would."""
+    return CliRunner().invoke(app, ["pretrain", *map(str, words)])
+
+
+def test_a_whole_run(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    TINY.save(run)
+    for part in ("clip", "vae", "transformer"):
+        result = call(part, "--run", run, "--steps", 2, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        assert str(run / part) in result.stdout
+        assert (run / part / "log.csv").read_text().splitlines()[-1].startswith("2,")
+    # the number of steps is kept in the run, and more of them go on where it was
+    assert RunConfig.load(run) == replace(
+        TINY, **{part: replace(getattr(TINY, part), steps=2) for part in ("clip", "vae", "transformer")}
+    )
+    assert call("vae", "--run", run, "--steps", 3).exit_code == 0
+    assert (run / "vae" / "log.csv").read_text().count("\n") == 3
+
+    result = call("export", "--run", run)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(model_cards, "GALLERY", model_cards.GALLERY[:1])  # the others are drawn alike
+    numbers = {"scenes": 3, "search-scenes": 2, "generated": 2, "guidance-scale": 1}
+    options = [word for name, number in numbers.items() for word in (f"--{name}", number)]
+    result = call("report", "--run", run, "--compute", "a test", *options)
+    assert result.exit_code == 0, result.output
+    assert "test-style" in result.stdout and "CLIPScore_generated" in result.stdout
+    card = json.loads((run / "model" / "model_card.json").read_text())
+    assert card["training"]["vae"]["steps"] == 3 and card["training"]["compute"] == "a test"
+    assert f"Layer {card['expert_layer']}, " in result.stdout
+    assert (run / "model" / "README.md").is_file() and (run / "model" / "gallery.png").is_file()
+
+
+def test_a_new_run_takes_the_preset(tmp_path):
+    # no transformer can be trained yet: the configuration is written, and what is missing is named
+    result = call("transformer", "--run", tmp_path / "run", "--preset", "gpu", "--steps", 7)
+    assert result.exit_code == 2
+    expected = preset("gpu")
+    assert RunConfig.load(tmp_path / "run") == replace(expected, transformer=replace(expected.transformer, steps=7))
+
+
+@pytest.mark.parametrize("part", ["clip", "vae", "transformer"])
+def test_help_says_what_a_part_does(part):
+    result = call(part, "--help")
+    assert result.exit_code == 0
+    for option in ("--run", "--preset", "--steps", "--device"):
+        assert option in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "--run", "{run}"], "clip is not finished: run `python -m seg4diff_tools pretrain clip` first"),
+        (["report", "--run", "{run}"], "config.json is missing"),
+        (["clip", "--run", "{run}", "--device", "toaster"], "device 'toaster' cannot be used here"),
+        (["transformer", "--run", "{run}"], "clip is not finished"),
+        (["vae", "--run", "{tiny}", "--preset", "gpu"], "other sizes than the preset 'gpu': leave out --preset"),
+        (["report", "--run", "{tiny}"], "no model folder"),
+    ],
+)
+def test_an_error_is_one_line(tmp_path, words, message):
+    TINY.save(tmp_path / "tiny")
+    result = call(*[word.format(run=tmp_path / "run", tiny=tmp_path / "tiny") for word in words])
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["clip"], ["clip", "--run", "x", "--steps", "0"], ["clip", "--run", "x", "--preset", "tpu"]]
+)
+def test_wrong_words_are_refused_before_anything_loads(words):
+    result = call(*words)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+def test_the_module_runs_and_imports_little():
+    command = [sys.executable, "-m", "seg4diff_tools", "pretrain", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "report" in shown.stdout and shown.stderr == ""
+    script = (
+        "import sys, seg4diff_tools.__main__; print([name in sys.modules for name in ('torch', 'numpy', 'diffusers')])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[False, False, False]"

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seg4diff_tools import masks
+from seg4diff_tools.errors import InputError
+
+
+def test_class_maps_average_the_tokens_of_each_class():
+    tokens = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])[:, None, None].expand(5, 2, 3)
+    maps = masks.class_maps(tokens, [(1, 2), (4,), (0, 2, 4)])
+    assert maps.shape == (3, 2, 3)
+    torch.testing.assert_close(maps[:, 1, 2], torch.tensor([3.0, 16.0, 7.0]))
+
+
+def test_class_maps_keep_leading_axes():
+    tokens = torch.rand(3, 5, 7, 11, 13)
+    maps = masks.class_maps(tokens, [(0,), (2, 6)])
+    torch.testing.assert_close(maps[2, 4, 1], (tokens[2, 4, 2] + tokens[2, 4, 6]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"), [([], "at least one class"), ([(0,), ()], "empty span"), ([(0, 5)], "from 0 to 4")]
+)
+def test_class_maps_refuse_wrong_spans(spans, message):
+    with pytest.raises(InputError, match=message):
+        masks.class_maps(torch.zeros(5, 2, 3), spans)
+
+
+def test_minmax_scales_each_map_on_its_own():
+    maps = torch.tensor([[[2.0, 4.0], [3.0, 2.0]], [[-1.0, 0.0], [3.0, 1.0]], [[5.0, 5.0], [5.0, 5.0]]])
+    expected = torch.tensor([[[0.0, 1.0], [0.5, 0.0]], [[0.0, 0.25], [1.0, 0.5]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(masks.minmax(maps), expected)
+
+
+def test_upsample_by_hand():
+    # 1 x 2 -> 1 x 4: pixel centres lie at 1/4 and 3/4 between the two tokens, the outer ones are clamped
+    maps = torch.tensor([[[0.0, 8.0]]])
+    torch.testing.assert_close(masks.upsample(maps, (1, 4)), torch.tensor([[[0.0, 2.0, 6.0, 8.0]]]))
+
+
+def test_upsample_agrees_with_pillow():
+    maps = torch.rand(2, 3, 7, 5)
+    ours = masks.upsample(maps, (53, 41))
+    theirs = np.asarray(Image.fromarray(maps[1, 2].numpy()).resize((41, 53), Image.Resampling.BILINEAR))
+    torch.testing.assert_close(ours[1, 2], torch.tensor(theirs), atol=1e-5, rtol=0)
+
+
+def test_upsample_refuses_an_empty_size():
+    with pytest.raises(InputError, match="at least 1 pixel"):
+        masks.upsample(torch.zeros(2, 3, 5), (0, 7))
+
+
+def test_label_map_is_argmax_with_the_first_of_equals():
+    maps = torch.rand(2, 3, 7, 11, 13)
+    maps[:, :, 4] = maps[:, :, 2]
+    assert torch.equal(masks.label_map(maps), maps.argmax(-3))
+    assert not (masks.label_map(maps) == 4).any()
+
+
+def test_label_map_upsamples_first():
+    maps = torch.rand(2, 3, 7, 5)
+    labels = masks.label_map(maps, (17, 19))
+    assert labels.shape == (2, 17, 19)
+    assert torch.equal(labels, masks.upsample(maps, (17, 19)).argmax(-3))
+
+
+def test_label_map_refuses_nan():
+    maps = torch.rand(3, 5, 7)
+    maps[1, 2, 3] = torch.nan
+    with pytest.raises(InputError, match="NaN"):
+        masks.label_map(maps)

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from seg4diff_tools import metrics
+from seg4diff_tools.errors import InputError
+
+# 2 x 5 pixels, classes 0, 1, 2 and one ignored pixel
+TARGET = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 255]])
+PREDICTION = torch.tensor([[0, 0, 1, 1, 1], [1, 0, 2, 0, 2]])
+
+
+def test_scores_by_hand():
+    counts = metrics.confusion(PREDICTION, TARGET, 3)
+    assert counts.tolist() == [[3, 1, 1], [1, 3, 0], [0, 0, 0]]
+    assert metrics.pixel_accuracy(counts).item() == pytest.approx(6 / 9)
+    assert metrics.class_accuracy(counts)[:2].tolist() == pytest.approx([3 / 5, 3 / 4])
+    assert metrics.mean_accuracy(counts).item() == pytest.approx((3 / 5 + 3 / 4) / 2)
+    assert metrics.class_iou(counts)[:2].tolist() == pytest.approx([3 / 6, 3 / 5])
+    # class 2 is predicted once but never true: it lowers class 0 and adds no zero of its own
+    assert math.isnan(metrics.class_iou(counts)[2])
+    assert metrics.miou(counts).item() == pytest.approx((3 / 6 + 3 / 5) / 2)
+    assert metrics.miou(counts, classes=[1]).item() == pytest.approx(3 / 5)
+    assert metrics.miou(counts, classes=[0, 2]).item() == pytest.approx(3 / 6)
+    assert math.isnan(metrics.miou(counts, classes=[2]))
+    assert math.isnan(metrics.pixel_accuracy(torch.zeros(3, 3, dtype=torch.int64)))
+
+
+def test_many_predictions_at_once():
+    predictions = torch.randint(0, 5, (2, 3, 11, 13))
+    target = torch.randint(0, 5, (11, 13))
+    target[2, 3:7] = metrics.IGNORE
+    counts = metrics.confusion(predictions, target, 5)
+    assert counts.shape == (2, 3, 5, 5)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(counts[i, j], metrics.confusion(predictions[i, j], target, 5))
+    assert metrics.miou(counts).shape == (2, 3)
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_agrees_with_torchmetrics_and_sklearn(seed):
+    generator = torch.Generator().manual_seed(seed)
+    classes = 2 + seed
+    target = torch.randint(0, classes, (17, 19), generator=generator)
+    ignored = torch.rand(17, 19, generator=generator) < 0.1 * seed
+    target = torch.where(ignored, metrics.IGNORE, target)
+    prediction = torch.where(
+        torch.rand(17, 19, generator=generator) < 0.5, torch.randint(0, classes, (17, 19), generator=generator), target
+    )
+    prediction = torch.where(prediction == metrics.IGNORE, 0, prediction)
+    counts = metrics.confusion(prediction, target, classes)
+    assert torch.equal(
+        counts, multiclass_confusion_matrix(prediction, target, classes, ignore_index=metrics.IGNORE).long()
+    )
+    true, guessed = target[~ignored].numpy(), prediction[~ignored].numpy()
+    assert (counts.numpy() == confusion_matrix(true, guessed, labels=range(classes))).all()
+    assert metrics.pixel_accuracy(counts).item() == pytest.approx(accuracy_score(true, guessed))
+    assert metrics.mean_accuracy(counts).item() == pytest.approx(balanced_accuracy_score(true, guessed))
+    assert metrics.miou(counts).item() == pytest.approx(jaccard_score(true, guessed, average="macro"))
+
+
+def test_matrices_of_images_add_up():
+    target, prediction = torch.randint(0, 3, (2, 11, 13)), torch.randint(0, 3, (2, 11, 13))
+    total = sum(metrics.confusion(prediction[i], target[i], 3) for i in range(2))
+    assert torch.equal(total, metrics.confusion(prediction.reshape(22, 13), target.reshape(22, 13), 3))
+
+
+def test_renumber_maps_names_onto_the_vocabulary():
+    target = torch.tensor([[0, 1, 255], [2, 1, 0]])
+    numbers = metrics.renumber(target, ["cat", "grass", "dog"], ["dog", "bus", "cat", "grass"])
+    assert numbers.tolist() == [[2, 3, 255], [0, 3, 2]]
+
+
+def test_vocabularies_of_hundreds_of_classes_need_another_ignore_label():
+    numbers = metrics.renumber(torch.tensor([[0, -1, 1]]), ["255", "7"], [str(i) for i in range(300)], ignore=-1)
+    assert numbers.tolist() == [[255, -1, 7]]
+    assert metrics.confusion(numbers.clamp(min=0), numbers, 300, ignore=-1).sum() == 2
+
+
+def test_table_has_a_row_for_each_class():
+    rows = metrics.table(metrics.confusion(PREDICTION, TARGET, 3), ["cat", "dog", "bus"]).set_index("class")
+    assert rows.loc["cat", "pixels"] == 5
+    assert rows.loc["cat", "predicted"] == 4
+    assert rows.loc["dog", "IoU"] == pytest.approx(3 / 5)
+    assert math.isnan(rows.loc["bus", "accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.confusion(PREDICTION[:, :4], TARGET, 3), "label map's size"),
+        (lambda: metrics.confusion(PREDICTION, TARGET, 2), "predicted classes from 0 to 1"),
+        (lambda: metrics.confusion(PREDICTION, TARGET + 1, 3), "labels from 0 to 2"),
+        (lambda: metrics.renumber(TARGET, ["cat", "dog"], ["cat", "bus"]), "outside it"),
+        (lambda: metrics.renumber(TARGET, ["cat"], ["cat", "bus"]), "labels from 0 to 0"),
+        (lambda: metrics.renumber(TARGET, ["1"], [str(i) for i in range(300)]), "pass ignore=-1"),
+        (lambda: metrics.table(torch.zeros(3, 3, dtype=torch.int64), ["cat"]), "3 class names"),
+    ],
+)
+def test_wrong_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,246 @@
+"""Scenes: the same on every machine, with labels that match the picture and captions that tell the truth."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from seg4diff_tools import scenes
+from seg4diff_tools.drawings import COLOURS, concepts, drawing, styles
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
+
+HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, coloured=0.6)
+NUMBERS = {"two": 2, "three": 3, "four": 4}
+
+
+def phrases() -> dict[str, tuple[str, str | None, int]]:
+    """Everything that a caption may call some objects, with what it means."""
+    meanings = {}
+    for concept in concepts().values():
+        for colour in (None, *(COLOURS if concept.recolour else ())):
+            word = f"{colour} " if colour else ""
+            one = f"{word}{concept.name}"
+            article = (
+                ""
+                if concept.name == concept.plural and concept.name[-1] == "s"
+                else "an "
+                if one[0] in "aeiou"
+                else "a "
+            )
+            meanings[article + one] = (concept.name, colour, 1)
+            meanings |= {f"{n} {word}{concept.plural}": (concept.name, colour, count) for n, count in NUMBERS.items()}
+    return meanings
+
+
+PHRASES = phrases()
+
+
+def read(caption: str) -> tuple[Counter, str | None, list[tuple], str]:
+    """What a caption says: how many of what, in which relation, which objects in order, on which background."""
+    match = re.fullmatch(rf"(.+) (on|in|under a) ({'|'.join(scenes.BACKGROUNDS)})", caption)
+    assert match, caption
+    listed, _, background = match.groups()
+    relation = next((r for r in ("left of", "right of", "above", "below") if f" {r} " in listed), None)
+    parts = re.split(f" {relation} " if relation else ", | and ", listed)
+    told = [PHRASES[part] for part in parts]
+    counts = Counter()
+    for name, colour, count in told:
+        counts[name, colour] += count
+    return counts, relation, told, background
+
+
+@pytest.mark.parametrize("split", ["train", "test", "test-style"])
+@pytest.mark.parametrize("config", [SceneConfig(), HARD], ids=["easy", "hard"])
+def test_captions_tell_the_truth(split, config):
+    relations = Counter()
+    for index in range(200):
+        p = plan(split, index, config)
+        counts, relation, told, background = read(p.caption)
+        assert counts == Counter((o.concept, o.colour) for o in p.placements)
+        assert background == p.background
+        relations[relation] += 1
+        if relation:
+            centre = {(o.concept, o.colour): o.centre for o in p.placements}
+            (x0, y0), (x1, y1) = (centre[name, colour] for name, colour, _ in told)
+            holds = {"left of": x0 < x1, "right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}
+            assert holds[relation]
+            # the relation is along the longer way
+            assert (abs(x0 - x1) > abs(y0 - y1)) == (relation in ("left of", "right of"))
+    assert set(relations) == {None, "left of", "right of", "above", "below"}
+
+
+def test_plans_keep_to_their_configuration():
+    config = replace(HARD, concepts=("cat", "dog", "car", "tree", "fish"), backgrounds=("sand", "snow"))
+    plans = [plan("train", index, config) for index in range(300)]
+    assert {len(p.placements) for p in plans} == {1, 2, 3, 4}
+    assert {p.background for p in plans} == {"sand", "snow"}
+    objects = [o for p in plans for o in p.placements]
+    assert {o.concept for o in objects} == set(config.concepts)
+    assert {o.flipped for o in objects} == {True, False}
+    assert all(0.15 <= o.side <= 0.7 and abs(o.degrees) <= config.degrees for o in objects)
+    assert {o.colour for o in objects if not concepts()[o.concept].recolour} == {None}
+    assert {o.colour for o in objects if o.concept == "car"} == {None, *COLOURS}
+    twins = [p for p in plans if max(Counter(o.concept for o in p.placements).values()) > 1]
+    assert 0.3 < len(twins) / len(plans) < 0.8
+    # an object in front is never larger than one behind it
+    assert all(a.side >= b.side for p in plans for a, b in zip(p.placements, p.placements[1:], strict=False))
+
+
+def test_held_out_drawings_are_only_in_test_style():
+    held_out = set(styles(held_out=True))
+    for split in scenes.SPLITS:
+        drawn = {o.style for index in range(150) for o in plan(split, index, HARD).placements}
+        assert drawn == (held_out if split == "test-style" else set(styles()))
+
+
+def test_a_scene_follows_from_split_and_index():
+    # these captions are part of what model cards measure on: they must not change
+    assert [plan("test", index).caption for index in range(3)] == [
+        "a purple balloon above a pineapple in water",
+        "a car on brick",
+        "a blue balloon, a balloon and a pizza on wood",
+    ]
+    first, again = (scene("train", 5) for _ in range(2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.label_map, again.label_map)
+    captions = {split: [plan(split, index).caption for index in range(40)] for split in scenes.SPLITS}
+    assert len({tuple(told) for told in captions.values()}) == len(scenes.SPLITS)
+    # reading one scene does not move another
+    late = plan("train", 1_000_003)
+    assert plan("train", 1_000_003) == late and np.array_equal(plan("train", 1_000_003).noise, late.noise)
+
+
+@pytest.mark.parametrize("config", [SceneConfig(), HARD], ids=["easy", "hard"])
+def test_labels_masks_and_boxes_agree(config):
+    for sample in Scenes("train", 30, replace(config, size=53)):
+        assert sample.image.shape == (53, 53, 3) and sample.label_map.shape == (53, 53)
+        assert sample.masks.shape == (len(sample.objects), 53, 53)
+        assert sample.masks.sum(0).max() <= 1
+        assert sample.class_names == (*dict.fromkeys(sample.objects), sample.background)
+        assert sample.prompt == " ".join(sample.class_names)
+        of_objects = sample.masks.any(0)
+        for number, name in enumerate(sample.class_names[:-1]):
+            union = np.any([mask for mask, of in zip(sample.masks, sample.objects, strict=True) if of == name], 0)
+            np.testing.assert_array_equal(sample.label_map == number, union)
+        assert set(np.unique(sample.label_map[~of_objects])) <= {len(sample.class_names) - 1, 255}
+        for (left, top, right, bottom), mask in zip(sample.boxes, sample.masks, strict=True):
+            assert mask[top:bottom, left:right].sum() == mask.sum()
+            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+
+
+def test_labels_are_where_the_picture_changes():
+    """Drawn over another texture, a scene keeps its objects' pixels and changes all of its background's."""
+    p = plan("test", 2)
+    other = replace(p, background="night sky")
+    (image, changed), (owner, same) = render([p, other], 64)
+    torch.testing.assert_close(owner, same)
+    difference = (image - changed).abs().amax(0)
+    assert difference[owner == -1].quantile(0.05) > 0.05
+    assert difference[owner >= 0].quantile(0.8) < 0.01
+
+
+def test_composed_by_hand():
+    # this donut touches all four sides of its drawing: half of 96 pixels, centred, is 24 to 72
+    donut = scenes.compose([("donut", (0.5, 0.5), 0.5)], background="snow", style="noto")
+    assert donut.boxes.tolist() == [[24, 24, 72, 72]]
+    assert donut.class_names == ("donut", "snow") and donut.caption == "a donut in snow"
+    assert set(np.unique(donut.label_map)) == {0, 1}
+    assert donut.label_map[25, 48] == 0 and donut.label_map[2, 2] == 1
+    # its hole shows the ground
+    assert donut.pil.size == (96, 96)
+    alpha = drawing("donut", "noto")[..., 3] > 127
+    assert donut.masks.sum() == pytest.approx(alpha.sum() / 4, rel=0.02)
+
+    # moved by a quarter of the side to the left and cut at the edge
+    cut = scenes.compose([("donut", (0.125, 0.75), 0.5)], background="snow", style="noto")
+    assert cut.boxes.tolist() == [[0, 48, 36, 96]]
+
+
+def test_objects_are_drawn_back_to_front():
+    one = [("cat", (0.5, 0.5), 0.6)]
+    both = scenes.compose([*one, ("car", (0.6, 0.6), 0.5)])
+    car = scenes.compose([("car", (0.6, 0.6), 0.5)])
+    np.testing.assert_array_equal(both.masks[1], car.masks[0])
+    np.testing.assert_array_equal(both.masks[0], scenes.compose(one).masks[0] & ~car.masks[0])
+    assert both.caption == "a cat and a car on grass"
+    assert scenes.compose([*one, *one, ("car", (0.2, 0.2), 0.3)]).caption == "two cats and a car on grass"
+
+
+def test_what_is_hidden_is_not_listed():
+    front = ("bear", (0.5, 0.5), 0.9)
+    hidden = scenes.compose([("apple", (0.5, 0.5), 0.2), front])
+    assert hidden.class_names == ("bear", "grass") and hidden.objects == ("bear",)
+    # almost hidden: the few pixels that can be seen belong to no listed class
+    almost = scenes.compose([("fish", (0.62, 0.5), 0.9), ("bear", (0.5, 0.5), 1.0)])
+    assert almost.class_names == ("bear", "grass")
+    plain = scenes.compose([("bear", (0.5, 0.5), 1.0)])
+    assert (almost.label_map == 255).sum() > 5
+    np.testing.assert_array_equal(almost.label_map == 0, plain.label_map == 0)
+    np.testing.assert_array_equal(almost.label_map == 255, (almost.label_map != plain.label_map))
+    outside = scenes.compose([("cat", (0.5, 0.5), 0.4), ("car", (3.0, 0.5), 0.4)])
+    assert outside.objects == ("cat",)
+
+
+def test_flips_and_turns():
+    def owner(**change) -> torch.Tensor:
+        noise = np.zeros((2, 32, 32), dtype=np.float32)
+        placement = replace(Placement("guitar", "noto", (0.5, 0.5), 0.8), **change)
+        return render([Plan((placement,), "sand", "", noise)], 64)[1][0]
+
+    straight = owner()
+    torch.testing.assert_close(owner(flipped=True), straight.flip(1))
+    assert (owner(degrees=90.0) == straight.rot90(-1)).float().mean() > 0.995
+    assert (owner(degrees=90.0) == straight.rot90(1)).float().mean() < 0.95
+
+
+def test_a_batch_equals_single_scenes():
+    plans = [plan("train", index, HARD) for index in range(23)]
+    images, owners = render(plans, 61)
+    assert images.shape == (23, 3, 61, 61) and images.min() >= 0 and images.max() <= 1
+    for number, p in enumerate(plans):
+        image, owner = render([p], 61)
+        torch.testing.assert_close(image[0], images[number], rtol=0, atol=1e-6)
+        torch.testing.assert_close(owner[0], owners[number], rtol=0, atol=0)
+
+
+def test_a_sequence_of_scenes():
+    test = Scenes("test", 7)
+    assert len(test) == 7 and len(list(test)) == 7
+    np.testing.assert_array_equal(test[-1].image, scene("test", 6).image)
+    with pytest.raises(IndexError, match="scene 7 of 7"):
+        test[7]
+
+
+def test_the_gallery_is_24_scenes_of_two_or_three_objects():
+    gallery = scenes.gallery()
+    assert len(gallery) == 24
+    assert {len(plan("gallery", i, SceneConfig(objects=(2, 3))).placements) for i in range(24)} == {2, 3}
+    assert len({sample.background for sample in gallery}) >= 6
+    assert len({name for sample in gallery for name in sample.objects}) >= 20
+    np.testing.assert_array_equal(gallery[5].image, scenes.gallery()[5].image)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plan("valid", 0), "split must be one of train, test, test-style, gallery, got 'valid'"),
+        (lambda: plan("test", -1), "starts from 0, got -1"),
+        (lambda: SceneConfig(concepts=("cat", "dragonfruit")), "'dragonfruit'"),
+        (lambda: SceneConfig(backgrounds=("lava",)), "'lava'"),
+        (lambda: SceneConfig(objects=(0, 2)), "from 1, got"),
+        (lambda: SceneConfig(objects=(3, 2)), "least, most"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], background="lava"), "background must be one of .*'lava'"),
+        (lambda: scenes.compose([]), "at least one object"),
+        (lambda: scenes.compose([("dragonfruit", (0.5, 0.5), 0.5)]), "no drawing is named 'dragonfruit'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], style="oil"), "not in 'oil'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 1.5)]), "share of the image side in 0..1, got 1.5"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.0)]), "got 0.0 for 'cat'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

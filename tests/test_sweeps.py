@@ -1,0 +1,228 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+
+from seg4diff_tools import metrics, sweeps
+from seg4diff_tools.backbones import load_backbone
+from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.segmentation import segment
+
+VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]
+
+
+def sample(index, names, size=(23, 31)):
+    generator = np.random.default_rng(index)
+    label_map = generator.integers(0, len(names), size)
+    label_map[: index + 1, 3:7] = metrics.IGNORE
+    pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+    return LabelledImage(pixels, tuple(names), label_map, background=("grass",))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    names = (["cat", "grass"], ["red car", "dog", "grass"], ["dog"], ["cat", "tree"], ["tree", "grass"])
+    sizes = ((23, 31), (29, 23), (56, 56), (37, 19), (23, 31))
+    return [sample(index, *each) for index, each in enumerate(zip(names, sizes, strict=True))]
+
+
+def sweep(*args, **kwargs):
+    return sweeps.layer_step_sweep(*args, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+@pytest.mark.parametrize("fit", ["resize", "crop"])
+def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit):
+    options = {"layers": [1, 4], "steps_from_end": [8, 3], "heads": ["mean", 2], "blocks": ["t2i", "i2t"]}
+    variants = ["softmax", "scores+minmax"]
+    table = sweep(tiny_backbone, samples, vocabulary=vocabulary, fit=fit, normalise=variants, batch=2, **options)
+    assert len(table) == 32
+    assert list(table.columns) == [*sweeps.CONFIGURATION, *sweeps.SCORES, "images"]
+    assert set(table["protocol"]) == {"present" if vocabulary is None else "full"}
+    for row in table.iloc[::5].itertuples():
+        total = torch.zeros(5, 5, dtype=torch.int64)
+        for each in samples:
+            names = vocabulary or list(each.class_names)
+            normalise, _, scaled = row.normalise.partition("+")
+            result = segment(
+                tiny_backbone, each.image, names, layer=row.layer, steps_from_end=row.steps_from_end, head=row.head,
+                block=row.block, normalise=normalise, minmax=bool(scaled), fit=fit,
+            )  # fmt: skip
+            left, top, right, bottom = result.settings["frame"]
+            target = torch.tensor(each.label_map[top:bottom, left:right])
+            target = metrics.renumber(target, each.class_names, VOCABULARY)
+            prediction = metrics.renumber(torch.tensor(result.label_map), names, VOCABULARY)
+            total += metrics.confusion(prediction, target, 5)
+        # a batch of two rounds otherwise than one image on its own: ties may fall differently
+        close = {"abs": 5e-3}
+        assert row.pACC == pytest.approx(metrics.pixel_accuracy(total).item(), **close)
+        assert row.mACC == pytest.approx(metrics.mean_accuracy(total).item(), **close)
+        assert row.mIoU == pytest.approx(metrics.miou(total).item(), **close)
+        assert row.object_mIoU == pytest.approx(metrics.miou(total, [1, 2, 3, 4]).item(), **close)
+        assert row.background_mIoU == pytest.approx(metrics.miou(total, [0]).item(), **close)
+        assert row.images == 5
+
+
+def test_equals_segment_exactly_without_batching(tiny_backbone, samples):
+    table = sweep(tiny_backbone, samples[1:2], layers=[3], batch=1)
+    result = segment(tiny_backbone, samples[1].image, samples[1].class_names, layer=3)
+    counts = metrics.confusion(torch.tensor(result.label_map), torch.tensor(samples[1].label_map), 3)
+    assert table["mIoU"].item() == metrics.miou(counts).item()
+    assert table["background_mIoU"].item() == metrics.miou(counts, [2]).item()
+
+
+def test_all_heads_and_layers(tiny_backbone, samples):
+    table = sweep(tiny_backbone, samples[:2], heads="all")
+    assert table["layer"].tolist() == [layer for layer in range(5) for _ in range(3)]
+    assert table["head"].tolist() == [0, 1, 2] * 5
+    assert table["mIoU"].between(0, 1).all()
+
+
+def test_without_background_all_classes_are_objects(tiny_backbone, samples):
+    table = sweep(tiny_backbone, [replace(samples[0], background=())], layers=[2])
+    assert table["object_mIoU"].item() == table["mIoU"].item()
+    assert table["background_mIoU"].isna().all()
+
+
+@pytest.mark.parametrize("broken", [1, 3, 4])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_killed_run_resumes_to_the_identical_table(tiny_backbone, samples, tmp_path, broken, batch):
+    options = {"layers": [0, 2, 3], "steps_from_end": [8, 20], "heads": "all", "batch": batch}
+    straight = sweep(tiny_backbone, samples, out=tmp_path / "straight", **options)
+    # the run dies at an image that cannot be read yet
+    photograph = PIL.Image.fromarray(samples[broken].image)
+    some = [*samples[:broken], replace(samples[broken], image=tmp_path / "late.png"), *samples[broken + 1 :]]
+    with pytest.raises(InputError, match="no image file"):
+        sweep(tiny_backbone, some, out=tmp_path / "killed", **options)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.npz")}
+    together = max(1, batch // 2)
+    assert len(done) == broken // together * together
+    photograph.save(tmp_path / "late.png")
+    resumed = sweep(tiny_backbone, some, out=tmp_path / "killed", **options)
+    assert_frame_equal(resumed, straight, check_exact=True)
+    assert_frame_equal(resumed, sweep(tiny_backbone, samples, **options), check_exact=True)
+    # what was done was not done again
+    assert all((tmp_path / "killed" / name).stat().st_mtime_ns == time for name, time in done.items())
+    assert_frame_equal(sweeps.read_sweep(tmp_path / "killed"), straight, check_exact=True)
+    assert not list((tmp_path / "killed").glob("*.partial"))
+
+
+def test_missing_image_of_a_batch_is_computed_with_its_batch(tiny_backbone, samples, tmp_path):
+    straight = sweep(tiny_backbone, samples, out=tmp_path, batch=3)
+    (tmp_path / "000001.npz").unlink()
+    assert_frame_equal(sweep(tiny_backbone, samples, out=tmp_path, batch=3), straight, check_exact=True)
+
+
+def test_images_may_be_appended(tiny_backbone, samples, tmp_path):
+    assert sweep(tiny_backbone, samples[:2], out=tmp_path, batch=1)["images"].unique() == [2]
+    longer = sweep(tiny_backbone, samples, out=tmp_path, batch=1)
+    assert_frame_equal(longer, sweep(tiny_backbone, samples, batch=1), check_exact=True)
+
+
+def test_per_image_scores(tiny_backbone, samples, tmp_path):
+    sweep(tiny_backbone, samples, layers=[1, 3], vocabulary=VOCABULARY, out=tmp_path, batch=1)
+    scores = sweeps.per_image_scores(tmp_path)
+    assert len(scores) == 2 * len(samples)
+    row = scores.query("image == 1 and layer == 3").iloc[0]
+    assert row["class_names"] == "grass, red car, dog"
+    result = segment(tiny_backbone, samples[1].image, VOCABULARY, layer=3)
+    target = metrics.renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
+    counts = metrics.confusion(torch.tensor(result.label_map), target, 5)
+    assert row["mIoU"] == metrics.miou(counts).item()
+    assert row["object_mIoU"] == metrics.miou(counts, [2, 3]).item()
+    assert isinstance(scores.sort_values("mIoU").iloc[0]["image"], (int, np.integer))
+
+
+def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tiny_folder, samples, tmp_path):
+    sweep(tiny_backbone, samples[:2], layers=[1], out=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"layers: \[1\] there, \[2\] now"):
+        sweep(tiny_backbone, samples[:2], layers=[2], out=tmp_path)
+    with pytest.raises(InputError, match="protocol: present there, full now"):
+        sweep(tiny_backbone, samples[:2], layers=[1], vocabulary=VOCABULARY, out=tmp_path)
+    with pytest.raises(InputError, match="another image as number 1"):
+        sweep(tiny_backbone, [samples[0], samples[2]], layers=[1], out=tmp_path)
+    trained = replace(build_backbone(seed=1), name=tiny_backbone.name)
+    reworded, shifted = (load_backbone(tiny_folder) for _ in range(2))
+    reworded.pipe.tokenizer.add_tokens(["catdog"])
+    shifted.pipe.scheduler.register_to_config(shift=1.0)
+    for other in (trained, reworded, shifted):
+        with pytest.raises(InputError, match="fingerprint: .* there"):
+            sweep(other, samples[:2], layers=[1], out=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
+    with pytest.raises(CheckpointError, match="folder of a sweep"):
+        sweeps.read_sweep(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="choose another"):
+        sweep(tiny_backbone, samples, out=tmp_path)
+    folder = tmp_path / "run"
+    sweep(tiny_backbone, samples[:1], layers=[1], out=folder)
+    content = (folder / "000000.npz").read_bytes()
+    (folder / "000000.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="delete it and run again"):
+        sweep(tiny_backbone, samples[:1], layers=[1], out=folder)
+    (folder / "000000.npz").unlink()
+    with pytest.raises(CheckpointError, match="none yet"):
+        sweeps.per_image_scores(folder)
+    assert json.loads((folder / "settings.json").read_text())["layers"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": []}, "at least one sample"),
+        ({"layers": [5]}, "layers from 0 to 4"),
+        ({"layers": []}, "each one once"),
+        ({"steps_from_end": [29]}, "from 1 to 28"),
+        ({"steps_from_end": []}, "each one once"),
+        ({"heads": [3]}, "heads from 0 to 2"),
+        ({"normalise": ["minmax"]}, "softmax.minmax"),
+        ({"vocabulary": ["cat", "dog"]}, "outside it"),
+        ({"vocabulary": []}, "at least one class"),
+        ({"vocabulary": [*VOCABULARY, "cat"]}, "given twice"),
+        ({"batch": 0}, "batch of at least 1"),
+    ],
+)
+def test_wrong_input_is_refused(tiny_backbone, samples, arguments, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_backbone, **({"samples": samples, "layers": [1]} | arguments))
+
+
+def test_vocabulary_of_hundreds_of_classes(tiny_backbone, samples):
+    vocabulary = [f"thing {i}" for i in range(252)] + VOCABULARY
+    assert vocabulary[255] == "dog"
+    table = sweep(tiny_backbone, samples[2:3], layers=[1], vocabulary=vocabulary)
+    result = segment(tiny_backbone, samples[2].image, vocabulary, layer=1)
+    assert len(result.settings["prompts"]) > 1
+    kept = samples[2].label_map != metrics.IGNORE
+    assert table["pACC"].item() == pytest.approx((result.label_map[kept] == 255).mean())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label_map": np.zeros((31, 23), np.int64)}, "image's size"),
+        ({"label_map": np.full((23, 31), 2)}, "labels from 0 to 1"),
+        ({"class_names": ()}, "at least one class"),
+    ],
+)
+def test_wrong_samples_are_refused(tiny_backbone, samples, wrong, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_backbone, [replace(samples[0], **wrong)], layers=[1])
+
+
+def test_scenes_are_samples(tiny_backbone):
+    from seg4diff_tools.scenes import Scenes
+
+    table = sweep(tiny_backbone, Scenes("test", 2), layers=[1])
+    assert isinstance(table, pd.DataFrame)
+    assert table[["object_mIoU", "background_mIoU"]].notna().all(axis=None)
