@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 BUILD_BOOK = $(BIN)/jupyter-book build book -W --keep-going
 
-# Installed packages only: nothing here may wait for a model hub.
+# Nothing may wait for a model hub, unless a model on one is asked for.
+ifndef SEG4DIFF_MODEL
 export HF_HUB_OFFLINE = 1
+endif
 
 .PHONY: help report book test check format lab lock clean
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .errors import InputError, Seg4DiffError
+from seg4diff_tools.errors import InputError, Seg4DiffError
 
 
 class _Group(TyperGroup):

@@ -9,7 +9,7 @@ A_I2T = exp(q_img k_txt^T scale - lse)  (Seg4Diff, arXiv 2509.18096, section 3).
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -292,7 +292,7 @@ def intercept(
     """
     family = family_of(transformer)
     depth = family.layers(transformer)
-    wanted = range(depth) if layers is None else _checked_indices(layers, depth, "layer")
+    wanted: Collection[int] = range(depth) if layers is None else _checked_indices(layers, depth, "layer")
     if stop_after is not None:
         _checked_indices([stop_after], depth, "layer")
     if on_attention is None:

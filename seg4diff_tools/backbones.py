@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import PIL.Image
 import torch
@@ -89,6 +90,12 @@ class Backbone:
         """
         latents = torch.empty(1, *self.latent_shape) if latents is None else latents
         return self.family.token_grid(self.transformer, latents)
+
+    @overload
+    def encode_prompt(self, prompt: str, *, zero_tokens: int = 77) -> Prompt: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def encode_prompt(self, prompt: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]: ...
 
     def encode_prompt(self, prompt: str | Sequence[str], *, zero_tokens: int = 77) -> Prompt | list[Prompt]:
         """Encodes a prompt with the pipeline's own text encoders.

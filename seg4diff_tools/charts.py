@@ -212,7 +212,7 @@ def map_slider(
     columns = maps.dims[0] if maps.dims[1] == slider else maps.dims[1]
     maps = _shrunk(maps.transpose(slider, columns, "y", "x"))
     several = isinstance(images, Sequence)
-    pictures = [_data_uri(image) for image in images] if several else [_data_uri(images)]
+    pictures = [_data_uri(image) for image in (images if isinstance(images, Sequence) else [images])]
     names = [str(value) for value in (maps[slider].values if names is None else names)]
     if len(names) != len(maps) or (several and len(pictures) != len(maps)):
         raise InputError(f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names")

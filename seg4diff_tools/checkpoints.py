@@ -67,7 +67,7 @@ def load_pipeline(
     dtype = dtype or _best_dtype(device)
     try:
         with _quiet(isinstance(source, Path)):
-            models = {name: _load_model(source, name, *index[name], dtype) for name in MODELS}
+            models = {name: _load_model(source, name, dtype, *index[name]) for name in MODELS}
             pipe = getattr(diffusers, pipeline).from_pretrained(
                 str(source), **models, text_encoder_3=None, tokenizer_3=None, dtype=dtype, use_safetensors=True
             )
@@ -96,7 +96,7 @@ def read_card(source: Path | str) -> dict:
     return _json(path) if path.is_file() else {}
 
 
-def _load_model(source: Path | str, name: str, library: str, class_name: str, dtype: torch.dtype) -> torch.nn.Module:
+def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
     # one by one, because only this tells which weights were missing and drawn at random instead
     model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
         str(source), subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True

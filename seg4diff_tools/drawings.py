@@ -20,7 +20,7 @@ _FOLDER = files("seg4diff_tools") / "sprites"
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing with a name and one drawing in each of several artists' styles."""
+    """A thing with a name and one drawing in each of several styles."""
 
     name: str
     plural: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seg4diff_tools.errors import InputError
 
-ImageLike = str | Path | PIL.Image.Image | np.ndarray | Tensor
+ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
 Fit = Literal["resize", "crop"]
 Size = int | tuple[int, int]
 

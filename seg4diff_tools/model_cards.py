@@ -190,7 +190,7 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
 
 def _scores_table(quality: Quality) -> str:
     told = {"present": "the classes present", "full": "the whole vocabulary"}
-    names = {"test": "unseen scenes", "test-style": "drawings of an unseen artist", "novel": "things never trained on"}
+    names = {"test": "unseen scenes", "test-style": "drawings of a held-out style", "novel": "things never trained on"}
     rows = [
         [names[row["scenes"]], told[row["protocol"]], row["layer"], f"{row['steps_from_end']} of 28"]
         + [f"{100 * row[score]:.1f}" for score in _SCORES]

@@ -39,7 +39,7 @@ class Quality:
         steps_from_end: step with the best object mIoU where it was chosen.
         search: scores at every layer and step on the scenes where the best was chosen.
         layers: scores at every layer on the test scenes, at the paper's step and the best one.
-        scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (drawings by an artist that
+        scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (drawings of a style that
             the model never saw) or "novel" (concepts that it never saw), `protocol` says whether the prompt names the
             present classes or all of the vocabulary.
         pictures: CLIPScores, retrieval accuracy of the CLIP and PSNR of the VAE, with the number of images of each.

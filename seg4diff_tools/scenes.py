@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from .drawings import COLOURS, concepts, premultiplied, styles
-from .errors import InputError
-from .textures import NOISE_SIDE, TEXTURES, draw
+from seg4diff_tools.drawings import COLOURS, concepts, premultiplied, styles
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.textures import NOISE_SIDE, TEXTURES, draw
 
 BACKGROUNDS = tuple(TEXTURES)
 BASE_CONCEPTS = tuple(concepts())[:32]
@@ -115,7 +115,7 @@ def plan(split: str, index: int, config: SceneConfig = SceneConfig()) -> Plan:
     """Decide the scene number `index` of a split.
 
     Args:
-        split: "train", "test" (unseen seeds), "test-style" (drawings by an artist kept out of training) or "gallery".
+        split: "train", "test" (unseen seeds), "test-style" (drawings of a style kept out of training) or "gallery".
         index: any number from 0.
         config: how hard the scene is.
 

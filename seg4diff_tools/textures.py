@@ -18,8 +18,8 @@ def _resize(field: Tensor, side: int) -> Field:
 
 
 def _between(low: tuple[float, float, float], high: tuple[float, float, float], mix: Field) -> Picture:
-    low, high = (mix.new_tensor(colour)[None, :, None, None] for colour in (low, high))
-    return low + (high - low) * mix.clamp(0, 1)[:, None]
+    start, end = (mix.new_tensor(colour)[None, :, None, None] for colour in (low, high))
+    return start + (end - start) * mix.clamp(0, 1)[:, None]
 
 
 def _grass(x: Field, y: Field, soft: Field, fine: Field) -> Picture:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import best_device
-from ..errors import InputError
-from .config import RunConfig, preset
-from .loop import train
-from .stages import STAGES, VaeStage, export
+from seg4diff_tools.checkpoints import best_device
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.pretrain.config import RunConfig, preset
+from seg4diff_tools.pretrain.loop import train
+from seg4diff_tools.pretrain.stages import STAGES, VaeStage, export
 
 __all__ = ["RunConfig", "export", "preset", "run_stage"]
 

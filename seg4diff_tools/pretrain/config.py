@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..drawings import concepts
-from ..errors import CheckpointError, InputError
-from ..scenes import SceneConfig
+from seg4diff_tools.drawings import concepts
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.scenes import SceneConfig
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ..errors import CheckpointError
-from .config import StageConfig
+from seg4diff_tools.errors import CheckpointError
+from seg4diff_tools.pretrain.config import StageConfig
 
 
 @runtime_checkable

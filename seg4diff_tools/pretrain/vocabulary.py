@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from ..drawings import COLOURS, concepts
-from ..scenes import BACKGROUNDS
+from seg4diff_tools.drawings import COLOURS, concepts
+from seg4diff_tools.scenes import BACKGROUNDS
 
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"

@@ -13,6 +13,9 @@ import numpy as np
 from built_book import build, pages
 from PIL import Image
 
+# The theme asks for its icon fonts ahead of the stylesheet, which a browser refuses for file: pages; the stylesheet
+# then loads them all the same.
+FONT_PRELOAD = "/_static/vendor/fontawesome/"
 LOCAL = ("file:", "data:", "blob:")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -31,16 +34,12 @@ def browser():
         running.close()
 
 
-# The theme asks for its icon fonts ahead of the stylesheet, which a browser refuses for file: pages; the stylesheet
-# then loads them all the same.
-FONT_PRELOAD = "/_static/vendor/fontawesome/"
-
-
-@pytest.fixture(params=pages())
+@pytest.fixture(scope="module", params=pages())
 def page(browser, request):
     """The page after loading, with whatever went wrong on the way in `page.complaints`."""
     context = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
+    page.set_default_timeout(10_000)
     page.complaints = []
 
     def complain(text, address):
