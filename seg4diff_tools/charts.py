@@ -78,7 +78,8 @@ def curves(
             )
     if mark is not None:
         figure.add_vline(mark, line={"dash": "dot", "color": "gray", "width": 1})
-    figure.update_xaxes(title=AXES.get(x, x), dtick=1 if table[x].nunique() <= 30 else None)
+    places = sorted(table[x].unique().tolist())
+    figure.update_xaxes(title=AXES.get(x, x), tickvals=places if len(places) <= 30 else None)
     figure.update_yaxes(title=_score_title(scores, percent), rangemode="tozero")
     figure.update_layout(hovermode="x unified", showlegend=len(figure.data) > 1)
     return _finished(figure, title, height=380)
@@ -121,7 +122,7 @@ def score_map(
             z=values.astype(np.float32),
             colorscale="Viridis",
             colorbar={"title": _score_title([score], percent), "title_side": "right"},
-            texttemplate="%{z:.0f}",
+            texttemplate="%{z:.0f}" if values.size <= 200 else None,
             hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{score} %{{z:.1f}}{unit}<extra></extra>",
             visible=number == 0,
         )
@@ -134,7 +135,9 @@ def score_map(
     figure.update_yaxes(title=AXES.get(y, y), type="category", showgrid=False)
     figure.update_layout(shapes=frames[:1])
     if len(scores) > 1:
-        figure.update_layout(updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.16}])
+        figure.update_layout(
+            updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": 6}}]
+        )
     return _finished(figure, title, height=150 + 26 * max(7, table[y].nunique()))
 
 
@@ -171,6 +174,9 @@ def bars(
             },
             texttemplate="%{y:.1f}",
             textposition="outside",
+            textfont={"size": 10},
+            textangle=0,
+            constraintext="none",
             cliponaxis=False,
         )
     figure.update_xaxes(title=AXES.get(x, x), type="category")
@@ -251,8 +257,8 @@ def map_slider(
             {
                 "currentvalue": {"prefix": f"{slider} "},
                 "steps": [{"label": name, "method": "animate", "args": [[name], still]} for name in names],
-                "x": 0.12,
-                "len": 0.88,
+                "x": 0.22,
+                "len": 0.78,
                 "pad": {"t": 10},
             }
         ],
@@ -313,7 +319,8 @@ def _score_title(scores: Sequence[str], percent: bool) -> str:
 def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
     return figure.update_layout(
         template="plotly_white",
-        title={"text": title, "font": {"size": 15}},
+        title={"text": title, "font": {"size": 15}, "y": 0.97, "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         height=height,
-        margin={"l": 60, "r": 20, "t": 60 if title else 40, "b": 50},
+        margin={"l": 60, "r": 20, "t": 80 if title else 50, "b": 50},
     )

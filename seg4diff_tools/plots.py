@@ -23,6 +23,7 @@ from seg4diff_tools.errors import InputError
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Colours that the colour-blind can tell apart (Okabe and Ito, 2008)."""
 IGNORE = 255
+LEGEND = 1.4
 
 Picture = UInt8[np.ndarray, "height width 3"] | Image.Image
 Maps = xr.DataArray | Float[np.ndarray, "*leading y x"]
@@ -173,7 +174,7 @@ def label_maps(
     Raises:
         InputError: a label map of another size than the image, or with a value that has no name.
     """
-    figure, axes = _grid(1, 1 + len(label_maps), title)
+    figure, axes = _grid(1, 1 + len(label_maps), title, side=2.4, legend=LEGEND)
     _show_labels(axes[0], image, label_maps, class_names)
     return figure
 
@@ -204,7 +205,7 @@ def case_gallery(
     lengths = {len(images), len(label_maps), len(class_names), len(headings)}
     if len(lengths) != 1 or not images:
         raise InputError(f"expected as many images as label maps, class names and headings, got lengths {lengths}")
-    figure, axes = _grid(len(images), 1 + max(map(len, label_maps)), title, side=1.55)
+    figure, axes = _grid(len(images), 1 + max(map(len, label_maps)), title, legend=LEGEND)
     for row, image, labels, names, heading in zip(axes, images, label_maps, class_names, headings, strict=True):
         _show_labels(row, image, labels, names)
         row[0].set_title(heading, fontsize=9)
@@ -303,10 +304,13 @@ def _labels(maps: xr.DataArray, dim: str) -> list[str]:
     return [f"{dim} {value}" if np.issubdtype(values.dtype, np.number) else str(value) for value in values]
 
 
-def _grid(rows: int, columns: int, title: str, side: float = 1.6) -> tuple[Figure, np.ndarray]:
-    size = (side * columns, side * rows + 0.3 * rows + (0.3 if title else 0))
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=110)
-    figure.suptitle(title or None, fontsize=10)
+def _grid(rows: int, columns: int, title: str, side: float = 1.7, legend: float = 0.0) -> tuple[Figure, np.ndarray]:
+    """Axes for square pictures; `legend` is the width in inches that stays free beside them."""
+    # a little wide, because a height that is not used up would part the title from the pictures
+    size = (1.05 * side * columns + legend, side * rows + (0.25 if title else 0))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed", dpi=110)
+    if title:
+        figure.suptitle(title, fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
