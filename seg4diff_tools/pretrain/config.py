@@ -16,8 +16,9 @@ class ModelConfig:
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
-    text_layers: int = 4
+    text_layers: int = 2  # deeper towers mix the words of a prompt, and a token then hardly says which word it was
     text_heads: int = 4
+    image_layers: int = 4
     image_patch: int = 12
     vae_channels: tuple[int, ...] = (16, 32, 64)
     width: int = 128
@@ -94,7 +95,7 @@ _GPU = RunConfig(
         vae_channels=(32, 64, 128),
         width=256,
         heads=8,
-        text_layers=6,
+        image_layers=6,
     ),
     clip=StageConfig(steps=8000, batch=512, learning_rate=1e-3, cooldown=2000),
     vae=StageConfig(steps=10_000, batch=64, learning_rate=1e-3, weight_decay=0.0, cooldown=2000),

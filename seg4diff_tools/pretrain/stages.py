@@ -48,7 +48,6 @@ class ClipStage:
             "hidden_size": config.text_width,
             "intermediate_size": 4 * config.text_width,
             "num_attention_heads": config.text_heads,
-            "num_hidden_layers": config.text_layers,
             "projection_dim": config.text_width,
         }
         ids = {
@@ -56,12 +55,23 @@ class ClipStage:
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
-        text = {"vocab_size": len(self.tokenizer), "max_position_embeddings": MAX_TOKENS, **ids}
-        image = {"image_size": config.scenes.size, "patch_size": config.image_patch}
+        text = {
+            "num_hidden_layers": config.text_layers,
+            "vocab_size": len(self.tokenizer),
+            "max_position_embeddings": MAX_TOKENS,
+            **ids,
+        }
+        image = {
+            "num_hidden_layers": config.image_layers,
+            "image_size": config.scenes.size,
+            "patch_size": config.image_patch,
+        }
         torch.manual_seed(0)
         self.model: nn.Module = CLIPModel(
             CLIPConfig(text_config=tower | text, vision_config=tower | image, projection_dim=config.text_width)
         ).to(device)
+        # From CLIP's own small start, a short training writes a prompt's other words over each token's word.
+        nn.init.normal_(self.model.text_model.embeddings.token_embedding.weight)
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         images, plans = scene_batch(indices, self.config.scenes, self.device)
