@@ -130,10 +130,12 @@ class TransformerStage:
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
     blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn anew
     for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` of
-    them, drawn at random, stand for all, which costs a quarter less.
+    them, drawn at random, stand for all, which costs a quarter less. SD3 was trained with its text encoders dropped at
+    random; here most samples (`UNPOOLED`) lack the pooled text, or a small model takes all it needs from that and hardly
+    reads words.
     """
 
-    THINNED, PADS = 0.8, 8
+    THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -199,7 +201,8 @@ class TransformerStage:
             text = text[:, kept.to(self.device)]
         zeros = math.exp(torch.empty(()).uniform_(math.log(32), math.log(384), generator=generator))
         text = torch.cat([torch.cat([text, text], -1), text.new_zeros(len(text), 1, 2 * text.shape[-1])], 1)
-        pooled = torch.cat([encoded.text_embeds, encoded.text_embeds], -1)
+        told = (torch.rand(len(text), 1, generator=generator) >= self.UNPOOLED).to(text)
+        pooled = torch.cat([encoded.text_embeds, encoded.text_embeds], -1) * told
         return text, pooled, torch.cat([counts, torch.tensor([zeros])]).to(self.device)
 
     def _thin(
