@@ -16,7 +16,7 @@ class ModelConfig:
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
-    text_layers: int = 2  # deeper towers mix the words of a prompt, and a token then hardly says which word it was
+    text_layers: int = 1  # token states are those before the last layer: a deeper tower writes the prompt into every pad
     text_heads: int = 4
     image_layers: int = 4
     image_patch: int = 12

@@ -130,12 +130,13 @@ class TransformerStage:
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
     blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn anew
     for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` of
-    them, drawn at random, stand for all, which costs a quarter less. SD3 was trained with its text encoders dropped at
-    random; here most samples (`UNPOOLED`) lack the pooled text, or a small model takes all it needs from that and hardly
-    reads words.
+    them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many pads, and a
+    small model would never find them: every key stands for itself alone at first, and for its full number after
+    `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
+    pooled text, or a small model takes all it needs from that and hardly reads words.
     """
 
-    THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
+    THINNED, PADS, CROWDED, UNPOOLED = 0.8, 8, 30_000, 0.75
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -171,7 +172,7 @@ class TransformerStage:
         with torch.no_grad():
             latents = self.vae.encode(images).latent_dist.mean
             latents = (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-            text, pooled, counts = self._encode(prompts, generator)
+            text, pooled, counts = self._encode(prompts, min(1.0, indices.start / self.CROWDED), generator)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         normal = torch.randn(len(latents), generator=generator).sigmoid().to(self.device)
         sigma = 3 * normal / (1 + 2 * normal)
@@ -189,21 +190,21 @@ class TransformerStage:
         return {"flow": (velocity.float() - (noise - latents)).square().mean()}
 
     def _encode(
-        self, prompts: list[str], generator: torch.Generator
+        self, prompts: list[str], crowd: float, generator: torch.Generator
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch pooled"], Float[Tensor, " tokens"]]:
-        """Text states, pooled text, and how many tokens each column stands for."""
+        """Text states, pooled text, and how many tokens each column stands for: from one (`crowd` 0) to all (1)."""
         ids = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         encoded = self.text(ids.to(self.device), output_hidden_states=True)
         text = encoded.hidden_states[-2]
         counts = torch.ones(MAX_TOKENS)
-        if torch.rand((), generator=generator) < self.THINNED:
+        if crowd * torch.rand((), generator=generator) < self.THINNED:
             kept, counts = self._thin(ids, generator)
             text = text[:, kept.to(self.device)]
         zeros = math.exp(torch.empty(()).uniform_(math.log(32), math.log(384), generator=generator))
         text = torch.cat([torch.cat([text, text], -1), text.new_zeros(len(text), 1, 2 * text.shape[-1])], 1)
         told = (torch.rand(len(text), 1, generator=generator) >= self.UNPOOLED).to(text)
         pooled = torch.cat([encoded.text_embeds, encoded.text_embeds], -1) * told
-        return text, pooled, torch.cat([counts, torch.tensor([zeros])]).to(self.device)
+        return text, pooled, torch.cat([counts, torch.tensor([zeros])]).to(self.device) ** crowd
 
     def _thin(
         self, ids: Int[Tensor, "batch tokens"], generator: torch.Generator
