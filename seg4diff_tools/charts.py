@@ -20,6 +20,9 @@ AXES = {
     "step": "step",
     "steps_from_end": "steps from the end (1 = nearly no noise)",
     "normalise": "normalisation of the maps",
+    "norm": "mean L2 norm of values",
+    "scale": "scale of perturbed guidance",
+    "threshold": "threshold of merging (nats)",
 }
 """What is written along an axis for a column; other columns are written as they are."""
 
@@ -183,6 +186,42 @@ def bars(
     figure.update_yaxes(title=_score_title([y], percent), rangemode="tozero")
     figure.update_layout(showlegend=by is not None, barmode="group")
     return _finished(figure, title, height=360)
+
+
+def scatter(
+    table: pd.DataFrame, x: str, y: str = "mIoU", *, label: str = "layer", percent: bool = True, title: str = ""
+) -> go.Figure:
+    """One column against another, a labelled point for each row, such as value norms against scores of layers.
+
+    Args:
+        table: one row for each point.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        label: column that is written beside the points; its order is the colour, from dark to light.
+        percent: show shares (0 to 1) of `y` in percent.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: a column that is not there.
+    """
+    require_columns(table, [x, y, label])
+    figure = go.Figure()
+    figure.add_scatter(
+        x=table[x].to_numpy(dtype=np.float64).round(4),
+        y=((100 if percent else 1) * table[y].to_numpy(dtype=np.float64)).round(2),
+        mode="markers+text",
+        text=[str(value) for value in table[label]],
+        textposition="top center",
+        marker={"size": 10, "color": list(range(len(table))), "colorscale": "Viridis"},
+        hovertemplate=f"{label} %{{text}}<br>{x} %{{x:.3g}}<br>{y} %{{y:.3g}}<extra></extra>",
+        cliponaxis=False,
+    )
+    figure.update_xaxes(title=AXES.get(x, x))
+    figure.update_yaxes(title=_score_title([y], percent))
+    return _finished(figure, title, height=380)
 
 
 def map_slider(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import ImageLike, fit_image, open_images
@@ -27,10 +27,13 @@ class Clip:
     Args:
         model: both towers, in evaluation mode.
         tokenizer: of the text tower.
+        mean, std: of red, green and blue (0 to 1) in the pictures that it was trained on.
     """
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @torch.no_grad()
     def embed_images(self, images: ImageLike | Sequence[ImageLike]) -> ImageVectors:
@@ -39,11 +42,17 @@ class Clip:
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
         """
-        side = self.model.config.vision_config.image_size
-        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device) / 127.5 - 1
-        features = self.model.get_image_features(pixel_values=pixels).pooler_output
+        features = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def embed_patches(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image patch dim"]:
+        """Features of the patches of each image, before the projection to the space of texts.
+
+        Args:
+            images: as for `embed_images`.
+        """
+        return self.model.vision_model(self._pixels(images)).last_hidden_state[:, 1:].float().cpu()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextVectors:
@@ -58,30 +67,42 @@ class Clip:
         features = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
+    def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image 3 side side"]:
+        side = self.model.config.vision_config.image_size
+        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device) / 255
+        mean, deviation = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std))
+        return (pixels - mean) / deviation
 
-def load_clip(folder: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """Loads the CLIP that lies in a model folder, in `clip`, with the pipeline's own tokenizer.
+
+def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
+    """Loads the CLIP that an embedded model carries beside its pipeline, or any CLIP of transformers.
 
     Args:
-        folder: a model folder as `pretrain export` writes it.
+        name: a model folder as `pretrain export` writes it, with the CLIP in `clip` and the pipeline's tokenizer; or a
+            folder or hub name of a CLIP, such as "openai/clip-vit-large-patch14".
         device: where to compute.
 
     Raises:
-        CheckpointError: the folder has no CLIP, or a damaged one.
+        CheckpointError: there is no CLIP, or a damaged one.
     """
-    folder = Path(folder)
-    for part in ("clip/config.json", "tokenizer/tokenizer.json"):
+    folder = Path(name)
+    embedded = folder.is_dir() and not (folder / "config.json").is_file()
+    for part in ("clip/config.json", "tokenizer/tokenizer.json") if embedded else ():
         if not (folder / part).is_file():
             raise CheckpointError(f"expected a model folder with {part}, got {folder}: make it with `pretrain export`")
+    weights, words = (folder / "clip", folder / "tokenizer") if embedded else (name, name)
     try:
-        model = CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32).to(device).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        model = CLIPModel.from_pretrained(weights, dtype=torch.float32).to(device).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(words)
+        if embedded:
+            return Clip(model, tokenizer)
+        processor = CLIPImageProcessorPil.from_pretrained(name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"the CLIP in {folder / 'clip'} cannot be read: {reason}. Export the model again"
-        ) from error
-    return Clip(model, tokenizer)
+        again = "Export the model again" if embedded else "Give a model folder, or the name of a CLIP of transformers"
+        raise CheckpointError(f"the CLIP in {weights} cannot be read: {reason}. {again}") from error
+    return Clip(model, tokenizer, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def clip_scores(images: ImageVectors, texts: TextVectors) -> Float[Tensor, " image"]:

@@ -1,5 +1,6 @@
 """What sets the supported architectures apart, as data: the only module that knows the inside of diffusers' models."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,3 +113,15 @@ def family_of(transformer: nn.Module) -> Family:
         f"{type(transformer).__name__} is not an architecture that this package knows; supported: {supported}. "
         "Pass the transformer of such a pipeline, or add a record to seg4diff_tools.families.FAMILIES."
     )
+
+
+def is_guiding(pipeline: Any) -> bool:
+    """Whether the pipeline's sampling loop is running right now, with guidance on."""
+    if not getattr(pipeline, "do_classifier_free_guidance", False):
+        return False
+    # A pipeline keeps its last guidance scale, so that alone says nothing about a forward outside its loop.
+    loop = inspect.unwrap(type(pipeline).__call__).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not loop:
+        frame = frame.f_back
+    return frame is not None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, Integer
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from seg4diff_tools.errors import InputError
@@ -85,6 +86,39 @@ def renumber(
     values = label_map.long()
     check_labels(values, len(names), ignore)
     return table[torch.where(values == ignore, len(names), values)]
+
+
+def match(
+    groups: Integer[Tensor, "y x"], target: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE
+) -> Int[Tensor, "y x"]:
+    """Groups without names, renamed to the classes of this image that they cover best, one group for each class.
+
+    The assignment is the one with the most pixels right (Hungarian algorithm). What is left over counts as an error:
+    pixels of a group without a class get the number `classes`, so that scores are those of
+    `confusion(match(...), target, classes + 1)`.
+
+    Args:
+        groups: number of the group at each pixel, from 0.
+        target: the true class of each pixel, 0 to classes - 1, or `ignore`.
+        classes: how many classes there are.
+        ignore: label of the pixels to leave out.
+
+    Returns:
+        A class at each pixel, or `classes`.
+
+    Raises:
+        InputError: sizes that differ, or indices out of range.
+
+    Source: Seg4Diff, arXiv 2509.18096, section 4.3 (protocol of table 2).
+    """
+    count = max(classes, int(groups.max()) + 1)
+    overlaps = confusion(groups, target, count, ignore)
+    true, found = linear_sum_assignment(overlaps.cpu().numpy(), maximize=True)
+    names = torch.full((count,), classes, device=groups.device)
+    for name, group in zip(true.tolist(), found.tolist(), strict=True):
+        if overlaps[name, group] > 0:
+            names[group] = name
+    return names[groups.long()]
 
 
 def check_labels(label_map: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE) -> None:

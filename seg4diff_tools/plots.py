@@ -4,6 +4,7 @@ Curves, heat maps and everything that a reader hovers over is in `charts`.
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -209,6 +210,31 @@ def case_gallery(
     for row, image, labels, names, heading in zip(axes, images, label_maps, class_names, headings, strict=True):
         _show_labels(row, image, labels, names)
         row[0].set_title(heading, fontsize=9)
+    return figure
+
+
+def picture_grid(pictures: Sequence[Picture], labels: Sequence[str], *, columns: int = 7, title: str = "") -> Figure:
+    """Pictures in rows, each with its label above, such as generated pictures with their prompts.
+
+    Args:
+        pictures: of any size.
+        labels: one for each; long ones are broken into lines.
+        columns: pictures in a row.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: no pictures, or another number of labels.
+    """
+    if not 0 < len(pictures) == len(labels):
+        raise InputError(f"expected one label for each picture, got {len(labels)} for {len(pictures)} pictures")
+    columns = min(columns, len(pictures))
+    figure, axes = _grid(-(-len(pictures) // columns), columns, title)
+    for axis, picture, label in zip(axes.flat, pictures, labels, strict=False):
+        axis.imshow(_array(picture))
+        axis.set_title(fill(label, 20), fontsize=7)
     return figure
 
 

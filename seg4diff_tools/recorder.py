@@ -1,6 +1,5 @@
 """Record joint attention while a model runs: labelled arrays, reduced on the device at once."""
 
-import inspect
 import os
 import tempfile
 from collections import Counter
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from seg4diff_tools.attention import BLOCKS, JointAttention, intercept
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import family_of
+from seg4diff_tools.families import family_of, is_guiding
 from seg4diff_tools.operators import default_workspace
 from seg4diff_tools.prompts import Prompt
 
@@ -185,6 +184,8 @@ class AttentionRecorder:
                 intercept(self._transformer, self._on_attention, layers=self._layers, stop_after=self._stop_after)
             )
             stack.callback(self._transformer.register_forward_pre_hook(self._on_forward, with_kwargs=True).remove)
+            # First of all hooks: what a later one computes beside the forward, as perturbed guidance does, is no step.
+            stack.callback(self._transformer.register_forward_hook(self._after_forward, prepend=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -217,9 +218,12 @@ class AttentionRecorder:
         self._timesteps[self._step] = timesteps[:images].numpy()
         self._forward = branches
 
+    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._forward = ()
+
     def _branches(self, latents: Tensor) -> tuple[tuple[str, ...], bool]:
         """The branches of a step, and whether this forward's batch holds them all."""
-        branches = self._stated or (self._family.branches if _is_guiding(self._pipeline) else ("cond",))
+        branches = self._stated or (self._family.branches if is_guiding(self._pipeline) else ("cond",))
         batched = latents.shape[0] % len(branches) == 0
         if batched:
             first, *others = latents.chunk(len(branches))
@@ -381,18 +385,6 @@ class AttentionRecorder:
             "token_index": ("token", indices),
             "token_kind": ("token", [token.kind for token in tokens]),
         }
-
-
-def _is_guiding(pipeline: Any) -> bool:
-    """Whether the pipeline's sampling loop is running right now, with guidance on."""
-    if not getattr(pipeline, "do_classifier_free_guidance", False):
-        return False
-    # A pipeline keeps its last guidance scale, so that alone says nothing about a forward outside its loop.
-    loop = inspect.unwrap(type(pipeline).__call__).__code__
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not loop:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _unique(words: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_run import tiny_clip
+from transformers import CLIPImageProcessorPil
 
 from seg4diff_tools.clipscore import clip_scores, load_clip, retrieval_accuracy
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -89,3 +90,20 @@ def test_bad_input_is_one_clear_error(folder, tmp_path):
     shutil.rmtree(broken / "tokenizer")
     with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer\.json"):
         load_clip(broken)
+
+
+def test_a_clip_of_transformers(folder, tmp_path):
+    """With a mean and deviation of its own, as OpenAI's have."""
+    own = load_clip(folder)
+    own.model.save_pretrained(tmp_path)
+    own.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(tmp_path)
+    clip = load_clip(tmp_path)
+    assert (clip.mean, clip.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    with torch.no_grad():
+        values = (torch.from_numpy(pixels) / 255 - torch.tensor(clip.mean)) / torch.tensor(clip.std)
+        seen = clip.model.vision_model(values.permute(0, 3, 1, 2)).last_hidden_state
+    torch.testing.assert_close(clip.embed_patches(list(pixels)), seen[:, 1:], rtol=0, atol=1e-5)
+    with pytest.raises(CheckpointError, match="cannot be read: .*name of a CLIP of transformers"):
+        load_clip(str(tmp_path / "nowhere"))

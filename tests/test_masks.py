@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,46 @@ def test_label_map_refuses_nan():
     maps[1, 2, 3] = torch.nan
     with pytest.raises(InputError, match="NaN"):
         masks.label_map(maps)
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True)) / 2
+
+
+def test_merging_by_hand():
+    # stretched to 0..1, the first and third map are the same, the second is their mirror image
+    maps = torch.tensor([[[0.0, 1.0]], [[5.0, 3.0]], [[2.0, 4.0]]])
+    merged, group = masks.merge_maps(maps, threshold=0.1)
+    high = math.e / (1 + math.e)
+    assert group.tolist() == [0, 1, 0]
+    torch.testing.assert_close(merged, torch.tensor([[[1 - high, high]], [[high, 1 - high]]]))
+    apart = divergence([high, 1 - high], [1 - high, high])
+    torch.testing.assert_close(torch.tensor(apart), torch.tensor(0.462117), rtol=0, atol=1e-6)
+    assert len(masks.merge_maps(maps, threshold=apart + 1e-3)[0]) == 1
+    assert len(masks.merge_maps(maps, threshold=apart - 1e-3)[0]) == 2
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.005, 0.02, 0.05, 0.2])
+def test_merging_follows_its_plain_definition(threshold):
+    maps = torch.randn(23, 5, 7, generator=torch.Generator().manual_seed(2))
+    flat = masks.minmax(maps).flatten(1).double().softmax(-1)
+    groups = [[i] for i in range(23)]
+    for _ in range(3):
+        waiting, new = list(range(len(flat))), []
+        while waiting:
+            first = waiting[0]
+            near = [i for i in waiting if i == first or divergence(flat[first].tolist(), flat[i].tolist()) <= threshold]
+            new.append(near)
+            waiting = [i for i in waiting if i not in near]
+        groups = [[token for i in near for token in groups[i]] for near in new]
+        flat = torch.stack([flat[near].mean(0) for near in new])
+    merged, group = masks.merge_maps(maps, threshold)
+    torch.testing.assert_close(merged.flatten(1).double(), flat, rtol=0, atol=1e-6)
+    assert [sorted(each) for each in groups] == [(group == i).nonzero().flatten().tolist() for i in range(len(groups))]
+
+
+def test_merging_refuses():
+    with pytest.raises(InputError, match="at least one map"):
+        masks.merge_maps(torch.zeros(0, 2, 3))
+    with pytest.raises(InputError, match="threshold from 0"):
+        masks.merge_maps(torch.zeros(1, 2, 3), threshold=-0.1)

@@ -104,3 +104,24 @@ def test_table_has_a_row_for_each_class():
 def test_wrong_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_matching_by_hand():
+    target = torch.tensor([[0, 0, 2, 2, 2, 255]])
+    groups = torch.tensor([[4, 4, 4, 1, 0, 3]])
+    # group 4 gets class 0; of groups 1 and 0, which have one pixel of class 2 each, the first in order gets it
+    named = metrics.match(groups, target, 3)
+    assert named[0, :3].tolist() == [0, 0, 0]
+    assert sorted(named[0, 3:5].tolist()) == [2, 3]
+    assert named[0, 5].item() == 3
+    counts = metrics.confusion(named, target, 4)
+    assert metrics.pixel_accuracy(counts).item() == 3 / 5
+    # class 0: 2 of 3 pixels; class 2: 1 of 3; class 1 and the leftovers are absent
+    torch.testing.assert_close(metrics.miou(counts).item(), (2 / 3 + 1 / 3) / 2)
+
+
+def test_matching_takes_the_most_pixels_in_all():
+    target = torch.tensor([[0] * 5 + [1] * 4])
+    groups = torch.tensor([[0] * 4 + [1] + [0] * 4])
+    # group 0 covers class 0 and 1 four times each, group 1 covers class 0 alone: together 1 + 4 is most
+    assert metrics.match(groups, target, 2).tolist() == [[1] * 4 + [0] + [1] * 4]

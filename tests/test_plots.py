@@ -199,3 +199,23 @@ def test_paper_tables():
     assert paper.table(5).set_index("normalise")["Object"].idxmax() == "softmax"
     with pytest.raises(InputError, match="expected table 1, 2, 5"):
         paper.table(3)
+
+
+def test_picture_grid():
+    pictures = [np.full((8, 9, 3), shade, np.uint8) for shade in (10, 90, 200)]
+    figure = plots.picture_grid(pictures, ["a", "b", "a label that is longer than one line"], columns=2, title="all")
+    shown = [axis for axis in figure.axes if axis.images]
+    assert len(figure.axes) == 4 and len(shown) == 3
+    assert np.array_equal(shown[2].images[0].get_array(), pictures[2])
+    assert "\n" in shown[2].get_title()
+    with pytest.raises(InputError, match="got 1 for 3 pictures"):
+        plots.picture_grid(pictures, ["a"])
+
+
+def test_scatter():
+    table = pd.DataFrame({"layer": [0, 1, 2], "norm": [1.5, 3.0, 2.0], "mIoU": [0.1, 0.5, 0.25]})
+    (points,) = charts.scatter(table, "norm", title="norms").data
+    assert list(points.x) == [1.5, 3.0, 2.0] and list(points.y) == [10.0, 50.0, 25.0]
+    assert list(points.text) == ["0", "1", "2"]
+    with pytest.raises(InputError, match="depth"):
+        charts.scatter(table, "depth")

@@ -23,11 +23,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "shapes"},
     {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
-    | {"textures"},
+    | {"prompt_lists", "textures"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"recorder"},
-    {"pretrain", "segmentation"},
-    {"sweeps", "widgets"},
+    {"features", "perturb", "recorder"},
+    {"effects", "pretrain", "segmentation"},
+    {"grouping", "heads", "sweeps", "widgets"},
     {"quality"},
     {"model_cards"},
     {"__main__"},

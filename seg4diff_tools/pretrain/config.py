@@ -16,7 +16,9 @@ class ModelConfig:
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
-    text_layers: int = 1  # token states are those before the last layer: a deeper tower writes the prompt into every pad
+    text_layers: int = (
+        1  # token states are those before the last layer: a deeper tower writes the prompt into every pad
+    )
     text_heads: int = 4
     image_layers: int = 4
     image_patch: int = 12

@@ -1,0 +1,150 @@
+"""What editing the attention of a layer does to the pictures: one layer at a time, and as guidance."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from PIL.Image import Image
+from torch.nn.functional import cosine_similarity
+from tqdm.auto import tqdm
+
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.clipscore import Clip, clip_scores
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.perturb import Edit, perturb, perturbed_guidance
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What was measured, and the pictures behind it.
+
+    Attributes:
+        table: one row for each setting.
+        pictures: for each setting, one picture for each prompt. The key is the layer (None for the plain pictures), or
+            for guidance (layer, scale, guidance_scale).
+    """
+
+    table: pd.DataFrame
+    pictures: dict[int | None | tuple, list[Image]]
+
+
+def layer_effects(
+    backbone: Backbone,
+    clip: Clip,
+    prompts: Sequence[str],
+    edit: Edit,
+    layers: Sequence[int] | None = None,
+    *,
+    steps: int = 28,
+    guidance_scale: float | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Effects:
+    """Generates the same pictures with one layer's image-to-text attention edited, layer by layer.
+
+    Args:
+        backbone: the model.
+        clip: judges the pictures.
+        prompts: a picture of each; its number is its seed.
+        edit: such as `perturb.blur()`.
+        layers: 0-based; None for all.
+        steps: of sampling.
+        guidance_scale: None for the backbone's own.
+        batch: pictures at once.
+        progress: show a progress bar.
+
+    Returns:
+        A row for each layer, and first one for the plain pictures, whose layer is missing. Columns: layer, CLIP-I (cosine
+        of the picture's embedding with that of the plain picture), CLIP-T (CLIPScore with the prompt), and features
+        (cosine with the plain picture of CLIP's patch features, place by place); means over prompts.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, there with DINO for features.
+    """
+    _check(prompts)
+    wanted = [None, *(range(backbone.layers) if layers is None else layers)]
+    texts, rows, pictures = clip.embed_texts(list(prompts)), [], {}
+    with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
+        for layer in wanted:
+            with nullcontext() if layer is None else perturb(backbone, edit, layer):
+                pictures[layer] = _generate(backbone, prompts, steps, guidance_scale, batch, bar)
+            vectors, patches = clip.embed_images(pictures[layer]), clip.embed_patches(pictures[layer])
+            if layer is None:
+                plain = vectors, patches
+            row = {
+                "layer": layer,
+                "CLIP-I": cosine_similarity(vectors, plain[0]).mean().item(),
+                "CLIP-T": clip_scores(vectors, texts).mean().item(),
+                "features": cosine_similarity(patches, plain[1], dim=-1).mean().item(),
+            }
+            rows.append(row)
+    return Effects(pd.DataFrame(rows).astype({"layer": "Int64"}), pictures)
+
+
+def guidance_effects(
+    backbone: Backbone,
+    clip: Clip,
+    prompts: Sequence[str],
+    edit: Edit,
+    layers: Sequence[int],
+    scales: Sequence[float],
+    guidance_scales: Sequence[float] = (1.0,),
+    *,
+    steps: int = 28,
+    batch: int = 8,
+    progress: bool = True,
+) -> Effects:
+    """Generates the same pictures with perturbed guidance, over layers and scales, with and without classifier-free guidance.
+
+    Args:
+        backbone: the model.
+        clip: judges the pictures.
+        prompts: a picture of each; its number is its seed.
+        edit: the perturbation to guide away from.
+        layers: 0-based; one is perturbed at a time.
+        scales: of the perturbed guidance; 0 is none.
+        guidance_scales: of classifier-free guidance; 1 is none.
+        steps: of sampling.
+        batch: pictures at once.
+        progress: show a progress bar.
+
+    Returns:
+        Columns layer, scale, guidance_scale, CLIP-T (CLIPScore with the prompt, mean), forwards (of one picture, for one
+        step). Scale 0 is generated once, and stands in the table for every layer.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 6 and 32.
+    """
+    _check(prompts)
+    texts, rows, pictures = clip.embed_texts(list(prompts)), [], {}
+    settings = [(layer, scale, cfg) for cfg in guidance_scales for scale in scales for layer in layers]
+    runs = len({(scale and layer, scale, cfg) for layer, scale, cfg in settings})
+    with tqdm(total=runs * len(prompts), unit="picture", disable=not progress, desc="guidance") as bar:
+        for layer, scale, cfg in settings:
+            same = next((key for key in pictures if scale == 0 and key[1:] == (scale, cfg)), None)
+            if same is None:
+                with perturbed_guidance(backbone, edit, layer, scale) if scale else nullcontext():
+                    pictures[layer, scale, cfg] = _generate(backbone, prompts, steps, cfg, batch, bar)
+            else:
+                pictures[layer, scale, cfg] = pictures[same]
+            score = clip_scores(clip.embed_images(pictures[layer, scale, cfg]), texts).mean().item()
+            rows.append((layer, scale, cfg, score, 1 + (cfg > 1) + (scale > 0)))
+    return Effects(pd.DataFrame(rows, columns=["layer", "scale", "guidance_scale", "CLIP-T", "forwards"]), pictures)
+
+
+def _check(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"expected a list of prompts, got {prompts!r}")
+
+
+def _generate(
+    backbone: Backbone, prompts: Sequence[str], steps: int, guidance_scale: float | None, batch: int, bar: tqdm
+) -> list[Image]:
+    made: list[Image] = []
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        seeds = list(range(start, start + len(part)))
+        with torch.no_grad():
+            made += backbone.generate(part, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False)
+        bar.update(len(part))
+    return made

@@ -1,0 +1,69 @@
+"""What edits do to pictures: the tables against single generations."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import tiny_clip
+
+from seg4diff_tools.clipscore import clip_scores, load_clip
+from seg4diff_tools.effects import guidance_effects, layer_effects
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
+
+PROMPTS = ["a cat and a dog", "a red car", "two cats near a tree"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return load_clip(tiny_clip(tmp_path_factory.mktemp("model")))
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True))
+
+
+def test_layer_effects(tiny_backbone, clip):
+    found = layer_effects(tiny_backbone, clip, PROMPTS, drop(), [1, 4], steps=2, batch=2, progress=False)
+    assert found.table.layer.isna().tolist() == [True, False, False]
+    assert found.table.layer.dropna().tolist() == [1, 4]
+    asked = {"steps": 2, "progress": False}
+    plain = tiny_backbone.generate(PROMPTS, seed=[0, 1, 2], **asked)
+    # batches of another size may differ in the last bit
+    difference = np.abs(np.asarray(found.pictures[None][2], int) - np.asarray(plain[2], int))
+    assert difference.max() <= 1
+    with perturb(tiny_backbone, drop(), 4):
+        edited = tiny_backbone.generate(PROMPTS[:2], seed=[0, 1], **asked)
+    assert same(found.pictures[4][:2], edited)
+    first, row = found.table.iloc[0], found.table.iloc[2]
+    assert first["CLIP-I"] == pytest.approx(1, abs=1e-5) and first["features"] == pytest.approx(1, abs=1e-5)
+    vectors = [clip.embed_images(found.pictures[key]) for key in (None, 4)]
+    assert row["CLIP-I"] == pytest.approx((vectors[0] * vectors[1]).sum(-1).mean().item(), abs=1e-5)
+    assert row["CLIP-T"] == pytest.approx(clip_scores(vectors[1], clip.embed_texts(PROMPTS)).mean().item(), abs=1e-6)
+    patches = [clip.embed_patches(found.pictures[key]) for key in (None, 4)]
+    cosines = torch.nn.functional.cosine_similarity(*patches, dim=-1)
+    assert row["features"] == pytest.approx(cosines.mean().item(), abs=1e-5)
+    assert row["features"] < 1
+
+
+def test_guidance_effects(tiny_backbone, clip):
+    prompts = PROMPTS[:2]
+    found = guidance_effects(
+        tiny_backbone, clip, prompts, blur(), [0, 3], [0.0, 2.0], [1.0, 4.0], steps=2, progress=False
+    )
+    table = found.table.set_index(["layer", "scale", "guidance_scale"])
+    assert table.forwards.to_dict() == {
+        (layer, scale, cfg): 1 + (scale > 0) + (cfg > 1)
+        for layer in (0, 3)
+        for scale in (0.0, 2.0)
+        for cfg in (1.0, 4.0)
+    }
+    assert found.pictures[0, 0.0, 4.0] is found.pictures[3, 0.0, 4.0]
+    with perturbed_guidance(tiny_backbone, blur(), 3, 2.0):
+        wanted = tiny_backbone.generate(prompts, seed=[0, 1], steps=2, guidance_scale=4.0, progress=False)
+    assert same(found.pictures[3, 2.0, 4.0], wanted)
+    assert not same(found.pictures[3, 2.0, 4.0], found.pictures[3, 0.0, 4.0])
+
+
+def test_prompts_are_a_list(tiny_backbone, clip):
+    with pytest.raises(InputError, match="expected a list of prompts, got 'a cat'"):
+        layer_effects(tiny_backbone, clip, "a cat", blur())

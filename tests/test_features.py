@@ -1,0 +1,124 @@
+"""Features, norms and budgets against values worked out by hand and the materialised attention."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from seg4diff_tools.attention import intercept
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.features import (
+    attention_budget,
+    explained_variance,
+    image_features,
+    pca_colours,
+    token_labels,
+    value_norms,
+)
+
+
+@pytest.fixture(scope="module")
+def given(tiny_backbone):
+    """Three latents of 6 x 7 tokens and their prompts."""
+    latents = torch.randn(3, 16, 12, 14, generator=torch.Generator().manual_seed(5))
+    return latents, tiny_backbone.encode_prompt(["a cat and a dog", "a red car", "two cats near a tree"])
+
+
+@pytest.fixture(scope="module")
+def calls(tiny_backbone, given):
+    """The attention of every layer, image by image."""
+    seen = []
+    latents, prompts = given
+    for latent, prompt in zip(latents, prompts, strict=True):
+        layers = []
+        with intercept(tiny_backbone.transformer, layers.append):
+            tiny_backbone.denoise(*tiny_backbone.noised(latent[None], 8), prompt)
+        seen.append(layers)
+    return seen
+
+
+def test_features_are_those_of_the_attention(tiny_backbone, given, calls):
+    found = image_features(tiny_backbone, *given, layers=[1, 3], batch=2)
+    assert found.dims == ("image", "layer", "kind", "y", "x", "channel")
+    assert dict(found.sizes) == {"image": 3, "layer": 2, "kind": 3, "y": 6, "x": 7, "channel": 60}
+    key = calls[2][3].key[0, :, calls[2][3].image]
+    wanted = key.permute(1, 0, 2).reshape(6, 7, 60)
+    assert_allclose(found.isel(image=2).sel(layer=3, kind="key"), wanted, atol=1e-5)
+
+
+def test_value_norms(tiny_backbone, given, calls):
+    table = value_norms(tiny_backbone, *given, batch=2).set_index(["layer", "head", "tokens"]).norm
+    assert len(table) == 5 * 4 * 3
+    values = torch.cat([image[2].value for image in calls])
+    image, text = calls[0][2].image, calls[0][2].text
+    assert_allclose(table[2, 1, "image"], values[:, 1, image].norm(dim=-1).mean(), rtol=1e-5)
+    assert_allclose(
+        table[2, "all", "text"], values[:, :, text].transpose(1, 2).flatten(2).norm(dim=-1).mean(), rtol=1e-5
+    )
+    words = torch.cat([v[1, text][list(p.indices("word"))] for v, p in zip(values, given[1], strict=True)])
+    assert_allclose(table[2, 1, "words"], words.norm(dim=-1).mean(), rtol=1e-5)
+
+
+def test_attention_budget(tiny_backbone, given, calls):
+    table = attention_budget(tiny_backbone, *given, [8], batch=2, progress=False)
+    share = table.set_index(["layer", "query", "key"]).share
+    for query in ("image", "text"):
+        assert_allclose([share[i, query, "image"] + share[i, query, "text"] for i in range(5)], 1, atol=1e-6)
+        parts = sum(
+            share.xs((query, part), level=("query", "key")) for part in ("words", "start and end", "pads", "zeros")
+        )
+        assert_allclose(parts, share.xs((query, "text"), level=("query", "key")), atol=1e-6)
+    full = [(c.query @ c.key.mT * c.scale).softmax(-1) for c in (image[3] for image in calls)]
+    call, words = calls[0][3], [list(p.indices("word")) for p in given[1]]
+    wanted = [a[0, :, call.image, call.text][..., w].sum(-1).mean() for a, w in zip(full, words, strict=True)]
+    assert_allclose(share[3, "image", "words"], np.mean(wanted), atol=1e-6)
+    wanted = [a[0, :, call.text, call.image].sum(-1).mean() for a in full]
+    assert_allclose(share[3, "text", "image"], np.mean(wanted), atol=1e-6)
+    uniform = table.drop_duplicates("key").set_index("key").uniform
+    assert_allclose(uniform["image"], 42 / (42 + 154))
+    assert_allclose(uniform["zeros"], 77 / (42 + 154))
+    assert_allclose(uniform["words"], np.mean([len(w) for w in words]) / (42 + 154))
+
+
+def test_explained_variance_by_hand():
+    features = np.array([[0.0], [2.0], [10.0], [12.0]])
+    # between 100, within 4, total 104; adjusted for 2 groups of 4 tokens
+    assert_allclose(explained_variance(features, np.array([7, 7, 1, 1])), 1 - (4 / 104) * 3 / 2)
+    assert_allclose(explained_variance(features, np.array([1, 2, 1, 2])), 1 - (100 / 104) * 3 / 2)
+
+
+def test_groups_that_mean_nothing_explain_nothing():
+    rng = np.random.default_rng(0)
+    features, groups = rng.normal(size=(3000, 11)), rng.integers(0, 300, 3000)
+    assert abs(explained_variance(features, groups)) < 0.02
+
+
+def test_bad_groups():
+    with pytest.raises(InputError, match="fewer groups than tokens"):
+        explained_variance(np.zeros((3, 2)), np.arange(3))
+    with pytest.raises(InputError, match="features that vary"):
+        explained_variance(np.ones((3, 2)), np.zeros(3, int))
+
+
+def test_pca_colours_are_shared_by_images():
+    rng = np.random.default_rng(1)
+    classes = rng.integers(0, 3, size=(2, 5, 7))
+    features = (np.eye(3, 13)[classes] * [5]).astype(np.float32) + rng.normal(scale=0.01, size=(2, 5, 7, 13)).astype(
+        "f"
+    )
+    colours = pca_colours(features)
+    assert colours.shape == (2, 5, 7, 3) and colours.min() == 0 and colours.max() == 1
+    first = [colours[0][classes[0] == c].mean(0) for c in range(3)]
+    second = [colours[1][classes[1] == c].mean(0) for c in range(3)]
+    # the third component is noise
+    assert_allclose(np.array(first)[:, :2], np.array(second)[:, :2], atol=0.05)
+
+
+def test_token_labels_by_hand():
+    labels = torch.tensor([[0, 0, 2, 2, 1, 1], [0, 1, 2, 1, 1, 1]])
+    assert token_labels(labels, (1, 3)).tolist() == [[0, 2, 1]]
+
+
+def test_prompts_have_to_fit(tiny_backbone, given):
+    with pytest.raises(InputError, match="one prompt for each image, got 2 for 3"):
+        value_norms(tiny_backbone, given[0], given[1][:2])

@@ -1,0 +1,161 @@
+"""Edits of image-to-text attention against the materialised softmax, and guidance by them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from seg4diff_tools.attention import intercept
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.perturb import average, blur, drop, edited_output, perturb, perturbed_guidance, swap
+from seg4diff_tools.recorder import AttentionRecorder
+
+EDITS = {
+    "blur": blur(),
+    "narrow blur": blur(0.7, 3),
+    "drop all": drop(),
+    "drop some": drop([1, 5]),
+    "drop, nothing kept": drop(keep="nothing"),
+    "swap": swap([1], [3, 4]),
+    "average": average([2, 3, 7]),
+}
+
+
+def inputs(backbone, batch: int = 3):
+    prompts = backbone.encode_prompt(["a cat and a dog", "a red car", "two cats near a tree"][:batch])
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn(batch, *backbone.latent_shape, generator=generator)
+    return latents, torch.full((batch,), 515.0), prompts
+
+
+def materialised(call, edit):
+    """The definition: the full softmax, its image-to-text block times M, rows scaled as the edit says, times V."""
+    query, key, value = (x.double() for x in (call.query, call.key, call.value))
+    attention = (query @ key.mT * call.scale).softmax(-1)
+    before = attention[:, :, call.image, call.text]
+    after = before @ edit.matrix(call.text_tokens).double()
+    if edit.keep == "text":
+        after = after * (before.sum(-1, keepdim=True) / after.sum(-1, keepdim=True))
+    edited = attention.clone()
+    edited[:, :, call.image, call.text] = after
+    if edit.keep == "joint":
+        edited[:, :, call.image] /= edited[:, :, call.image].sum(-1, keepdim=True)
+    return edited @ value
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("dual", [False, True])
+def test_edit_is_exact(build_backbone, edit, dual):
+    backbone = build_backbone(dual_attention_layers=(0, 1) if dual else ())
+    seen = []
+
+    def both(call):
+        seen.append((edited_output(call, edit), materialised(call, edit)))
+
+    with intercept(backbone.transformer, both):
+        backbone.denoise(*inputs(backbone))
+    assert len(seen) == backbone.layers
+    # what little an image token leaves to others is scaled up where text is dropped, and rounding with it
+    tolerance = 1e-4 if edit.keep == "joint" else 1e-5
+    for found, wanted in seen:
+        assert_close(found.double(), wanted, rtol=0, atol=tolerance)
+
+
+def test_blur_by_hand():
+    matrix = blur(sigma=1.0, kernel=3).matrix(4).double()
+    side = torch.exp(torch.tensor(-0.5, dtype=torch.float64))
+    middle, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
+    row = torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    # the first token reads its neighbour twice, once reflected at the edge
+    assert_close(row @ matrix, torch.stack([2 * side, middle, side, side * 0])[None])
+
+
+def test_swap_and_average_by_hand():
+    attention = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    assert_close(attention @ swap([0], [2]).matrix(4), torch.tensor([[0.3, 0.2, 0.1, 0.4]]))
+    assert_close(attention @ swap([0], [2, 3]).matrix(4), torch.tensor([[0.7, 0.2, 0.05, 0.05]]))
+    assert_close(attention @ average([1, 2]).matrix(4), torch.tensor([[0.1, 0.25, 0.25, 0.4]]))
+    assert_close(attention @ drop([3]).matrix(4), torch.tensor([[0.1, 0.2, 0.3, 0.0]]))
+
+
+def test_perturb_changes_only_what_follows_its_layer(tiny_backbone):
+    given = inputs(tiny_backbone)
+    with AttentionRecorder(tiny_backbone) as plain:
+        before = tiny_backbone.denoise(*given)
+    with AttentionRecorder(tiny_backbone) as edited, perturb(tiny_backbone, drop(), layers=2):
+        after = tiny_backbone.denoise(*given)
+    assert not torch.equal(before, after)
+    same = [(plain.maps.sel(layer=i).values == edited.maps.sel(layer=i).values).all() for i in range(5)]
+    assert same == [True, True, True, False, False]
+    assert torch.equal(tiny_backbone.denoise(*given), before)
+
+
+def test_swapping_words_of_one_meaning_changes_nothing(tiny_backbone):
+    latents, timestep, _ = inputs(tiny_backbone, 1)
+    prompt = tiny_backbone.encode_prompt("a cat")
+    identity = average([prompt.tokens[3].index])
+    plain = tiny_backbone.denoise(latents, timestep, prompt)
+    with perturb(tiny_backbone, identity):
+        assert_close(tiny_backbone.denoise(latents, timestep, prompt), plain, rtol=0, atol=1e-5)
+
+
+def test_guidance_of_one_forward(tiny_backbone):
+    given = inputs(tiny_backbone)
+    plain = tiny_backbone.denoise(*given)
+    with perturb(tiny_backbone, blur(), [1, 3]):
+        worse = tiny_backbone.denoise(*given)
+    with perturbed_guidance(tiny_backbone, blur(), [1, 3], scale=2.5):
+        guided = tiny_backbone.denoise(*given)
+    assert_close(guided, plain + 2.5 * (plain - worse))
+    assert torch.equal(tiny_backbone.denoise(*given), plain)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_guidance_inside_the_pipeline(tiny_backbone, guidance_scale):
+    """One step of sampling: what the scheduler gets is the formula."""
+    prompt, empty = tiny_backbone.encode_prompt("a cat and a dog"), tiny_backbone.encode_prompt("")
+    asked = {"steps": 1, "guidance_scale": guidance_scale, "seed": 3}
+    timestep = tiny_backbone.schedule(1)[0]
+    start = torch.randn(1, *tiny_backbone.latent_shape, generator=torch.Generator().manual_seed(3))
+    seen = []
+    with perturbed_guidance(tiny_backbone, drop(), 2, scale=1.5), AttentionRecorder(tiny_backbone) as recorder:
+        tiny_backbone.generate(prompt, **asked, progress=False, callback=lambda *step: seen.append(step[-1].clone()))
+    good = tiny_backbone.denoise(start, timestep, prompt)
+    none = tiny_backbone.denoise(start, timestep, empty)
+    with perturb(tiny_backbone, drop(), 2):
+        worse = tiny_backbone.denoise(start, timestep, prompt)
+    guided = (none + guidance_scale * (good - none) if guidance_scale > 1 else good) + 1.5 * (good - worse)
+    assert_close(seen[0], start - guided, rtol=1e-4, atol=1e-5)
+    assert recorder.maps.sizes["step"] == 1  # the further forward is no step of its own
+
+
+def test_nothing_is_left_behind(tiny_backbone):
+    given = inputs(tiny_backbone)
+    plain = tiny_backbone.denoise(*given)
+    wrong = perturbed_guidance(tiny_backbone, drop([154]), 0, scale=1.0)
+    with pytest.raises(InputError, match="expected text tokens from 0 to 153"), wrong:
+        tiny_backbone.denoise(*given)
+    assert torch.equal(tiny_backbone.denoise(*given), plain)
+    assert not tiny_backbone.transformer._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: blur(sigma=0.0), "positive sigma"),
+        (lambda: blur(kernel=4), "odd kernel"),
+        (lambda: blur(kernel=9).matrix(4), "reflect"),
+        (lambda: swap([1, 2], [2]), "no token in common"),
+        (lambda: drop([]).matrix(4), "each one once"),
+        (lambda: average([1, 1]).matrix(4), "each one once"),
+    ],
+)
+def test_bad_edits(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_bad_guidance(tiny_backbone):
+    with pytest.raises(InputError, match="at least 0"), perturbed_guidance(tiny_backbone, blur(), 0, scale=-1.0):
+        pass
+    with pytest.raises(InputError, match="There is no layer 5"), perturb(tiny_backbone, blur(), 5):
+        pass
