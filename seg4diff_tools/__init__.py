@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "attention": ("JointAttention", "attention_with_lse", "intercept"),
     "backbones": ("Backbone", "load_backbone"),
+    "cache": ("remember",),
     "charts": (),
     "clipscore": ("Clip", "load_clip"),
     "datasets": ("Sample",),

@@ -17,11 +17,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm.auto import trange
 
 from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.clipscore import Clip, clip_scores, retrieval_accuracy
 from seg4diff_tools.drawings import concepts
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.scenes import Scene, SceneConfig, Scenes, scene
-from seg4diff_tools.sweeps import SCORES, _model_fingerprint, layer_step_sweep
+from seg4diff_tools.sweeps import SCORES, layer_step_sweep
 
 PAPER_STEP = 8
 """Steps from the end, of 28, at which the paper segments."""
@@ -132,7 +133,7 @@ def measure(
 
 def _key(backbone: Backbone, config: SceneConfig, steps: int) -> str:
     """Tells apart what one folder of counts must not mix."""
-    parts = (backbone.name, _model_fingerprint(backbone), backbone.dtype, config, steps)
+    parts = (backbone.name, model_fingerprint(backbone), backbone.dtype, config, steps)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

@@ -14,15 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import ConfigMixin
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import Fit, open_images
@@ -128,7 +127,7 @@ def layer_step_sweep(
             raise InputError(f"expected {name}, each one once, got {list(values)}")
     settings = {
         "model": backbone.name,
-        "fingerprint": _model_fingerprint(backbone),
+        "fingerprint": model_fingerprint(backbone),
         "protocol": "present" if vocabulary is None else "full",
         "vocabulary": None if vocabulary is None else list(vocabulary),
         "blocks": list(blocks),
@@ -317,23 +316,6 @@ def _fingerprint(sample: Sample, picture: Image.Image) -> str:
     content = hashlib.sha256(picture.tobytes())
     content.update(np.asarray(sample.label_map).astype(np.int64).tobytes())
     content.update(repr((list(sample.class_names), _stuff(sample))).encode())
-    return content.hexdigest()
-
-
-def _model_fingerprint(backbone: Backbone) -> str:
-    """Tells a model from its next checkpoint: a few values of every weight, the vocabularies and the configurations."""
-    content, device = hashlib.sha256(), backbone.device
-    for _, part in sorted(backbone.pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            few = [weight.detach().flatten()[:: max(1, weight.numel() // 8)].float() for weight in part.parameters()]
-            # weights that are offloaded to disk have no values here
-            few = [values.to(device) for values in few if not values.is_meta]
-            content.update(torch.cat(few).cpu().numpy().tobytes() if few else b"")
-        if isinstance(part, PreTrainedTokenizerBase):
-            content.update(repr(sorted(part.get_vocab().items())).encode())
-        if isinstance(part, ConfigMixin):
-            public = {key: value for key, value in part.config.items() if not key.startswith("_")}
-            content.update(repr(sorted(public.items())).encode())
     return content.hexdigest()
 
 

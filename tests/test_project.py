@@ -25,7 +25,7 @@ FLOORS = [
     {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
     | {"prompt_lists", "textures"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"features", "perturb", "recorder"},
+    {"cache", "features", "perturb", "recorder"},
     {"effects", "pretrain", "segmentation"},
     {"grouping", "heads", "sweeps", "widgets"},
     {"quality"},
