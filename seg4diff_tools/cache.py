@@ -47,8 +47,7 @@ def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Resu
     """
     named = {name: value for name, value in kwargs.items() if name != "progress"}
     content = hashlib.sha256(_package().encode())
-    for part in (function, args, named):
-        _add(content, part)
+    _add(content, [function, args, named])
     path = folder() / f"{getattr(function, '__name__', 'result')}-{content.hexdigest()[:24]}.joblib"
     if path.exists():
         try:
@@ -60,9 +59,9 @@ def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Resu
             return result
     result = function(*args, **kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    joblib.dump(result, part, compress=3)
-    os.replace(part, path)
+    partial = path.with_suffix(f".{os.getpid()}")
+    joblib.dump(result, partial, compress=3)
+    os.replace(partial, path)
     _prune(path.parent)
     return result
 
