@@ -35,7 +35,8 @@ def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Resu
     """What `function(*args, **kwargs)` returns: from disk where the very same was computed before, else computed and kept.
 
     The key holds the function's own source, all of this package's source, the versions of torch and diffusers, and every
-    argument by its content: a model by its weights, a picture by its pixels. Whatever changes, the result is made anew.
+    argument by its content: a picture by its pixels, a model by a few values of each of its weights. Whatever changes, the
+    result is made anew.
     Results lie in `SEG4DIFF_CACHE`, or in the user's cache folder; deleting them costs time alone.
 
     Args:
