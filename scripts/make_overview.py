@@ -7,7 +7,7 @@ from PIL import Image
 
 from seg4diff_tools import load_backbone, plots, scenes, segment
 
-SCENE = 23  # of the gallery
+SCENE = 21  # of the gallery
 OUT = Path(__file__).parents[1] / "book" / "images" / "overview.png"
 
 

@@ -117,16 +117,17 @@ def score_map(
     frames, buttons = [], []
     for number, score in enumerate(scores):
         cells = table.pivot(index=y, columns=x, values=score)
-        values = ((100 if percent else 1) * cells.to_numpy(dtype=np.float64)).round(1)
-        unit = " %" if percent else ""
+        values = cells.to_numpy(dtype=np.float64)
+        values = (100 * values).round(1) if percent else values.round(4)
+        unit, digits = (" %", ".1f") if percent else ("", ".3g")
         figure.add_heatmap(
             x=[str(value) for value in cells.columns],
             y=[str(value) for value in cells.index],
             z=values.astype(np.float32),
             colorscale="Viridis",
             colorbar={"title": _score_title([score], percent), "title_side": "right"},
-            texttemplate="%{z:.0f}" if values.size <= 200 else None,
-            hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{score} %{{z:.1f}}{unit}<extra></extra>",
+            texttemplate=("%{z:.0f}" if percent else "%{z:.2f}") if values.size <= 200 else None,
+            hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{score} %{{z:{digits}}}{unit}<extra></extra>",
             visible=number == 0,
         )
         row, column = np.unravel_index(np.nanargmax(values), values.shape)

@@ -152,7 +152,9 @@ def merge_maps(
     """
     if len(maps) == 0 or threshold < 0:
         raise InputError(f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}")
-    logs = minmax(maps.float()).flatten(1).log_softmax(-1)
+    # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
+    exact = torch.float32 if maps.device.type == "mps" else torch.float64
+    logs = minmax(maps.to(exact)).flatten(1).log_softmax(-1)
     members = torch.eye(len(maps))
     for _ in range(rounds):
         near = _divergences(logs).cpu() <= threshold
@@ -170,7 +172,7 @@ def merge_maps(
         members = chosen @ members
         if len(groups) == len(near):
             break
-    return logs.exp().unflatten(-1, maps.shape[-2:]), members.argmax(0)
+    return logs.exp().float().unflatten(-1, maps.shape[-2:]), members.argmax(0)
 
 
 def _divergences(logs: Float[Tensor, "map place"]) -> Float[Tensor, "map map"]:
