@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
-import torch
 from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.clipscore import Clip, clip_scores
+from seg4diff_tools.clipscore import Clip, TextVectors, clip_scores
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.perturb import Edit, perturb, perturbed_guidance
 
@@ -62,9 +62,8 @@ def layer_effects(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, there with DINO for features.
     """
-    _check(prompts)
     wanted = [None, *(range(backbone.layers) if layers is None else layers)]
-    texts, rows, pictures = clip.embed_texts(list(prompts)), [], {}
+    texts, rows, pictures = _embed(clip, prompts), [], {}
     with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         for layer in wanted:
             with nullcontext() if layer is None else perturb(backbone, edit, layer):
@@ -115,26 +114,28 @@ def guidance_effects(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 6 and 32.
     """
-    _check(prompts)
-    texts, rows, pictures = clip.embed_texts(list(prompts)), [], {}
-    settings = [(layer, scale, cfg) for cfg in guidance_scales for scale in scales for layer in layers]
-    runs = len({(scale and layer, scale, cfg) for layer, scale, cfg in settings})
+    texts, rows, pictures = _embed(clip, prompts), [], {}
+    settings = list(product(guidance_scales, scales, layers))
+    unguided = guidance_scales if 0 in scales else ()
+    runs = len(unguided) + sum(scale > 0 for _, scale, _ in settings)
     with tqdm(total=runs * len(prompts), unit="picture", disable=not progress, desc="guidance") as bar:
-        for layer, scale, cfg in settings:
-            same = next((key for key in pictures if scale == 0 and key[1:] == (scale, cfg)), None)
-            if same is None:
-                with perturbed_guidance(backbone, edit, layer, scale) if scale else nullcontext():
-                    pictures[layer, scale, cfg] = _generate(backbone, prompts, steps, cfg, batch, bar)
+        plain = {cfg: _generate(backbone, prompts, steps, cfg, batch, bar) for cfg in unguided}
+        for cfg, scale, layer in settings:
+            if scale == 0:
+                made = plain[cfg]
             else:
-                pictures[layer, scale, cfg] = pictures[same]
-            score = clip_scores(clip.embed_images(pictures[layer, scale, cfg]), texts).mean().item()
+                with perturbed_guidance(backbone, edit, layer, scale):
+                    made = _generate(backbone, prompts, steps, cfg, batch, bar)
+            score = clip_scores(clip.embed_images(made), texts).mean().item()
             rows.append((layer, scale, cfg, score, 1 + (cfg > 1) + (scale > 0)))
+            pictures[layer, scale, cfg] = made
     return Effects(pd.DataFrame(rows, columns=["layer", "scale", "guidance_scale", "CLIP-T", "forwards"]), pictures)
 
 
-def _check(prompts: Sequence[str]) -> None:
+def _embed(clip: Clip, prompts: Sequence[str]) -> TextVectors:
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"expected a list of prompts, got {prompts!r}")
+    return clip.embed_texts(list(prompts))
 
 
 def _generate(
@@ -144,7 +145,6 @@ def _generate(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         seeds = list(range(start, start + len(part)))
-        with torch.no_grad():
-            made += backbone.generate(part, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False)
+        made += backbone.generate(part, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False)
         bar.update(len(part))
     return made

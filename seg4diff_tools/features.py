@@ -1,6 +1,6 @@
 """What lies under the maps: queries, keys and values of image tokens, norms of values, and who attends to whom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,8 @@ from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.prompts import Prompt
 
-Kind = Literal["query", "key", "value"]
-KINDS: tuple[Kind, ...] = ("query", "key", "value")
+Projection = Literal["query", "key", "value"]
+PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
 TEXT_PARTS = {"words": ("word",), "start and end": ("start", "end"), "pads": ("pad",), "zeros": ("zero",)}
 """What the text tokens consist of: kinds of `prompts.Token`."""
 
@@ -32,7 +32,7 @@ def image_features(
     prompts: Sequence[Prompt],
     *,
     layers: Sequence[int] | None = None,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[Projection] = PROJECTIONS,
     steps_from_end: int = 8,
     steps: int = 28,
     seed: int = 0,
@@ -60,16 +60,13 @@ def image_features(
     wanted = list(range(backbone.layers) if layers is None else layers)
     channels = backbone.transformer.config.attention_head_dim * backbone.heads
     values = np.empty((len(latents), len(wanted), len(kinds), rows, columns, channels), np.float32)
-    for part, noisy, timestep in _forwards(backbone, latents, prompts, steps_from_end, steps, seed, batch):
 
-        def store(call: JointAttention, part=part) -> None:
-            for index, kind in enumerate(kinds):
-                tokens = getattr(call, kind)[:, :, call.image].transpose(1, 2).flatten(2)
-                found = tokens.float().cpu().unflatten(1, (rows, columns)).numpy()
-                values[part.start : part.stop, wanted.index(call.layer), index] = found
+    def store(call: JointAttention, part: slice) -> None:
+        for index, kind in enumerate(kinds):
+            tokens = getattr(call, kind)[:, :, call.image].transpose(1, 2).flatten(2)
+            values[part, wanted.index(call.layer), index] = tokens.float().cpu().unflatten(1, (rows, columns)).numpy()
 
-        with intercept(backbone.transformer, store, layers=wanted, stop_after=max(wanted)):
-            backbone.denoise(noisy, timestep, prompts[part])
+    _observe(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, layers=wanted)
     coords = {"layer": wanted, "kind": list(kinds)}
     return xr.DataArray(values, coords, ("image", "layer", "kind", "y", "x", "channel"), name="features")
 
@@ -164,26 +161,24 @@ def value_norms(
     """
     sums: dict[tuple[int, str], Tensor] = {}
     counts: dict[tuple[int, str], int] = {}
-    for part, noisy, timestep in _forwards(backbone, latents, prompts, steps_from_end, steps, seed, batch):
 
-        def add(call: JointAttention, part=part) -> None:
-            squares = call.value.float().square().sum(-1).cpu()
-            # heads on their own, then all of them together
-            norms = torch.cat([squares, squares.sum(1, keepdim=True)], 1).sqrt()
-            text = norms[:, :, call.text]
-            words = [text[row][:, list(p.indices("word"))] for row, p in enumerate(prompts[part])]
-            found = {
-                "image": norms[:, :, call.image].transpose(0, 1).flatten(1),
-                "text": text.transpose(0, 1).flatten(1),
-                "words": torch.cat(words, 1),
-            }
-            for name, values in found.items():
-                key = call.layer, name
-                sums[key] = sums.get(key, 0) + values.double().sum(1)
-                counts[key] = counts.get(key, 0) + values.shape[1]
+    def add(call: JointAttention, part: slice) -> None:
+        squares = call.value.float().square().sum(-1).cpu()
+        # heads on their own, then all of them together
+        norms = torch.cat([squares, squares.sum(1, keepdim=True)], 1).sqrt()
+        text = norms[:, :, call.text]
+        words = [text[row][:, list(p.indices("word"))] for row, p in enumerate(prompts[part])]
+        found = {
+            "image": norms[:, :, call.image].transpose(0, 1).flatten(1),
+            "text": text.transpose(0, 1).flatten(1),
+            "words": torch.cat(words, 1),
+        }
+        for name, values in found.items():
+            key = call.layer, name
+            sums[key] = sums.get(key, 0) + values.double().sum(1)
+            counts[key] = counts.get(key, 0) + values.shape[1]
 
-        with intercept(backbone.transformer, add):
-            backbone.denoise(noisy, timestep, prompts[part])
+    _observe(backbone, latents, prompts, add, steps_from_end, steps, seed, batch)
     heads = [*range(backbone.heads), "all"]
     rows = [
         (layer, head, name, norm)
@@ -231,44 +226,52 @@ def attention_budget(
     ]
     with tqdm(total=len(latents) * len(steps_from_end), unit="forward", disable=not progress, desc="budget") as bar:
         for step in steps_from_end:
-            for part, noisy, timestep in _forwards(backbone, latents, prompts, step, steps, seed, batch):
 
-                def add(call: JointAttention, part=part, step=step) -> None:
-                    keys = call.image_tokens + call.text_tokens
-                    for query, block in (("image", "i2t"), ("text", "t2t")):
-                        columns = call.head_mean(block).mean(1).double().cpu()
-                        for row, kinds in enumerate(parts[part]):
-                            shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
-                            counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
-                            whole = columns[row].sum().item()
-                            shares |= {"text": whole, "image": 1 - whole}
-                            counts |= {"text": call.text_tokens / keys, "image": call.image_tokens / keys}
-                            for name, share in shares.items():
-                                key = call.layer, step, query, name
-                                totals[key] = totals.get(key, 0.0) + share / len(latents)
-                                if (call.layer, step, query) == (0, steps_from_end[0], "image"):
-                                    uniform[name] = uniform.get(name, 0.0) + counts[name] / len(latents)
+            def add(call: JointAttention, part: slice, step=step) -> None:
+                keys = call.image_tokens + call.text_tokens
+                for query, block in (("image", "i2t"), ("text", "t2t")):
+                    columns = call.head_mean(block).mean(1).double().cpu()
+                    for row, kinds in enumerate(parts[part]):
+                        shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
+                        counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
+                        whole = columns[row].sum().item()
+                        shares |= {"text": whole, "image": 1 - whole}
+                        counts |= {"text": call.text_tokens / keys, "image": call.image_tokens / keys}
+                        for name, share in shares.items():
+                            key = call.layer, step, query, name
+                            totals[key] = totals.get(key, 0.0) + share / len(latents)
+                            if (call.layer, step, query) == (0, steps_from_end[0], "image"):
+                                uniform[name] = uniform.get(name, 0.0) + counts[name] / len(latents)
+                if call.layer == backbone.layers - 1:
+                    bar.update(part.stop - part.start)
 
-                with intercept(backbone.transformer, add):
-                    backbone.denoise(noisy, timestep, prompts[part])
-                bar.update(len(noisy))
+            _observe(backbone, latents, prompts, add, step, steps, seed, batch)
     names = ["layer", "steps_from_end", "query", "key"]
     table = pd.DataFrame([(*key, share) for key, share in totals.items()], columns=[*names, "share"])
     return table.assign(uniform=table["key"].map(uniform)).sort_values(names, ignore_index=True)
 
 
-def _forwards(
+def _observe(
     backbone: Backbone,
     latents: Latents,
     prompts: Sequence[Prompt],
+    on_attention: Callable[[JointAttention, slice], None],
     steps_from_end: int,
     steps: int,
     seed: int,
     batch: int,
-) -> Iterator[tuple[slice, Latents, Float[Tensor, " batch"]]]:
-    """Which images come next, their noised latents and their timesteps."""
+    layers: Sequence[int] | None = None,
+) -> None:
+    """Shows an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
     if len(prompts) != len(latents) or len(latents) == 0:
         raise InputError(f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images")
     for start in range(0, len(latents), batch):
         part = slice(start, min(start + batch, len(latents)))
-        yield part, *backbone.noised(latents[part], steps_from_end, steps, seed)
+        noisy, timestep = backbone.noised(latents[part], steps_from_end, steps, seed)
+        stop = None if layers is None else max(layers)
+
+        def see(call: JointAttention, part=part) -> None:
+            on_attention(call, part)
+
+        with intercept(backbone.transformer, see, layers=layers, stop_after=stop):
+            backbone.denoise(noisy, timestep, prompts[part])

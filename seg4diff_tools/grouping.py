@@ -18,9 +18,9 @@ from seg4diff_tools.attention import JointAttention, intercept
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import Fit, ImageLike, open_images
-from seg4diff_tools.prompts import Kind
-from seg4diff_tools.segmentation import check_layers, label_frame
+from seg4diff_tools.images import Fit, ImageLike
+from seg4diff_tools.prompts import Kind, Prompt
+from seg4diff_tools.segmentation import check_layers, open_framed
 
 THRESHOLD = 0.035
 """Of the released configuration; the released class sets 0.1."""
@@ -81,28 +81,13 @@ def group(
 
     Source: Seg4Diff, arXiv 2509.18096, section 4.3.
     """
-    pictures = open_images(image)
-    if len(pictures) != 1:
-        raise InputError(f"expected one image, got {len(pictures)}: call group for each of them")
+    picture, frame, size, centres = open_framed(backbone, image, fit)
     (layer,) = check_layers(backbone, [layer])
-    left, top, right, bottom = label_frame(backbone, (pictures[0].height, pictures[0].width), fit)
     encoded = backbone.encode_prompt(prompt, zero_tokens=zero_tokens)
     tokens = encoded.indices(*kinds)
-    maps = read_token_maps(
-        backbone,
-        backbone.encode_image(pictures, fit=fit),
-        layer,
-        tokens,
-        steps_from_end,
-        steps,
-        prompt,
-        seed,
-        zero_tokens,
-    )[0]
+    latents = backbone.encode_image(picture, fit=fit)
+    maps = read_token_maps(backbone, latents, encoded, [layer], tokens, steps_from_end, steps, seed)[0, 0]
     proposals, groups = masks.merge_maps(maps, threshold, rounds)
-    height, width = bottom - top, right - left
-    rows, columns = maps.shape[-2:]
-    places = {"y": (np.arange(rows) + 0.5) * height / rows, "x": (np.arange(columns) + 0.5) * width / columns}
     settings = {
         "model": backbone.name,
         "layer": layer,
@@ -113,17 +98,19 @@ def group(
         "prompt": prompt,
         "kinds": tuple(kinds),
         "fit": fit,
-        "frame": (left, top, right, bottom),
+        "frame": frame,
         "seed": seed,
         "zero_tokens": zero_tokens,
         "protocol": "unsupervised, greedy merging of token maps (Seg4Diff, Table 2)",
     }
     return Grouping(
-        label_map=masks.label_map(proposals, (height, width)).cpu().numpy(),
+        label_map=masks.label_map(proposals, size).cpu().numpy(),
         proposals=xr.DataArray(
-            proposals.cpu().numpy(), {"group": range(len(proposals)), **places}, ("group", "y", "x"), name="proposals"
+            proposals.cpu().numpy(), {"group": range(len(proposals)), **centres}, ("group", "y", "x"), name="proposals"
         ),
-        token_maps=xr.DataArray(maps.cpu().numpy(), {"token": list(tokens), **places}, ("token", "y", "x"), name="i2t"),
+        token_maps=xr.DataArray(
+            maps.cpu().numpy(), {"token": list(tokens), **centres}, ("token", "y", "x"), name="i2t"
+        ),
         groups=groups.numpy(),
         settings=MappingProxyType(settings),
     )
@@ -132,38 +119,39 @@ def group(
 def read_token_maps(
     backbone: Backbone,
     latents: Float[Tensor, "image channel row column"],
-    layer: int,
+    prompt: Prompt,
+    layers: Sequence[int],
     tokens: Sequence[int],
     steps_from_end: int = 8,
     steps: int = 28,
-    prompt: str = "",
     seed: int = 0,
-    zero_tokens: int = 77,
-) -> Float[Tensor, "image token y x"]:
-    """What image tokens give to some text tokens of one prompt, mean over heads; the forward stops in the layer.
+) -> Float[Tensor, "image layer token y x"]:
+    """What image tokens give to some text tokens of one prompt, mean over heads; one forward reads all layers.
 
     Args:
         backbone: the model.
         latents: encoded images, without noise.
-        layer: 0-based.
+        prompt: encoded, the same for all images.
+        layers: 0-based; the forward stops in the last one.
         tokens: positions in the text.
-        steps_from_end, steps, prompt, seed, zero_tokens: as in `group`.
+        steps_from_end, steps, seed: as in `group`.
 
     Raises:
         InputError: no tokens, or as in `Backbone.noised`.
     """
     if len(tokens) == 0:
-        raise InputError(f"expected text tokens to make maps of, the prompt '{prompt}' has none of the wanted kinds")
-    found = []
+        raise InputError(
+            f"expected text tokens to make maps of, the prompt '{prompt.text}' has none of the wanted kinds"
+        )
+    found: dict[int, Tensor] = {}
 
     def store(call: JointAttention) -> None:
-        found.append(call.head_mean("i2t", text=tokens).mT.unflatten(-1, backbone.token_grid(latents)))
+        found[call.layer] = call.head_mean("i2t", text=tokens).mT.unflatten(-1, backbone.token_grid(latents))
 
     noisy, timestep = backbone.noised(latents, steps_from_end, steps, seed)
-    encoded = backbone.encode_prompt(prompt, zero_tokens=zero_tokens)
-    with intercept(backbone.transformer, store, layers=[layer], stop_after=layer):
-        backbone.denoise(noisy, timestep, encoded)
-    return found[0].float()
+    with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
+        backbone.denoise(noisy, timestep, prompt)
+    return torch.stack([found[layer] for layer in layers], dim=1).float()
 
 
 def grouping_scores(
@@ -201,21 +189,17 @@ def grouping_scores(
     wanted = check_layers(backbone, ["expert"] if layers is None else list(layers))
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     classes = len(vocabulary)
-    tokens = backbone.encode_prompt("", zero_tokens=zero_tokens).indices(*kinds)
+    prompt = backbone.encode_prompt("", zero_tokens=zero_tokens)
+    tokens = prompt.indices(*kinds)
     totals = torch.zeros(len(wanted), len(thresholds), classes + 1, classes + 1, dtype=torch.int64)
     counts = torch.zeros(len(wanted), len(thresholds))
     for sample in tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping"):
-        target = torch.from_numpy(np.array(sample.label_map)).long()
-        # in a set of hundreds of classes 255 is one of them
-        target[target == metrics.IGNORE] = -1
-        target = metrics.renumber(target, sample.class_names, vocabulary, ignore=-1)
+        target = metrics.true_classes(sample.label_map, sample.class_names, vocabulary)
         latents = backbone.encode_image(sample.image)
-        for i, layer in enumerate(wanted):
-            maps = read_token_maps(backbone, latents, layer, tokens, steps_from_end, steps, "", seed, zero_tokens)[
-                0
-            ].cpu()
+        maps = read_token_maps(backbone, latents, prompt, wanted, tokens, steps_from_end, steps, seed)[0].cpu()
+        for i in range(len(wanted)):
             for j, threshold in enumerate(thresholds):
-                proposals, _ = masks.merge_maps(maps, threshold)
+                proposals, _ = masks.merge_maps(maps[i], threshold)
                 named = metrics.match(masks.label_map(proposals, tuple(target.shape)), target, classes, ignore=-1)
                 totals[i, j] += metrics.confusion(named, target, classes + 1, ignore=-1)
                 counts[i, j] += len(proposals)

@@ -188,14 +188,14 @@ def cross_validated(
         raise InputError(f"expected from 2 to {len(samples)} folds for as many images, got {folds}")
     grid = tuple(maps[0].shape[-2:])
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
-    targets = [torch.from_numpy(np.array(sample.label_map)).long() for sample in samples]
-    labels = []
-    for target, sample in zip(targets, samples, strict=True):
-        known = target.clone()
-        known[target == metrics.IGNORE] = len(sample.class_names)
-        coarse = token_labels(known, grid)
+    targets, labels = [], []
+    for sample in samples:
+        names = sample.class_names
+        targets.append(metrics.true_classes(sample.label_map, names, vocabulary))
+        own = metrics.true_classes(sample.label_map, names, names)
+        coarse = token_labels(torch.where(own < 0, len(names), own), grid)
         # a token of which most is ignored counts for the first class; it is one in hundreds
-        labels.append(torch.where(coarse < len(sample.class_names), coarse, 0))
+        labels.append(torch.where(coarse < len(names), coarse, 0))
     totals: dict[str, Tensor] = {}
     chosen = []
     for fold in range(folds):
@@ -210,8 +210,7 @@ def cross_validated(
             for i in range(fold, len(samples), folds):
                 mean = torch.stack([maps[i][one] for one in heads]).mean(0)
                 found = masks.label_map(mean, tuple(targets[i].shape))
-                true = metrics.renumber(targets[i], samples[i].class_names, vocabulary)
-                found = metrics.renumber(found, samples[i].class_names, vocabulary)
-                totals[name] = totals.get(name, 0) + metrics.confusion(found, true, len(vocabulary))
+                found = metrics.renumber(found, samples[i].class_names, vocabulary, ignore=-1)
+                totals[name] = totals.get(name, 0) + metrics.confusion(found, targets[i], len(vocabulary), ignore=-1)
     rows = [(name, metrics.miou(c).item(), metrics.pixel_accuracy(c).item()) for name, c in totals.items()]
     return pd.DataFrame(rows, columns=["heads", "mIoU", "pACC"]), chosen

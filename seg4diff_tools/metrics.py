@@ -8,6 +8,7 @@ class that was really there, but the absent class itself adds no zero.
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, Integer
@@ -86,6 +87,28 @@ def renumber(
     values = label_map.long()
     check_labels(values, len(names), ignore)
     return table[torch.where(values == ignore, len(names), values)]
+
+
+def true_classes(
+    label_map: Integer[np.ndarray, "y x"], names: Sequence[str], vocabulary: Sequence[str]
+) -> Int[Tensor, "y x"]:
+    """The label map of an image as class indices into the vocabulary of its set, -1 where it says `IGNORE`.
+
+    Unlike 255, -1 is no class in a set of hundreds of them.
+
+    Args:
+        label_map: class indices into `names`, or `IGNORE`.
+        names: the classes of this image.
+        vocabulary: the classes of the whole set.
+
+    Returns:
+        Class indices into `vocabulary`, or -1.
+
+    Raises:
+        InputError: as `renumber`.
+    """
+    labels = torch.from_numpy(np.array(label_map)).long()
+    return renumber(torch.where(labels == IGNORE, -1, labels), names, vocabulary, ignore=-1)
 
 
 def match(

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -99,15 +100,12 @@ def segment(
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12, Fig 7; the token grid is upsampled after the mean over heads
     and tokens, which is the same as before it.
     """
-    pictures = open_images(image)
-    if len(pictures) != 1:
-        raise InputError(f"expected one image, got {len(pictures)}: call segment for each of them")
+    picture, frame, size, centres = open_framed(backbone, image, fit)
     prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens)
     (layer,) = check_layers(backbone, [layer])
-    left, top, right, bottom = label_frame(backbone, (pictures[0].height, pictures[0].width), fit)
     (maps,) = read_class_maps(
         backbone,
-        backbone.encode_image(pictures, fit=fit),
+        backbone.encode_image(picture, fit=fit),
         [prompts],
         layers=[layer],
         steps_from_end=[steps_from_end],
@@ -118,14 +116,7 @@ def segment(
     )
     maps = maps[0, 0, 0, 0]
     maps = masks.minmax(maps) if minmax else maps
-    height, width = bottom - top, right - left
-    rows, columns = maps.shape[-2:]
     names = [name for prompt in prompts for name in prompt.classes]
-    coords = {
-        "class": names,
-        "y": (np.arange(rows) + 0.5) * height / rows,
-        "x": (np.arange(columns) + 0.5) * width / columns,
-    }
     settings = {
         "model": backbone.name,
         "layer": layer,
@@ -137,16 +128,16 @@ def segment(
         "normalise": normalise,
         "minmax": minmax,
         "fit": fit,
-        "frame": (left, top, right, bottom),
+        "frame": frame,
         "zero_tokens": zero_tokens,
         "prompts": tuple(prompt.text for prompt in prompts),
         "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
     }
     return Segmentation(
         class_maps=xr.DataArray(
-            maps.cpu().numpy(), dims=("class", "y", "x"), coords=coords, name=f"{block} {normalise}"
+            maps.cpu().numpy(), {"class": names, **centres}, ("class", "y", "x"), name=f"{block} {normalise}"
         ),
-        label_map=masks.label_map(maps, (height, width)).cpu().numpy(),
+        label_map=masks.label_map(maps, size).cpu().numpy(),
         class_names=tuple(names),
         settings=MappingProxyType(settings),
     )
@@ -321,6 +312,32 @@ def _check_indices(indices: Sequence[Any], length: int, name: str, word: str) ->
             f"expected {name}s from 0 to {length - 1} or {word}, each one once, got {wrong[0] if wrong else indices!r}"
         )
     return list(indices)
+
+
+def open_framed(
+    backbone: Backbone, image: ImageLike, fit: Fit
+) -> tuple[PIL.Image.Image, tuple[int, int, int, int], tuple[int, int], dict[str, Float[np.ndarray, " token"]]]:
+    """One image, and where its label map and the image tokens lie in it.
+
+    Args:
+        backbone: the model.
+        image: one image of any size.
+        fit: as for `label_frame`.
+
+    Returns:
+        The image; the `label_frame`; the label map's height and width in pixels; and the image tokens' centres "y" and
+        "x" in pixels of the label map.
+
+    Raises:
+        InputError: an unreadable image, several images, or another `fit`.
+    """
+    pictures = open_images(image)
+    if len(pictures) != 1:
+        raise InputError(f"expected one image, got {len(pictures)}: pass them one by one")
+    left, top, right, bottom = label_frame(backbone, (pictures[0].height, pictures[0].width), fit)
+    (height, width), (rows, columns) = (bottom - top, right - left), backbone.token_grid()
+    centres = {"y": (np.arange(rows) + 0.5) * height / rows, "x": (np.arange(columns) + 0.5) * width / columns}
+    return pictures[0], (left, top, right, bottom), (height, width), centres
 
 
 def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:

@@ -223,17 +223,15 @@ def _group(
     ]
     targets = []
     for index, sample, picture in zip(indices, group, pictures, strict=True):
-        target = torch.from_numpy(np.array(sample.label_map)).long()
+        names = settings["vocabulary"] or sample.class_names
+        target = metrics.true_classes(sample.label_map, sample.class_names, names)
         if target.shape != (picture.height, picture.width):
             raise InputError(
                 f"expected a label map of the image's size {(picture.height, picture.width)} for sample {index}, got "
                 f"{tuple(target.shape)}: check that it belongs to this image"
             )
-        names = settings["vocabulary"] or list(sample.class_names)
         left, top, right, bottom = label_frame(backbone, target.shape, settings["fit"])
-        # in a vocabulary of hundreds of classes 255 is one of them
-        target[target == metrics.IGNORE] = -1
-        targets.append(metrics.renumber(target, sample.class_names, names, ignore=-1)[top:bottom, left:right])
+        targets.append(target[top:bottom, left:right])
     maps = read_class_maps(
         backbone,
         torch.cat([backbone.encode_image(picture, fit=settings["fit"]) for picture in pictures]),

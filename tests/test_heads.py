@@ -1,5 +1,7 @@
 """Heads against maps that were made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,15 @@ def test_cross_validation_scores_what_chose_nothing():
     assert table.set_index("heads").pACC["chosen heads"] > 0.9
     with pytest.raises(InputError, match="from 2 to 4 folds"):
         cross_validated([good] * 4, scenes, layer=0, folds=5)
+
+
+def test_cross_validation_in_hundreds_of_classes():
+    others = tuple(f"thing {i}" for i in range(298))
+    scenes = [replace(square_scene(), class_names=("cat", "grass", *others)) for _ in range(2)]
+    maps = torch.nn.functional.pad(square_maps(), (0, 0, 0, 0, 0, 298))
+    few, _ = cross_validated([square_maps()] * 2, [square_scene()] * 2, layer=0)
+    many, _ = cross_validated([maps] * 2, scenes, layer=0)
+    assert many.equals(few)
 
 
 def test_maps_are_those_of_the_attention(tiny_backbone):

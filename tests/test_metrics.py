@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score
@@ -79,6 +80,8 @@ def test_vocabularies_of_hundreds_of_classes_need_another_ignore_label():
     numbers = metrics.renumber(torch.tensor([[0, -1, 1]]), ["255", "7"], [str(i) for i in range(300)], ignore=-1)
     assert numbers.tolist() == [[255, -1, 7]]
     assert metrics.confusion(numbers.clamp(min=0), numbers, 300, ignore=-1).sum() == 2
+    stored = np.array([[0, 255, 1]], np.uint8)
+    assert torch.equal(metrics.true_classes(stored, ["255", "7"], [str(i) for i in range(300)]), numbers)
 
 
 def test_table_has_a_row_for_each_class():
