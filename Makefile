@@ -41,7 +41,7 @@ lab: $(VENV)/book.stamp  ## open the chapters in JupyterLab
 lock: pyproject.toml  ## write the newest versions that fit into constraints.txt (torch stays)
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/pip install --quiet "$$(grep ^torch== constraints.txt)" ".[book,train,dev]"
+	$(VENV)-lock/bin/pip install --quiet "$$(grep ^torch== constraints.txt)" ".[book,dev]"
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(VENV)-lock/bin/pip freeze | sed -E '/^(nvidia-|cuda-|triton|seg4diff)/d; s/\+[a-z0-9.]+$$//'; } > $(VENV)-lock/constraints.txt
 	mv $(VENV)-lock/constraints.txt constraints.txt
@@ -61,5 +61,5 @@ $(VENV)/book.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,train,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,dev]"
 	touch $@ $(VENV)/book.stamp

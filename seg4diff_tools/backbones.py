@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import PIL.Image
 import torch
@@ -258,20 +258,32 @@ class Backbone:
         Returns:
             The predicted velocity, noise minus image.
         """
+        with torch.no_grad():
+            return self.transformer(**self.inputs(noisy, timestep, prompt))[0]
+
+    def inputs(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
+        prompt: Prompts,
+    ) -> dict[str, Any]:
+        """Arguments of one forward pass of the transformer, which gives the velocity as the first of a tuple.
+
+        Args: as for `denoise`.
+        """
         prompts = self._prompts(prompt)
         if len(noisy) % len(prompts):
             raise InputError(f"expected one prompt or one per image, got {len(prompts)} for {len(noisy)} latents")
         share = len(noisy) // len(prompts)
         embeds, pooled = stack_prompts(prompts)
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(noisy))
-        with torch.no_grad():
-            return self.transformer(
-                hidden_states=noisy.to(self.device, self.dtype),
-                timestep=timestep,
-                encoder_hidden_states=embeds.repeat_interleave(share, dim=0),
-                pooled_projections=pooled.repeat_interleave(share, dim=0),
-                return_dict=False,
-            )[0]
+        return {
+            "hidden_states": noisy.to(self.device, self.dtype),
+            "timestep": timestep,
+            "encoder_hidden_states": embeds.repeat_interleave(share, dim=0),
+            "pooled_projections": pooled.repeat_interleave(share, dim=0),
+            "return_dict": False,
+        }
 
     def generate(
         self,

@@ -23,3 +23,7 @@ class CheckpointError(Seg4DiffError, OSError):
 
 class RecordingError(Seg4DiffError):
     """Attention cannot be recorded as asked, or a file is not a recording that can be opened."""
+
+
+class TrainingError(Seg4DiffError):
+    """Training cannot go on, such as with a loss that is not a number; what was saved before is kept."""

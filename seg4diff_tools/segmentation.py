@@ -211,7 +211,7 @@ def read_class_maps(
 
             def store(call: JointAttention, columns=columns, weights=weights, targets=targets) -> None:
                 for index, (block, normalise) in enumerate(kinds):
-                    maps = _span_maps(call, block, normalise, heads, columns, weights).unflatten(-1, grid)
+                    maps = span_maps(call, block, normalise, heads, columns, weights).unflatten(-1, grid)
                     for target, rows, chosen in targets:
                         target[index, :, layers.index(call.layer)] = maps[rows][:, :, chosen]
 
@@ -220,7 +220,7 @@ def read_class_maps(
     return results
 
 
-def _span_maps(
+def span_maps(
     call: JointAttention,
     block: Block,
     normalise: Normalise,
@@ -228,7 +228,21 @@ def _span_maps(
     columns: Sequence[int],
     weights: Float[Tensor, "text span"],
 ) -> Float[Tensor, "batch head span image"]:
-    """Mean over each span's tokens of one block of the joint map, for the wanted heads."""
+    """Mean over each span's tokens of one block of the joint map, for the wanted heads.
+
+    Args:
+        call: the attention as it is computed; gradients flow to its queries and keys.
+        block: "i2t" or "t2i".
+        normalise: "softmax" or "scores".
+        heads: "mean" for the mean over heads, or indices.
+        columns: the text tokens that are needed.
+        weights: what each span is made of, such as `masks.span_weights` makes it of these columns.
+
+    Returns:
+        At least fp32.
+
+    Source: Seg4Diff, arXiv 2509.18096, equations 9 and 10.
+    """
     single = [head for head in heads if head != "mean"]
     found = {}
     if normalise == "softmax":

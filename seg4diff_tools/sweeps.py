@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import Fit, open_images
 from seg4diff_tools.prompts import Prompt
+from seg4diff_tools.runs import claim, read_settings, replace_file
 from seg4diff_tools.segmentation import (
     Block,
     Head,
@@ -143,7 +142,7 @@ def layer_step_sweep(
     }
     folder = None if out is None else Path(out)
     if folder is not None:
-        _claim(folder, settings)
+        claim(folder, settings, "a sweep")
     whole = None if vocabulary is None else backbone.class_prompts(vocabulary, zero_tokens=zero_tokens)
     records: list[Counts] = []
     with tqdm(total=len(samples), unit="image", disable=not progress, desc=f"{backbone.name} sweep") as bar:
@@ -317,34 +316,8 @@ def _fingerprint(sample: Sample, picture: Image.Image) -> str:
     return content.hexdigest()
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of a new run, or checks that the run in it has the same settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    if not path.exists():
-        # a kill may have left a half-written settings file, and nothing else
-        if any(entry.suffix != ".partial" for entry in folder.iterdir()):
-            raise InputError(f"expected an empty folder or that of a sweep, got {folder}: choose another one")
-        _replace(path, json.dumps(settings, indent=1).encode())
-        return
-    before = _settings(folder)
-    if differing := [key for key in settings | before if settings.get(key) != before.get(key)]:
-        told = "; ".join(f"{key}: {before.get(key)} there, {settings.get(key)} now" for key in differing)
-        raise InputError(f"expected the settings of the sweep in {folder}, got others ({told}): choose another folder")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "settings.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"expected the folder of a sweep, got {folder}, without readable settings.json ({error}): check the path"
-        ) from error
-
-
 def _open(folder: Path) -> tuple[dict[str, Any], Iterator[Counts]]:
-    settings, paths = _settings(folder), sorted(folder.glob("*.npz"))
+    settings, paths = read_settings(folder, "a sweep"), sorted(folder.glob("*.npz"))
     if not paths:
         raise CheckpointError(f"expected counts of images in {folder}, got none yet: run layer_step_sweep first")
     return settings, map(_read, paths)
@@ -353,7 +326,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], Iterator[Counts]]:
 def _write(path: Path, record: Counts) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **vars(record))
-    _replace(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
 
 
 def _read(path: Path) -> Counts:
@@ -363,10 +336,3 @@ def _read(path: Path) -> Counts:
             return Counts(int(stored["index"]), stored["confusion"], **names, fingerprint=str(stored["fingerprint"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"expected counts of an image, got {path} ({error}): delete it and run again") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

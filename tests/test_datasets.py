@@ -1,11 +1,17 @@
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 
 from seg4diff_tools import datasets
 from seg4diff_tools.errors import InputError
 
 NAMES = ("grass", "cat", "dog", "bus")
+COCO_PHOTOS = Path(os.environ.get("COCO_PHOTOS", "no such folder"))
 
 
 @pytest.fixture
@@ -91,3 +97,137 @@ def test_wrong_folders_and_names_are_refused(folders, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             datasets.folder(*arguments)
+
+
+def colours(segments: np.ndarray) -> Image.Image:
+    """A panoptic PNG: id = red + 256 green + 65536 blue."""
+    return Image.fromarray(np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1).astype(np.uint8))
+
+
+SEGMENTS = np.full((7, 11), 70_000)
+SEGMENTS[:2, :3], SEGMENTS[4:, 5:], SEGMENTS[6, 0], SEGMENTS[2, 4] = 300, 5, 0, 9
+CATEGORIES = [
+    {"id": 1, "name": "cat", "isthing": 1},
+    {"id": 44, "name": "wall-brick", "isthing": 0},
+    {"id": 190, "name": "floor-other-merged", "isthing": 0},
+]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """One photograph with two cats, a crowd of cats and a wall, in COCO's panoptic format."""
+    images, masks = tmp_path / "train2017", tmp_path / "panoptic_train2017"
+    images.mkdir()
+    masks.mkdir()
+    Image.new("RGB", (11, 7)).save(images / "000000000030.jpg")
+    colours(SEGMENTS).save(masks / "000000000030.png")
+    segments = [(300, 1, 0), (70_000, 44, 0), (5, 1, 0), (9, 1, 1)]
+    content = {
+        "categories": CATEGORIES,
+        "images": [{"id": 30, "file_name": "000000000030.jpg"}],
+        "annotations": [
+            {
+                "image_id": 30,
+                "file_name": "000000000030.png",
+                "segments_info": [{"id": i, "category_id": c, "iscrowd": crowd} for i, c, crowd in segments],
+            }
+        ],
+    }
+    path = tmp_path / "panoptic_train2017.json"
+    path.write_text(json.dumps(content))
+    return images, masks, path
+
+
+def test_coco_panoptic_tells_classes_and_things_apart(coco):
+    samples = datasets.coco_panoptic(*coco)
+    assert samples.class_names == ("cat", "wall brick", "floor") and samples.background == ("wall brick", "floor")
+    (sample,) = samples
+    assert isinstance(sample, datasets.Sample) and sample.name == "000000000030.jpg"
+    assert sample.class_names == ("cat", "wall brick") and sample.background == ("wall brick",)
+    assert sample.caption == "cat wall brick"
+    expected = np.where(SEGMENTS == 70_000, 1, np.where(SEGMENTS == 0, 255, 0))
+    assert np.array_equal(sample.label_map, expected)
+    # the crowd is no thing of its own
+    assert [int(mask.sum()) for mask in sample.masks] == [6, int((SEGMENTS == 70_000).sum()), 18]
+
+
+def test_coco_captions_in_both_formats(coco, tmp_path):
+    path = tmp_path / "captions.json"
+    told = [
+        {"image_id": 31, "caption": "no"},
+        {"image_id": 30, "caption": " two cats \n"},
+        {"image_id": 30, "caption": "b"},
+    ]
+    path.write_text(json.dumps({"annotations": told}))
+    assert datasets.coco_panoptic(*coco, path)[0].caption == "two cats"
+    path.write_text(json.dumps({"000000000030.jpg": "a wall"}))
+    assert datasets.coco_panoptic(*coco, path)[0].caption == "a wall"
+
+
+def test_broken_coco_is_named(coco, tmp_path):
+    images, masks, path = coco
+    colours(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
+    with pytest.raises(InputError, match=r"panoptic PNG of the image's size \(11, 7\), got \(10, 7\)"):
+        datasets.coco_panoptic(*coco)[0]
+    (masks / "000000000030.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="expected a readable panoptic PNG"):
+        datasets.coco_panoptic(*coco)[0]
+    with pytest.raises(InputError, match="expected a folder"):
+        datasets.coco_panoptic(images / "x", masks, path)
+    path.write_text(json.dumps({"images": [], "categories": []}))
+    with pytest.raises(InputError, match="got one without 'annotations'"):
+        datasets.coco_panoptic(*coco)
+    path.write_text("[]")
+    with pytest.raises(InputError, match="expected a JSON object"):
+        datasets.coco_panoptic(*coco)
+    path.write_text("{")
+    with pytest.raises(InputError, match="expected readable JSON"):
+        datasets.coco_panoptic(*coco)
+
+
+@pytest.fixture
+def sa(tmp_path):
+    """Two images of SA-1B, one of them in a folder of its own, with overlapping masks."""
+    masks = np.zeros((2, 7, 11), dtype=bool)
+    masks[0, 1:3], masks[1, 2:, 5:] = True, True
+    encoded = [rle.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    annotations = [{"segmentation": one | {"counts": one["counts"].decode()}, "area": 1} for one in encoded]
+    for name in ("sa_2", "part/sa_1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (11, 7)).save(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.json").write_text(json.dumps({"annotations": annotations}))
+    Image.new("RGB", (11, 7)).save(tmp_path / "without.jpg")
+    return tmp_path, masks
+
+
+def test_sa1b_reads_masks_without_names(sa):
+    folder, masks = sa
+    (folder / "captions.json").write_text(json.dumps({"sa_2.jpg": "a road"}))
+    samples = datasets.sa1b(folder, folder / "captions.json")
+    assert [sample.name for sample in samples] == ["sa_1.jpg", "sa_2.jpg"]
+    assert [sample.caption for sample in samples] == ["", "a road"]
+    assert np.array_equal(samples[0].masks, masks) and samples[0].class_names == ()
+
+
+def test_broken_sa1b_is_named(sa, tmp_path):
+    folder, _ = sa
+    (folder / "sa_2.json").write_text(json.dumps({"annotations": [{"segmentation": [1, 2]}]}))
+    with pytest.raises(InputError, match=r"run-length encoding in .*sa_2.json"):
+        datasets.sa1b(folder)[1]
+    Image.new("RGB", (11, 8)).save(folder / "part" / "sa_1.jpg")
+    with pytest.raises(InputError, match=r"masks of the image's size \(11, 8\), got \(11, 7\)"):
+        datasets.sa1b(folder)[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="got no pair"):
+        datasets.sa1b(tmp_path / "empty")
+    with pytest.raises(InputError, match="expected a folder"):
+        datasets.sa1b(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(not COCO_PHOTOS.is_dir(), reason="needs real photographs with panoptic masks")
+def test_real_coco_photographs():
+    samples = datasets.coco_panoptic(COCO_PHOTOS / "images", COCO_PHOTOS / "panoptic", COCO_PHOTOS / "panoptic.json")
+    assert len(samples) == 26
+    for sample in samples:
+        assert sample.label_map.shape == sample.masks.shape[1:] == (sample.image.height, sample.image.width)
+        assert set(np.unique(sample.label_map)) <= {*range(len(sample.class_names)), 255}

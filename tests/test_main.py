@@ -5,12 +5,16 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as rle
 from tiny_run import TINY
 from typer.testing import CliRunner
 
 from seg4diff_tools import model_cards
 from seg4diff_tools.__main__ import app
+from seg4diff_tools.lora import read_lora
 from seg4diff_tools.pretrain import RunConfig, preset
 
 
@@ -101,3 +105,48 @@ def test_the_module_runs_and_imports_little():
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[False, False, False]"
+
+
+def test_finetune_writes_a_lora_and_goes_on(tiny_folder, tmp_path):
+    words = [
+        "finetune",
+        "--model",
+        tiny_folder,
+        "--layer",
+        2,
+        "--scenes",
+        4,
+        "--steps",
+        2,
+        "--batch",
+        2,
+        "--out",
+        tmp_path,
+    ]
+    first = CliRunner().invoke(app, list(map(str, words)))
+    assert first.exit_code == 0, first.output
+    assert "pipe.load_lora_weights" in first.stdout
+    written = read_lora(tmp_path)
+    assert written.rank == 16 and json.loads((tmp_path / "settings.json").read_text())["layers"] == [2]
+    again = CliRunner().invoke(app, list(map(str, words)))
+    assert again.exit_code == 0 and (tmp_path / "log.csv").read_text().count("\n") == 3
+
+
+def test_finetune_reads_masks_without_names(tiny_folder, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (14, 14)).save(data / "sa_1.jpg")
+    whole = rle.encode(np.ones((14, 14), np.uint8, order="F"))
+    annotation = {"segmentation": whole | {"counts": whole["counts"].decode()}}
+    (data / "sa_1.json").write_text(json.dumps({"annotations": [annotation]}))
+    words = ["finetune", "--model", tiny_folder, "--preset", "sa1b", "--sa1b", data, "--layer", 1]
+    words += ["--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    assert "dice" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
+
+
+def test_finetune_wants_one_data_set(tmp_path):
+    words = ["finetune", "--out", str(tmp_path / "x"), "--coco", str(tmp_path), "--sa1b", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "error: expected one data set" in result.output

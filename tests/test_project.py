@@ -23,12 +23,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "shapes"},
     {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
-    | {"prompt_lists", "textures"},
+    | {"losses", "prompt_lists", "runs", "textures"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"cache", "features", "perturb", "recorder"},
+    {"cache", "features", "lora", "perturb", "recorder"},
     {"effects", "pretrain", "segmentation"},
     {"grouping", "heads", "sweeps", "widgets"},
-    {"quality"},
+    {"magnet", "quality"},
     {"model_cards"},
     {"__main__"},
 ]

@@ -1,6 +1,5 @@
 """One training loop for every stage: resumable, with a log, a moving average and a progress bar."""
 
-import csv
 import os
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import StageConfig
+from seg4diff_tools.runs import append_row, truncate_log
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.devi
     optimizers = _optimizers(stage.model, config)
     average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     first = _resume(state, stage.model, average, optimizers)
-    _truncate(log, first)
+    truncate_log(log, first)
     progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=folder.name, mininterval=5)
     for step in progress:
         generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + step)
@@ -77,7 +77,7 @@ def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.devi
                 "gradient": norm.item(),
             }
             row |= {name: loss.item() for name, loss in losses.items()}
-            _append(log, row)
+            append_row(log, row)
             progress.set_postfix({name: f"{row[name]:.4f}" for name in losses}, refresh=False)
         if done % save_every == 0 or done == config.steps:
             _save(state, done, stage.model, average, optimizers)
@@ -137,24 +137,3 @@ def _resume(path: Path, model: nn.Module, average: AveragedModel, optimizers: li
             f"cannot go on from {path}: {reason}. Delete the file to start this stage anew"
         ) from error
     return state["step"]
-
-
-def _truncate(log: Path, step: int) -> None:
-    """Drop the rows that were logged after the checkpoint from which the run goes on."""
-    if step == 0:
-        log.unlink(missing_ok=True)
-    if not log.exists():
-        return
-    # bytes, so that line ends stay as they are; a last row without its line end is half-written
-    header, *rows = log.read_bytes().splitlines(keepends=True) or [b""]
-    kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) <= step]
-    log.write_bytes(header + b"".join(kept))
-
-
-def _append(log: Path, row: dict[str, int | float]) -> None:
-    new = not log.exists() or log.stat().st_size == 0
-    with log.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

@@ -1,0 +1,91 @@
+"""How the embedded model's LoRA and the table of its ablations were made: `python scripts/magnet_study.py runs/magnet`.
+
+Trains what is not trained yet, measures what is not measured yet, and writes `study.csv`: a run that was stopped goes on.
+Two hours on two CPU cores.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from seg4diff_tools import load_backbone
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.grouping import grouping_scores
+from seg4diff_tools.magnet import MagnetConfig, finetune, lora, preset
+from seg4diff_tools.scenes import SceneConfig, Scenes
+from seg4diff_tools.sweeps import layer_step_sweep
+
+LONG, SHORT, SEEDS = 600, 150, (0, 1, 2)
+MINI = preset("mini")
+PAPER = replace(MINI, reading="scores")
+HEADS = replace(PAPER, maps="heads", text="caption", least_area=0.005)
+VARIANTS = {
+    "flow matching alone": replace(MINI, focal_weight=0.0, dice_weight=0.0),
+    "shares": MINI,
+    "shares, captions": replace(MINI, text="caption"),
+    "softmax": replace(MINI, reading="softmax"),
+    "scores": PAPER,
+    "scores, released focal": replace(PAPER, focal="released"),
+    "scores, conv head": replace(PAPER, conv_head=True, head_learning_rate=1e-2),
+    "scores, released code": replace(PAPER, focal="released", conv_head=True, head_learning_rate=1e-2),
+    "heads": HEADS,
+    "heads, released code": replace(HEADS, focal="released", conv_head=True, head_learning_rate=1e-2),
+}
+REPEATED = ("flow matching alone", "shares", "scores")
+SCENES = 200
+
+
+def jobs() -> list[tuple[str, MagnetConfig]]:
+    """Variant and setting of every run, the shipped one and its control first."""
+    first = [(name, replace(VARIANTS[name], steps=LONG)) for name in ("shares", "flow matching alone")]
+    short = {name: replace(config, steps=SHORT) for name, config in VARIANTS.items()}
+    repeats = [(name, replace(short[name], seed=seed)) for seed in SEEDS[1:] for name in REPEATED]
+    return first + list(short.items()) + repeats
+
+
+def measure(backbone: Backbone) -> pd.DataFrame:
+    """Scores on unseen scenes: every layer, four steps, held-out drawings, the whole vocabulary, and grouping by pads."""
+    layer, quiet = backbone.expert_layer, {"progress": False}
+    test, config = Scenes("test", SCENES), SceneConfig()
+    style = Scenes("test-style", SCENES)
+    vocabulary = [*config.concepts, *config.backgrounds]
+    parts = {
+        "test": layer_step_sweep(backbone, test, None, 8, normalise=["softmax", "scores"], **quiet),
+        "steps": layer_step_sweep(backbone, test, [layer], [1, 4, 16, 28], **quiet),
+        "test-style": layer_step_sweep(backbone, style, [layer], 8, **quiet),
+        "vocabulary": layer_step_sweep(backbone, test, [layer], 8, vocabulary=vocabulary, **quiet),
+        "pads": grouping_scores(backbone, [test[i] for i in range(SCENES // 4)], [1e-6], **quiet),
+    }
+    return pd.concat([part.assign(set=name) for name, part in parts.items()], ignore_index=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs and of study.csv")
+    out = parser.parse_args().out
+    backbone, data = load_backbone("mini"), Scenes("train", 100_000)
+    tables = []
+    for name, config in [("untrained", None), *jobs()]:
+        folder = out / ("untrained" if config is None else f"{name} {config.steps} {config.seed}".replace(", ", "-"))
+        scores = folder / "scores.csv"
+        if not scores.exists():
+            if config is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                table = measure(backbone)
+            else:
+                finetune(backbone, data, config, folder)
+                with lora(backbone, folder):
+                    table = measure(backbone)
+            seed, steps = (0, 0) if config is None else (config.seed, config.steps)
+            table.insert(0, "variant", name)
+            table.insert(1, "trained_steps", steps)
+            table.insert(2, "seed", seed)
+            table.drop(columns="model").to_csv(scores, index=False)
+        tables.append(pd.read_csv(scores))
+        pd.concat(tables, ignore_index=True).to_csv(out / "study.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()

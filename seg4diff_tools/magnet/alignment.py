@@ -1,0 +1,150 @@
+"""The mask loss: how far a layer's image-to-text attention is from the masks, read from the text columns alone."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from seg4diff_tools import losses, masks
+from seg4diff_tools.attention import JointAttention
+from seg4diff_tools.magnet.config import MagnetConfig
+from seg4diff_tools.magnet.targets import Target
+from seg4diff_tools.segmentation import span_maps
+
+# Head-level maps that go through the convolution at once while they are matched.
+MAPS_AT_ONCE = 64
+
+
+class ConvHead(nn.Module):
+    """Three convolutions of a map, added to it: what the paper's code trains beside the LoRA, and drops afterwards.
+
+    Source: the released code of Seg4Diff (1-64-64-1 channels, 3 x 3, ReLU); the paper does not mention it.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+
+    def forward(self, maps: Float[Tensor, "map y x"]) -> Float[Tensor, "map y x"]:
+        return maps + self.layers(maps[:, None])[:, 0]
+
+
+def mask_logits(
+    call: JointAttention, targets: Sequence[Target], config: MagnetConfig, grid: tuple[int, int], clip_tokens: int
+) -> list[Float[Tensor, "_ y x"]]:
+    """Log odds on the grid of image tokens: with words a map for each mask, with heads every head's map of every token.
+
+    Args:
+        call: the attention of a layer as it is computed.
+        targets: one for each image of the batch.
+        config: how maps are read.
+        grid: rows and columns of image tokens.
+        clip_tokens: how many text tokens come from CLIP.
+
+    Returns:
+        For each image its maps; gradients flow to queries and keys.
+    """
+    if config.maps == "heads":
+        found = _head_maps(call, config, clip_tokens)
+        return [rearrange(one, "head (y x) text -> (head text) y x", y=grid[0]) for one in found]
+    spans = sorted({span for one in targets for span in one.spans})
+    if not spans:
+        return [call.query.new_zeros(0, *grid) for _ in targets]
+    columns = sorted({column for span in spans for column in span})
+    weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
+    reading = "scores" if config.reading == "scores" else "softmax"
+    maps = span_maps(call, "i2t", reading, ["mean"], columns, weights.to(call.query.device))[:, 0]
+    chosen = [one[[spans.index(span) for span in target.spans]] for one, target in zip(maps, targets, strict=True)]
+    if config.reading != "scores":
+        chosen = [_log_odds(one) if config.reading == "softmax" else _log_shares(one) for one in chosen]
+    return [one.unflatten(-1, grid) for one in chosen]
+
+
+def _head_maps(call: JointAttention, config: MagnetConfig, clip_tokens: int) -> Float[Tensor, "batch head image text"]:
+    if config.reading == "softmax":
+        return _log_odds(call.block("i2t", text=range(clip_tokens)))
+    text = slice(call.text.start, call.text.start + clip_tokens)
+    return call.query[:, :, call.image].float() @ call.key[:, :, text].float().mT * call.scale
+
+
+def _log_odds(chances: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    return chances.clamp(1e-12, 1 - 1e-6).logit()
+
+
+def _log_shares(chances: Float[Tensor, "span image"]) -> Float[Tensor, "known image"]:
+    """Log odds of each class's share in what an image token gives to all classes of the prompt."""
+    logs = chances.clamp(min=1e-12).log()
+    own = torch.eye(len(logs), dtype=torch.bool, device=logs.device)
+    others = logs[None].expand(len(logs), -1, -1).masked_fill(own[:, :, None], -torch.inf)
+    return logs - others.logsumexp(1) if len(logs) > 1 else logs[:0]
+
+
+def mask_losses(
+    logits: Sequence[Float[Tensor, "_ y x"]],
+    targets: Sequence[Target],
+    config: MagnetConfig,
+    head: ConvHead | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Focal and dice loss of a batch: the mean over an image's masks, then over images.
+
+    Images without a mask count 0 in it. A departure from the paper's code, which averages over all masks of a batch: so
+    each image weighs the same, and batches can be cut between processes without changing the loss.
+
+    Args:
+        logits: from `mask_logits`.
+        targets: the images' masks.
+        config: which losses, and the matching.
+        head: changes the maps first.
+
+    Returns:
+        "focal" and "dice", without their weights.
+
+    Source: Seg4Diff, arXiv 2509.18096, equation 14.
+    """
+    totals = {name: logits[0].new_zeros(()) for name in ("focal", "dice")}
+    for maps, target in zip(logits, targets, strict=True):
+        masks_of_image = target.masks.to(maps.device)
+        if config.maps == "heads":
+            maps, masks_of_image = _matched(maps, masks_of_image, config, head)
+        # with one class of its own, an image has no share to learn
+        if len(maps) == 0 or len(maps) != len(masks_of_image):
+            continue
+        maps = head(maps) if head is not None else maps
+        large = interpolate(maps[:, None], size=masks_of_image.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        known = target.known.to(maps.device)
+        pair = large[:, known], masks_of_image[:, known]
+        totals["focal"] = totals["focal"] + losses.focal_loss(*pair, focal=config.focal).mean() / len(targets)
+        totals["dice"] = totals["dice"] + losses.dice_loss(*pair).mean() / len(targets)
+    return totals
+
+
+def _matched(
+    maps: Float[Tensor, "candidate y x"],
+    true: Bool[Tensor, "mask height width"],
+    config: MagnetConfig,
+    head: ConvHead | None,
+) -> tuple[Float[Tensor, "map y x"], Bool[Tensor, "map height width"]]:
+    """The candidate that fits each mask best, and the masks in the same order."""
+    with torch.no_grad():
+        seen = maps.detach()
+        if head is not None:
+            seen = torch.cat([head(some) for some in seen.split(MAPS_AT_ONCE)])
+        small = interpolate(true[:, None].float(), size=maps.shape[-2:], mode="nearest-exact")[:, 0] > 0.5
+        cost = losses.matching_cost(
+            seen.flatten(1),
+            small.flatten(1),
+            focal_weight=config.match_focal,
+            dice_weight=config.match_dice,
+            focal=config.focal,
+        )
+        rows, columns = losses.match_masks(cost)
+    return maps[rows], true[columns]

@@ -1,0 +1,347 @@
+"""The fine-tuning loop: resumable, on one process or many, with a log, pictures and a progress bar."""
+
+import functools
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import cast_training_params
+from jaxtyping import Float
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.optim import AdamW
+from tqdm.auto import tqdm
+
+from seg4diff_tools import plots
+from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools.datasets import Sample
+from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
+from seg4diff_tools.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
+from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
+from seg4diff_tools.magnet.config import MagnetConfig
+from seg4diff_tools.magnet.targets import Target, noise, target
+from seg4diff_tools.runs import append_row, claim, replace_file, truncate_log
+from seg4diff_tools.segmentation import check_layers, segment
+from seg4diff_tools.sweeps import SCORES, layer_step_sweep
+
+STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
+PICTURES = 3
+"""Evaluation images that are drawn with their label maps."""
+
+
+def finetune(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    config: MagnetConfig,
+    out: str | Path,
+    *,
+    evaluation: Sequence[Sample] = (),
+    evaluate_every: int = 250,
+    save_every: int = 100,
+    images_at_once: int | None = None,
+    mixed_precision: str | None = None,
+    gradient_checkpointing: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Aligns the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
+
+    Every random number follows from the seed and from how many images came before, so that a run that was killed, or cut
+    between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
+
+    Args:
+        backbone: the model.
+        samples: images with label maps or masks, taken in a new random order each time through, read as they are needed.
+            What cannot be read is named in a warning, and the next image takes its place.
+        config: see `MagnetConfig`.
+        out: folder for the LoRA, `log.csv`, `evaluation.csv`, pictures, and the checkpoint that is replaced atomically.
+        evaluation: images to segment while it trains; the prompt names the classes that each one shows.
+        evaluate_every: steps between two evaluations; one is made before the first step.
+        save_every: steps between two checkpoints.
+        images_at_once: for a forward on one process; the rest of a batch follows in further forwards (gradient
+            accumulation). None for all at once.
+        mixed_precision: "bf16" or "fp16", as accelerate takes it; None leaves it to `accelerate launch`.
+        gradient_checkpointing: compute each block again in the backward pass instead of keeping what it computed.
+        tensorboard: log for TensorBoard too.
+        progress: show a progress bar.
+
+    Returns:
+        `out`, for `lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
+
+    Raises:
+        InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another run.
+        TrainingError: a loss that is not a number; the last checkpoint is kept.
+        CheckpointError: a checkpoint that cannot be read.
+
+    Source: Seg4Diff, arXiv 2509.18096, section 3.5, figure 10.
+    """
+    if len(samples) == 0:
+        raise InputError("expected at least one sample, got none")
+    if tensorboard and not is_tensorboard_available():
+        raise InputError("expected TensorBoard for tensorboard=True, got none: pip install tensorboard")
+    check_free(backbone.transformer)
+    folder, transformer = Path(out), backbone.transformer
+    settings = asdict(config) | {
+        "model": backbone.name,
+        "fingerprint": model_fingerprint(backbone),
+        "dtype": str(backbone.dtype),
+        "samples": len(samples),
+    }
+    accelerator = Accelerator(
+        cpu=backbone.device.type == "cpu",
+        mixed_precision=mixed_precision,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=folder if tensorboard else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.conv_head)],
+    )
+    if accelerator.is_main_process:
+        claim(folder, settings, "a fine-tuning")
+    accelerator.wait_for_everyone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        attach(transformer, backbone.family, config.rank, config.alpha)
+        head = ConvHead().to(backbone.device) if config.conv_head and config.has_masks else None
+    try:
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if tensorboard:
+            accelerator.init_trackers("magnet")
+        run = _Run(backbone, samples, config, folder, accelerator, head, images_at_once)
+        run.train(evaluation, evaluate_every, save_every, progress)
+        accelerator.end_training()
+    finally:
+        transformer.disable_gradient_checkpointing()
+        transformer.unload_lora()
+        transformer.requires_grad_(False).eval()
+    return folder
+
+
+class _Student(nn.Module):
+    """The transformer and what reads masks from it, as one module for processes to share."""
+
+    def __init__(self, backbone: Backbone, config: MagnetConfig, head: ConvHead | None) -> None:
+        super().__init__()
+        self.transformer, self.head, self.config = backbone.transformer, head, config
+        self.clip_tokens = backbone.family.clip_tokens
+        self.layers = check_layers(backbone, list(config.layers) or ["expert"]) if config.has_masks else []
+
+    def forward(
+        self,
+        inputs: dict[str, Any],
+        velocity: Float[Tensor, "image channel row column"],
+        targets: Sequence[Target],
+        grid: tuple[int, int],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The losses of a batch, not yet weighted; differentiate them inside of `watching`."""
+        self._seen: dict[int, list[Tensor]] = {}
+        self._read = functools.partial(
+            mask_logits, targets=targets, config=self.config, grid=grid, clip_tokens=self.clip_tokens
+        )
+        predicted = self.transformer(**inputs)[0]
+        found = {"flow": (predicted.float() - velocity).square().mean()}
+        with torch.autocast(predicted.device.type, enabled=False):
+            parts = [mask_losses(self._seen[layer], targets, self.config, self.head) for layer in self.layers]
+        for name in ("focal", "dice") if parts else ():
+            found[name] = torch.stack([part[name] for part in parts]).mean()
+        return found
+
+    def watching(self):
+        """Keeps the maps of the wanted layers; checkpointed blocks, which run again in the backward pass, need it too."""
+        return intercept(self.transformer, self._keep, layers=self.layers) if self.layers else nullcontext()
+
+    def _keep(self, call: JointAttention) -> None:
+        maps = self._read(call)
+        self._seen.setdefault(call.layer, maps)
+
+
+class _Run:
+    def __init__(
+        self,
+        backbone: Backbone,
+        samples: Sequence[Sample],
+        config: MagnetConfig,
+        folder: Path,
+        accelerator: Accelerator,
+        head: ConvHead | None,
+        images_at_once: int | None,
+    ) -> None:
+        self.backbone, self.samples, self.config, self.folder = backbone, samples, config, folder
+        self.accelerator = accelerator
+        self.share = _divided(config.batch, accelerator.num_processes, "processes")
+        self.at_once = images_at_once or self.share
+        accelerator.gradient_accumulation_steps = _divided(self.share, self.at_once, "images at once")
+        cast_training_params(backbone.transformer)
+        self.student = _Student(backbone, config, head)
+        self.weights = {"flow": config.flow_weight, "focal": config.focal_weight, "dice": config.dice_weight}
+        self.parameters = [value for value in self.student.parameters() if value.requires_grad]
+        heads = [] if head is None else [{"params": list(head.parameters()), "lr": config.head_learning_rate}]
+        lora = [value for value in backbone.transformer.parameters() if value.requires_grad]
+        self.optimizer = AdamW([{"params": lora}, *heads], config.learning_rate, weight_decay=config.weight_decay)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, config.warmup, config.steps)
+        self.model, self.prepared = accelerator.prepare(self.student, self.optimizer)
+        self.skipped: set[int] = set()
+
+    def train(self, evaluation: Sequence[Sample], evaluate_every: int, save_every: int, progress: bool) -> None:
+        accelerator, steps = self.accelerator, self.config.steps
+        main = accelerator.is_main_process
+        first = self._resume()
+        if main:
+            # evaluations are made after a step is saved or not: the one at the checkpoint itself stays
+            truncate_log(self.folder / LOG, first)
+            truncate_log(self.folder / EVALUATION, first)
+            if first == 0:
+                self._evaluate(evaluation, 0)
+        bar = tqdm(range(first, steps), initial=first, total=steps, desc="magnet", disable=not (main and progress))
+        for step in bar:
+            row = self._step(step)
+            done = step + 1
+            if not main:
+                continue
+            append_row(self.folder / LOG, row)
+            accelerator.log({name: value for name, value in row.items() if name != "step"}, step=done)
+            bar.set_postfix({name: f"{row[name]:.4f}" for name in self.weights if name in row}, refresh=False)
+            if evaluation and (done % evaluate_every == 0 or done == steps):
+                self._evaluate(evaluation, done)
+            if done % save_every == 0 or done == steps:
+                self._save(done)
+        accelerator.wait_for_everyone()
+
+    def _step(self, step: int) -> dict[str, int | float]:
+        """One update of the weights; the losses of the whole batch."""
+        accelerator, config = self.accelerator, self.config
+        sums: dict[str, Tensor] = {}
+        unnamed = 0
+        rate = self.schedule.get_last_lr()[0]
+        start = step * config.batch + accelerator.process_index * self.share
+        for at in range(start, start + self.share, self.at_once):
+            numbers = range(at, at + self.at_once)
+            targets = [self._target(number) for number in numbers]
+            unnamed += sum(one.unnamed for one in targets)
+            with accelerator.accumulate(self.model), self.student.watching():
+                losses = self.model(*self._inputs(numbers, targets))
+                total = sum(self.weights[name] * loss for name, loss in losses.items())
+                if not total.isfinite():
+                    raise TrainingError(self._trouble(step, numbers, losses))
+                accelerator.backward(total)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.parameters, config.clip_gradients)
+                self.prepared.step()
+                self.prepared.zero_grad()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach() * self.at_once / self.share
+        self.schedule.step()
+        row: dict[str, int | float] = {"step": step + 1, "rate": rate, "gradient": float(norm)}
+        row |= {name: accelerator.reduce(value, "mean").item() for name, value in sums.items()}
+        counts = torch.tensor([unnamed, len(self.skipped)], device=accelerator.device)
+        unnamed, skipped = accelerator.reduce(counts, "sum").tolist()
+        return row | {"unnamed": unnamed, "skipped": skipped}
+
+    def _target(self, number: int) -> Target:
+        """The image with this number in training, or the next one in the set that can be read."""
+        turn, place = divmod(number, len(self.samples))
+        index = int(_order(self.config.seed, turn, len(self.samples))[place])
+        for shift in range(len(self.samples)):
+            place = (index + shift) % len(self.samples)
+            if place in self.skipped:
+                continue
+            try:
+                return target(self.backbone, self.samples[place], self.config)
+            except InputError as error:
+                self.skipped.add(place)
+                warnings.warn(f"sample {place} is skipped: {error}", stacklevel=2)
+        raise InputError(
+            f"expected a sample that can be trained on, got none among {len(self.samples)}: see the warnings"
+        )
+
+    def _inputs(self, numbers: Sequence[int], targets: Sequence[Target]) -> tuple:
+        backbone = self.backbone
+        latents = backbone.encode_image([one.image for one in targets]).float()
+        drawn = [noise(backbone, latents.shape[1:], number, self.config) for number in numbers]
+        mixed = torch.stack([one for one, _ in drawn]).to(latents)
+        sigma = torch.stack([level for _, level in drawn]).to(latents)
+        noisy = torch.lerp(latents, mixed, sigma[:, None, None, None])
+        inputs = backbone.inputs(noisy, sigma * 1000, [one.prompt for one in targets])
+        return inputs, mixed - latents, targets, backbone.token_grid(latents)
+
+    def _trouble(self, step: int, numbers: Sequence[int], losses: dict[str, Tensor]) -> str:
+        told = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+        order = [divmod(number, len(self.samples)) for number in numbers]
+        images = [int(_order(self.config.seed, turn, len(self.samples))[place]) for turn, place in order]
+        return (
+            f"expected finite losses, got {told} in step {step + 1}, samples {images}: the checkpoint before it is in "
+            f"{self.folder}; lower the learning rate, or leave these samples out, and start in another folder"
+        )
+
+    def _evaluate(self, samples: Sequence[Sample], step: int) -> None:
+        if not samples:
+            return
+        layer = self.student.layers[0] if self.student.layers else check_layers(self.backbone, ["expert"])[0]
+        scores = layer_step_sweep(self.backbone, samples, [layer], progress=False).iloc[0]
+        row = {"step": step, "layer": layer} | {name: float(scores[name]) for name in SCORES}
+        append_row(self.folder / EVALUATION, row)
+        for number in range(min(PICTURES, len(samples))):
+            sample = samples[number]
+            found = segment(self.backbone, sample.image, sample.class_names, layer)
+            figure = plots.label_maps(
+                sample.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
+            )
+            path = self.folder / "pictures" / f"{number}-{step:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path)
+
+    def _save(self, step: int) -> None:
+        transformer, head = self.backbone.transformer, self.student.head
+        state = {
+            "step": step,
+            "lora": get_peft_model_state_dict(transformer, adapter_name=ADAPTER),
+            "head": {} if head is None else head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        replace_file(self.folder / STATE, buffer.getvalue())
+        weights = trained(transformer, self.config.alpha)
+        kept = {} if head is None else {name: value.cpu() for name, value in head.layers.state_dict().items()}
+        save_lora(LoraWeights(weights.tensors, weights.rank, kept), self.folder)
+
+    def _resume(self) -> int:
+        path = self.folder / STATE
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            set_peft_model_state_dict(self.backbone.transformer, state["lora"], adapter_name=ADAPTER)
+            if self.student.head is not None:
+                self.student.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"expected a whole checkpoint in {path}, got one that cannot be read: delete the folder to start anew"
+            ) from error
+        return state["step"]
+
+
+def _divided(whole: int, part: int, name: str) -> int:
+    if part < 1 or whole % part:
+        raise InputError(f"expected a number of {name} that divides {whole} images evenly, got {part}")
+    return whole // part
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    """The order of the samples in one time through."""
+    return np.random.Generator(np.random.Philox(key=[seed, turn])).permutation(count)

@@ -1,0 +1,153 @@
+"""What an image trains: its prompt, where its classes stand in it, and the masks that its attention should show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.datasets import IGNORE, Sample
+from seg4diff_tools.errors import InputError, PromptError
+from seg4diff_tools.images import open_image
+from seg4diff_tools.magnet.config import MagnetConfig
+from seg4diff_tools.prompts import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One image as training sees it.
+
+    Attributes:
+        image: stretched to the model's square when it is encoded.
+        prompt: encoded.
+        masks: on the square of `MagnetConfig.mask_side`.
+        spans: text tokens of the class of each mask; empty for masks without names.
+        known: places with a label; elsewhere nothing is trained.
+        unnamed: masks that were left out because the prompt does not hold their class.
+    """
+
+    image: Image.Image
+    prompt: Prompt
+    masks: Bool[Tensor, "mask y x"]
+    spans: tuple[tuple[int, ...], ...]
+    known: Bool[Tensor, "y x"]
+    unnamed: int = 0
+
+
+def target(backbone: Backbone, sample: Sample, config: MagnetConfig) -> Target:
+    """Prepares an image.
+
+    Args:
+        backbone: whose prompts and sizes.
+        sample: image, and label map with names, or (for maps="heads") `masks` of any kind, [mask y x].
+        config: which masks, which prompt.
+
+    Raises:
+        InputError: an unreadable image, masks of another size than the image, or no class name where one is needed.
+    """
+    picture = open_image(sample.image)
+    side = config.mask_side or backbone.image_size
+    names = list(sample.class_names)
+    labels = torch.from_numpy(np.asarray(sample.label_map).astype(np.int64))
+    masks = getattr(sample, "masks", None) if config.maps == "heads" else None
+    classes = labels == torch.arange(len(names))[:, None, None]
+    masks = classes if masks is None else torch.from_numpy(np.asarray(masks)).bool()
+    for found in (labels, masks):
+        if found.shape[-2:] != (picture.height, picture.width):
+            raise InputError(
+                f"expected masks of the image's size {(picture.height, picture.width)}, got {tuple(found.shape[-2:])}: "
+                "check that they belong to this image"
+            )
+    # a label map says where nothing is known, masks of SA-1B do not
+    known = labels != IGNORE if config.maps == "words" or names else torch.ones_like(labels, dtype=torch.bool)
+    if not names and (config.maps == "words" or config.text == "classes"):
+        raise InputError("expected class names with maps='words' or text='classes', got none: name the masks")
+    text, spans = _prompt(backbone, sample, names, config)
+    wanted = [index for index in _largest(masks, config) if config.maps == "heads" or names[index] in spans]
+    unnamed = len(_largest(masks, config)) - len(wanted)
+    return Target(
+        picture,
+        text,
+        _square(masks[wanted], side),
+        tuple(spans[names[index]] for index in wanted) if config.maps == "words" else (),
+        _square(known[None], side)[0],
+        unnamed,
+    )
+
+
+def _prompt(
+    backbone: Backbone, sample: Sample, names: Sequence[str], config: MagnetConfig
+) -> tuple[Prompt, dict[str, tuple[int, ...]]]:
+    """The encoded prompt, and the tokens of the classes that it holds."""
+    if config.text == "classes":
+        # of so many names that one prompt does not hold them, the first prompt's are trained
+        prompt = backbone.class_prompts(names, zero_tokens=config.zero_tokens)[0]
+        return prompt, prompt.classes
+    prompt = backbone.encode_prompt(fitting(backbone, sample.caption), zero_tokens=config.zero_tokens)
+    spans = {}
+    for name in names if config.maps == "words" else ():
+        try:
+            spans[name] = prompt.span(name)
+        except PromptError:
+            continue
+    return prompt, spans
+
+
+def fitting(backbone: Backbone, caption: str) -> str:
+    """As many whole words of a caption as the text encoder reads.
+
+    Args:
+        backbone: whose tokenizer.
+        caption: of any length.
+    """
+    tokenizer = backbone.pipe.tokenizer
+    places = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    room = tokenizer.model_max_length - 2
+    if len(places) <= room:
+        return caption
+    kept = caption[: places[room][0]]
+    # a word that goes on beyond is left out
+    return kept.rstrip() if kept.endswith(" ") else kept.rpartition(" ")[0]
+
+
+def _largest(masks: Bool[Tensor, "mask y x"], config: MagnetConfig) -> list[int]:
+    areas = masks.float().mean((1, 2))
+    order = areas.argsort(descending=True, stable=True).tolist()
+    return [index for index in order if areas[index] > 0 and areas[index] >= config.least_area][: config.most_masks]
+
+
+def _square(masks: Bool[Tensor, "mask y x"], side: int) -> Bool[Tensor, "mask side side"]:
+    if masks.shape[-2:] == (side, side) or len(masks) == 0:
+        return masks.reshape(len(masks), side, side)
+    return interpolate(masks[:, None].float(), size=(side, side), mode="nearest-exact")[:, 0] > 0.5
+
+
+def noise(
+    backbone: Backbone, shape: Sequence[int], number: int, config: MagnetConfig
+) -> tuple[Float[Tensor, "channel row column"], Float[Tensor, ""]]:
+    """Noise and its share for the image with this number in training, whichever process it falls to.
+
+    Args:
+        backbone: whose scheduler shifts the share.
+        shape: of a latent.
+        number: how many images came before.
+        config: seed, and the distribution of the share: logit-normal, then shifted as in sampling.
+
+    Returns:
+        Noise, and sigma from 0 to 1.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + number)
+    drawn = torch.randn(*shape, generator=generator)
+    level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator)).sigmoid()
+    shift = _shift(backbone.pipe.scheduler.config)
+    return drawn, shift * level / (1 + (shift - 1) * level)
+
+
+def _shift(settings: Any) -> float:
+    return float(settings.get("shift", 1.0))

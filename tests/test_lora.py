@@ -1,0 +1,174 @@
+"""LoRA weights: put on and taken off, written for plain diffusers, read from a file of the authors' layout."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.lora import FILE, LoraWeights, attach, lora, read_lora, save_lora, trained
+
+RANK = 3
+
+
+@pytest.fixture
+def backbone(build_backbone):
+    return build_backbone()
+
+
+@pytest.fixture
+def weights(backbone) -> LoraWeights:
+    """A LoRA that changes something: a fresh one has zeros for B."""
+    attach(backbone.transformer, backbone.family, rank=RANK, alpha=RANK)
+    found = trained(backbone.transformer, alpha=RANK)
+    backbone.transformer.unload_lora()
+    generator = torch.Generator().manual_seed(0)
+    return LoraWeights({n: torch.randn(v.shape, generator=generator) / 5 for n, v in found.tensors.items()}, found.rank)
+
+
+@torch.no_grad()
+def velocity(backbone) -> torch.Tensor:
+    noisy = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    return backbone.denoise(noisy, 500.0, "a cat")
+
+
+def released(weights: LoraWeights, head: bool) -> dict:
+    model = {
+        f"backbone.transformer.{name.replace('.weight', '.default.weight')}": value
+        for name, value in weights.tensors.items()
+    }
+    if head:
+        model["attn_mlp.attn_score_layer.0.weight"] = torch.ones(64, 1, 3, 3)
+    return {"model": model, "iteration": 2999}
+
+
+def test_attach_covers_joint_attention_alone(build_backbone):
+    backbone = build_backbone(dual_attention_layers=(0, 1))
+    attach(backbone.transformer, backbone.family, rank=RANK, alpha=RANK)
+    found = trained(backbone.transformer, alpha=RANK)
+    modules = {name.rpartition(".lora_")[0] for name in found.tensors}
+    names = ("to_q", "to_k", "to_v", "to_out.0")
+    assert modules == {f"transformer_blocks.{i}.attn.{name}" for i in range(5) for name in names}
+    assert {tuple(v.shape) for n, v in found.tensors.items() if ".lora_A." in n} == {(RANK, 60)}
+    trainable = {name for name, value in backbone.transformer.named_parameters() if value.requires_grad}
+    assert len(trainable) == 2 * 5 * 4 and all(".lora_" in name for name in trainable)
+
+
+def test_lora_adds_the_product_of_its_matrices(backbone, weights):
+    module = "transformer_blocks.2.attn.to_k"
+    a, b = (weights.tensors[f"{module}.lora_{side}.weight"] for side in "AB")
+    with lora(backbone, weights, scale=0.5):
+        changed = velocity(backbone)
+        inputs = torch.randn(7, 60)
+        linear = backbone.transformer.get_submodule(module)
+        expected = linear.base_layer(inputs) + 0.5 * inputs @ a.mT @ b.mT
+        torch.testing.assert_close(linear(inputs), expected)
+        assert not any(value.requires_grad for value in backbone.transformer.parameters())
+    assert not torch.equal(changed, velocity(backbone))
+
+
+def test_the_model_is_as_it_was_afterwards(backbone, weights):
+    names, before = list(backbone.transformer.state_dict()), velocity(backbone)
+    with pytest.raises(KeyboardInterrupt), lora(backbone, weights):
+        raise KeyboardInterrupt
+    assert list(backbone.transformer.state_dict()) == names
+    assert torch.equal(velocity(backbone), before)
+    with lora(backbone, weights, scale=0.0):
+        torch.testing.assert_close(velocity(backbone), before)
+
+
+def test_plain_diffusers_loads_what_is_saved(backbone, weights, tmp_path):
+    with lora(backbone, weights):
+        ours = velocity(backbone)
+    save_lora(weights, tmp_path / "lora")
+    backbone.pipe.load_lora_weights(tmp_path / "lora")
+    assert torch.equal(velocity(backbone), ours)
+    backbone.pipe.unload_lora_weights()
+
+
+def test_alpha_is_multiplied_in(backbone):
+    attach(backbone.transformer, backbone.family, rank=RANK, alpha=2 * RANK)
+    module = backbone.transformer.get_submodule("transformer_blocks.1.attn.to_v")
+    torch.nn.init.ones_(module.lora_B["seg4diff"].weight)
+    with torch.no_grad():
+        ours = velocity(backbone)
+    found = trained(backbone.transformer, alpha=2 * RANK)
+    backbone.transformer.unload_lora()
+    with lora(backbone, found):
+        torch.testing.assert_close(velocity(backbone), ours)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "released", "released with head"])
+def test_every_layout_reads_the_same(weights, tmp_path, kind):
+    source = save_lora(weights, tmp_path)
+    if kind == "file":
+        source = tmp_path / FILE
+    if kind.startswith("released"):
+        source = tmp_path / "lora_weights.pth"
+        torch.save(released(weights, head=kind.endswith("head")), source)
+    found = read_lora(source)
+    assert found.rank == RANK and found.tensors.keys() == weights.tensors.keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in weights.tensors.items())
+    assert list(found.conv_head) == (["0.weight"] if kind.endswith("head") else [])
+
+
+def test_the_conv_head_is_kept_beside_the_lora(weights, tmp_path):
+    save_lora(LoraWeights(weights.tensors, RANK, {"0.bias": torch.arange(5.0)}), tmp_path)
+    assert read_lora(tmp_path).conv_head["0.bias"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_second_lora_is_refused(backbone, weights):
+    with lora(backbone, weights):
+        with pytest.raises(InputError, match=r"expected a model without a LoRA, got one with \['seg4diff'\]"):
+            attach(backbone.transformer, backbone.family, 2, 2)
+        with pytest.raises(InputError, match="unload_lora_weights"), lora(backbone, weights):
+            pass
+        velocity(backbone)  # the first one is still there
+    assert not hasattr(backbone.transformer, "peft_config")
+
+
+def test_weights_of_another_model_are_refused(build_backbone, weights):
+    wider = build_backbone(attention_head_dim=24, caption_projection_dim=72)
+    with pytest.raises(CheckpointError, match="expected 72 channels for .*, got 60"), lora(wider, weights):
+        pass
+    shallow = build_backbone(num_layers=2)
+    with pytest.raises(CheckpointError, match="which it does not have"), lora(shallow, weights):
+        pass
+
+
+class Attack:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_files_that_are_no_lora_are_named(weights, tmp_path, capsys):
+    with pytest.raises(CheckpointError, match="got no such file"):
+        read_lora(tmp_path / "nothing")
+    (tmp_path / "cut.safetensors").write_bytes(b"12345")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_lora(tmp_path / "cut.safetensors")
+    torch.save({"model": {"x": Attack()}}, tmp_path / "attack.pth")
+    with pytest.raises(CheckpointError, match="would run code"):
+        read_lora(tmp_path / "attack.pth")
+    assert "code ran" not in capsys.readouterr().out
+    torch.save({"state": 1}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"with 'model' in .*got the entries \['state'\]"):
+        read_lora(tmp_path / "other.pth")
+    torch.save(
+        {"model": released(weights, False)["model"] | {"sem_seg_head.bias": torch.ones(1)}}, tmp_path / "more.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"got 1 other\(s\), such as 'sem_seg_head.bias'"):
+        read_lora(tmp_path / "more.pth")
+
+
+def test_damaged_pairs_are_named(weights, tmp_path):
+    def saved(tensors: dict) -> str:
+        save_file(tensors, tmp_path / "x.safetensors")
+        return str(tmp_path / "x.safetensors")
+
+    a, b = torch.ones(2, 5), torch.ones(7, 3)
+    with pytest.raises(CheckpointError, match="got only one for m"):
+        read_lora(saved({"m.lora_A.weight": a}))
+    with pytest.raises(CheckpointError, match=r"got ranks \[2, 3\]"):
+        read_lora(saved({"m.lora_A.weight": a, "m.lora_B.weight": b}))
+    with pytest.raises(CheckpointError, match="got 'm.weight'"):
+        read_lora(saved({"m.weight": a}))
