@@ -146,7 +146,14 @@ def score_map(
 
 
 def bars(
-    table: pd.DataFrame, x: str, y: str = "mIoU", by: str | None = None, *, percent: bool = True, title: str = ""
+    table: pd.DataFrame,
+    x: str,
+    y: str = "mIoU",
+    by: str | None = None,
+    *,
+    spread: str | None = None,
+    percent: bool = True,
+    title: str = "",
 ) -> go.Figure:
     """Scores side by side, such as settings on the horizontal axis and a colour for each model.
 
@@ -155,6 +162,7 @@ def bars(
         x: column of the horizontal axis, in the order of the rows.
         y: column of the heights.
         by: column that colours the bars, such as "model".
+        spread: column of the half length of error bars, such as a deviation over seeds.
         percent: show shares (0 to 1) in percent.
         title: above all.
 
@@ -164,13 +172,15 @@ def bars(
     Raises:
         InputError: a column that is not there.
     """
-    require_columns(table, [x, y, *([by] if by else [])])
+    require_columns(table, [x, y, *filter(None, (by, spread))])
+    unit = 100 if percent else 1
     figure = go.Figure()
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
     for number, (name, rows) in enumerate(groups):
         figure.add_bar(
             x=rows[x].astype(str).tolist(),
-            y=((100 if percent else 1) * rows[y].to_numpy(dtype=np.float64)).round(2),
+            y=(unit * rows[y].to_numpy(dtype=np.float64)).round(2),
+            error_y=None if spread is None else {"array": (unit * rows[spread].to_numpy(dtype=np.float64)).round(2)},
             name=str(name),
             marker={
                 "color": OKABE_ITO[number % len(OKABE_ITO)],

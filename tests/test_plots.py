@@ -160,6 +160,13 @@ def test_bars_beside_the_paper():
     assert len(charts.bars(ours, "normalise").data) == 1
 
 
+def test_bars_with_error_bars():
+    table = pd.DataFrame({"loss": ["a", "b"], "mIoU": [0.5, 0.4], "deviation": [0.01, 0.023]})
+    assert charts.bars(table, "loss", spread="deviation").data[0].error_y.array.tolist() == [1, 2.3]
+    with pytest.raises(InputError, match="seeds"):
+        charts.bars(table, "loss", spread="seeds")
+
+
 @pytest.mark.parametrize("several", [True, False])
 def test_map_slider(several):
     recorded = maps(branch=1, token=3, step=4)
