@@ -35,6 +35,7 @@ VARIANTS = {
 }
 REPEATED = ("flow matching alone", "shares", "scores")
 SCENES = 200
+LAST = 100  # steps over which the loss of flow matching is averaged
 
 
 def jobs() -> list[tuple[str, MagnetConfig]]:
@@ -84,6 +85,8 @@ def main() -> None:
             table.insert(2, "seed", seed)
             table.drop(columns="model").to_csv(scores, index=False)
         tables.append(pd.read_csv(scores))
+        if config is not None:
+            tables[-1]["flow"] = pd.read_csv(folder / "log.csv")["flow"].tail(LAST).mean()
         pd.concat(tables, ignore_index=True).to_csv(out / "study.csv", index=False)
 
 

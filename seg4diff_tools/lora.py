@@ -20,7 +20,9 @@ from seg4diff_tools.families import Family
 FILE = "pytorch_lora_weights.safetensors"
 """Where diffusers looks for LoRA weights in a folder."""
 HEAD_FILE = "conv_head.safetensors"
-MINI_MAGNET = MINI.parent / "mini-magnet"
+SHIPPED = {name: MINI.parent / name for name in ("mini-magnet", "mini-flow")}
+"""LoRAs of the embedded model that come with the package: aligned with masks, and its control, flow matching alone."""
+
 ADAPTER = "seg4diff"
 
 _RELEASED, _RELEASED_HEAD = "backbone.transformer.", "attn_mlp.attn_score_layer."
@@ -48,7 +50,7 @@ def lora(backbone: Backbone, source: str | Path | LoraWeights, scale: float = 1.
 
     Args:
         backbone: the model.
-        source: "mini-magnet" (comes with the package, for "mini"), or as in `read_lora`, or weights that it read.
+        source: as in `read_lora`, or weights that it read.
         scale: strength; 1 as trained, 0 changes nothing.
 
     Raises:
@@ -125,7 +127,7 @@ def read_lora(source: str | Path) -> LoraWeights:
     """Reads a LoRA of a transformer's attention.
 
     Args:
-        source: "mini-magnet"; a folder with `pytorch_lora_weights.safetensors`, as diffusers and `save_lora` write it; such
+        source: one of `SHIPPED`, such as "mini-magnet"; a folder with `pytorch_lora_weights.safetensors`, as diffusers and `save_lora` write it; such
             a file; or `lora_weights.pth` as the paper's authors publish it (hub repositories chyun/seg4diff-coco-lora and
             chyun/seg4diff-sa1b-lora), a detectron2 checkpoint with or without the conv head.
 
@@ -133,7 +135,7 @@ def read_lora(source: str | Path) -> LoraWeights:
         CheckpointError: no such file, one that cannot be read without running code from it, or names or shapes that are
             not those of such a LoRA.
     """
-    path = MINI_MAGNET if str(source) == "mini-magnet" else Path(source)
+    path = SHIPPED.get(str(source), Path(source))
     head_path = path / HEAD_FILE
     path = path / FILE if path.is_dir() else path
     if not path.is_file():

@@ -203,9 +203,11 @@ def test_paper_tables():
     first = paper.table(1).set_index(["model", "backbone", "trained_on"])
     assert first.loc[("Seg4Diff", "SD3", ""), "VOC20"] == 0.892
     assert paper.table(2).query("model == 'DiffCut'")["PC59"].item() == 0.541
+    assert paper.table(3)["mean"].tolist() == [0.271437, 0.272447, 0.27276]
+    assert paper.table(4).set_index("trained_on").loc["COCO", "2D"] == 0.2301
     assert paper.table(5).set_index("normalise")["Object"].idxmax() == "softmax"
     with pytest.raises(InputError, match="expected table 1, 2, 5"):
-        paper.table(3)
+        paper.table(6)
 
 
 def test_picture_grid():
