@@ -206,7 +206,7 @@ def test_paper_tables():
     assert paper.table(3)["mean"].tolist() == [0.271437, 0.272447, 0.27276]
     assert paper.table(4).set_index("trained_on").loc["COCO", "2D"] == 0.2301
     assert paper.table(5).set_index("normalise")["Object"].idxmax() == "softmax"
-    with pytest.raises(InputError, match="expected table 1, 2, 5"):
+    with pytest.raises(InputError, match="expected table 1, 2, 3, 4, 5"):
         paper.table(6)
 
 
