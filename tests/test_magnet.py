@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import is_tensorboard_available
 from PIL import Image
 from tiny_run import SCENES
 from torch.nn.functional import interpolate
@@ -328,6 +329,25 @@ def test_checkpointing_blocks_changes_nothing(backbone, tmp_path):
     for one, other in zip(plain, again, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     assert not backbone.transformer.gradient_checkpointing
+
+
+def test_half_precision_is_near_and_one_run_does_not_bind_the_next(backbone, tmp_path):
+    plain = rows(finetune(backbone, DATA, QUICK, tmp_path / "plain", progress=False))
+    half = rows(finetune(backbone, DATA, QUICK, tmp_path / "half", mixed_precision="bf16", progress=False))
+    again = rows(finetune(backbone, DATA, QUICK, tmp_path / "again", progress=False))
+    assert again == plain != half
+    for one, other in zip(plain, half, strict=True):
+        assert one["dice"] == pytest.approx(other["dice"], rel=0.02) and one["flow"] == pytest.approx(
+            other["flow"], rel=0.02
+        )
+    with pytest.raises(InputError, match="got mixed_precision='fp17'"):
+        finetune(backbone, DATA, QUICK, tmp_path / "no", mixed_precision="fp17")
+
+
+@pytest.mark.skipif(is_tensorboard_available(), reason="TensorBoard is installed")
+def test_a_missing_tensorboard_is_named(backbone, tmp_path):
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        finetune(backbone, DATA, QUICK, tmp_path / "run", tensorboard=True)
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import cast_training_params
@@ -99,13 +101,7 @@ def finetune(
         "dtype": str(backbone.dtype),
         "samples": len(samples),
     }
-    accelerator = Accelerator(
-        cpu=backbone.device.type == "cpu",
-        mixed_precision=mixed_precision,
-        log_with="tensorboard" if tensorboard else None,
-        project_dir=folder if tensorboard else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.conv_head)],
-    )
+    accelerator = _accelerator(backbone, folder, mixed_precision, tensorboard, config.conv_head)
     if accelerator.is_main_process:
         claim(folder, settings, "a fine-tuning")
     accelerator.wait_for_everyone()
@@ -126,6 +122,27 @@ def finetune(
         transformer.unload_lora()
         transformer.requires_grad_(False).eval()
     return folder
+
+
+def _accelerator(
+    backbone: Backbone, folder: Path, mixed_precision: str | None, tensorboard: bool, unused: bool
+) -> Accelerator:
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # accelerate keeps the precision of this process's first run, and refuses another one
+    if AcceleratorState._shared_state.get("_mixed_precision") != precision:
+        AcceleratorState._reset_state()
+    try:
+        return Accelerator(
+            cpu=backbone.device.type == "cpu",
+            mixed_precision=precision,
+            log_with="tensorboard" if tensorboard else None,
+            project_dir=folder if tensorboard else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+    except ValueError as error:
+        raise InputError(
+            f"expected a precision for {backbone.device.type}, got mixed_precision={precision!r}: {error}"
+        ) from error
 
 
 class _Student(nn.Module):
