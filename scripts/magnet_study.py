@@ -5,6 +5,7 @@ Two hours on two CPU cores.
 """
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 from seg4diff_tools import load_backbone
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.grouping import grouping_scores
+from seg4diff_tools.lora import SHIPPED
 from seg4diff_tools.magnet import MagnetConfig, finetune, lora, preset
 from seg4diff_tools.scenes import SceneConfig, Scenes
 from seg4diff_tools.sweeps import layer_step_sweep
@@ -65,11 +67,29 @@ def measure(backbone: Backbone) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs and of study.csv")
-    out = parser.parse_args().out
+    parser.add_argument(
+        "--ship", action="store_true", help="then put the long runs' LoRAs and study.csv into the package"
+    )
+    options = parser.parse_args()
+    out = options.out
+    run(out)
+    if options.ship:
+        for name, variant in {"mini-magnet": "shares", "mini-flow": "flow matching alone"}.items():
+            for file in ("pytorch_lora_weights.safetensors", "log.csv", "settings.json"):
+                shutil.copy(folder_of(out, variant, LONG, 0) / file, SHIPPED[name] / file)
+        shutil.copy(out / "study.csv", SHIPPED["mini-magnet"] / "study.csv")
+
+
+def folder_of(out: Path, name: str, steps: int, seed: int) -> Path:
+    return out / f"{name} {steps} {seed}".replace(", ", "-")
+
+
+def run(out: Path) -> None:
+    """Trains and measures what is missing."""
     backbone, data = load_backbone("mini"), Scenes("train", 100_000)
     tables = []
     for name, config in [("untrained", None), *jobs()]:
-        folder = out / ("untrained" if config is None else f"{name} {config.steps} {config.seed}".replace(", ", "-"))
+        folder = out / name if config is None else folder_of(out, name, config.steps, config.seed)
         scores = folder / "scores.csv"
         if not scores.exists():
             if config is None:
