@@ -1,11 +1,17 @@
 """LoRA weights: put on and taken off, written for plain diffusers, read from a file of the authors' layout."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from seg4diff_tools.backbones import load_backbone
+from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.lora import FILE, LoraWeights, attach, lora, read_lora, save_lora, trained
+from seg4diff_tools.lora import FILE, SHIPPED, LoraWeights, attach, lora, read_lora, save_lora, trained
+from seg4diff_tools.scenes import Scenes
+from seg4diff_tools.sweeps import layer_step_sweep
 
 RANK = 3
 
@@ -172,3 +178,23 @@ def test_damaged_pairs_are_named(weights, tmp_path):
         read_lora(saved({"m.lora_A.weight": a, "m.lora_B.weight": b}))
     with pytest.raises(CheckpointError, match="got 'm.weight'"):
         read_lora(saved({"m.weight": a}))
+
+
+def test_shipped_loras_fit_the_embedded_model():
+    backbone = load_backbone("mini")
+    for name in SHIPPED:
+        weights = read_lora(name)
+        assert weights.rank == 16 and not weights.conv_head
+        settings = json.loads((SHIPPED[name] / "settings.json").read_text())
+        assert settings["fingerprint"] == model_fingerprint(backbone), "mini changed after its LoRAs were trained"
+        with lora(backbone, name):
+            pass
+
+
+def test_the_shipped_lora_segments_better_than_its_control():
+    backbone, scores = load_backbone("mini"), {}
+    for name in SHIPPED:
+        with lora(backbone, name):
+            table = layer_step_sweep(backbone, Scenes("test", 24), [backbone.expert_layer], progress=False)
+        scores[name] = table["object_mIoU"].item()
+    assert scores["mini-magnet"] > scores["mini-flow"] + 0.04
