@@ -322,6 +322,17 @@ def test_a_batch_cut_into_pieces_is_the_same_batch(backbone, tmp_path):
         assert one == pytest.approx(other, rel=1e-3)
 
 
+def test_several_layers_share_the_loss(backbone, tmp_path):
+    def first(*layers: int) -> dict[str, float]:
+        config = replace(QUICK, steps=1, layers=layers)
+        return rows(finetune(backbone, DATA, config, tmp_path / str(layers), progress=False))[0]
+
+    one, other, both = first(1), first(2), first(1, 2)
+    for name in ("focal", "dice"):
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)
+    assert one["dice"] != pytest.approx(other["dice"], rel=1e-3)
+
+
 def test_checkpointing_blocks_changes_nothing(backbone, tmp_path):
     config = replace(QUICK, reading="shares")
     plain = rows(finetune(backbone, DATA, config, tmp_path / "plain", progress=False))
