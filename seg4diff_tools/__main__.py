@@ -58,6 +58,13 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Layout(StrEnum):
+    """Of a benchmark's folders."""
+
+    geneval = "geneval"
+    t2i_compbench = "t2i-compbench"
+
+
 Run = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs.")]
 ForPreset = Annotated[
     Preset | None,
@@ -210,6 +217,52 @@ def finetune(
         typer.echo(
             f"{folder}: load it with pipe.load_lora_weights({str(folder)!r}), or with magnet.lora(backbone, ...)"
         )
+
+
+@app.command()
+def generate(
+    layout: Annotated[Layout, typer.Option(help="Benchmark whose judge is to read the pictures.")],
+    prompts: Annotated[
+        Path, typer.Option(help="GenEval's evaluation_metadata.jsonl, or a text file of T2I-CompBench++.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    model: Annotated[str, typer.Option(help="mini, a folder in diffusers' layout, or a hub name.")] = "mini",
+    lora: Annotated[str | None, typer.Option(help="Folder of a LoRA to put on, or mini-magnet.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of each prompt; by default 4 for GenEval, 10 for T2I-CompBench++.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 28,
+    guidance_scale: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of each prompt's first picture; the next one has the next seed.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
+) -> None:
+    """Write a benchmark's pictures (GenEval, T2I-CompBench++); several processes: accelerate launch -m seg4diff_tools generate.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from contextlib import nullcontext
+
+    from accelerate import PartialState
+
+    from . import lora as loras
+    from .backbones import load_backbone
+    from .generation import generate_benchmark
+
+    backbone = load_backbone(model, device=PartialState().device)
+    with loras.lora(backbone, lora) if lora else nullcontext():
+        folder = generate_benchmark(
+            backbone,
+            layout.value,
+            prompts,
+            out,
+            images=images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            batch=batch,
+        )
+    if PartialState().is_main_process:
+        typer.echo(f"{folder}: now judge it with the benchmark's own code")
 
 
 def _train(part: str, run: Path, name: Preset | None, steps: int | None, device: str | None) -> None:

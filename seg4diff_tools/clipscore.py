@@ -36,14 +36,15 @@ class Clip:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @torch.no_grad()
-    def embed_images(self, images: ImageLike | Sequence[ImageLike]) -> ImageVectors:
-        """Unit vectors of images of any size; each is stretched to the tower's square.
+    def embed_images(self, images: ImageLike | Sequence[ImageLike], normalise: bool = True) -> ImageVectors:
+        """Vectors of images of any size; each is stretched to the tower's square.
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
+            normalise: bring the vectors to length 1.
         """
-        features = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output
-        return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+        features = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output.float().cpu()
+        return torch.nn.functional.normalize(features, dim=-1) if normalise else features
 
     @torch.no_grad()
     def embed_patches(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image patch dim"]:

@@ -24,6 +24,7 @@ BACKGROUNDS = tuple(TEXTURES)
 BASE_CONCEPTS = tuple(concepts())[:32]
 """The concepts of the embedded model's training vocabulary; all others are novel words to it."""
 SPLITS = ("train", "test", "test-style", "gallery")
+RELATIONS = ("left of", "right of", "above", "below")
 
 _PLACES = {"grass": "on", "sand": "on", "water": "in", "snow": "in", "road": "on", "brick": "on", "wood": "on"}
 _COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -166,23 +167,34 @@ def _free_place(rng: np.random.Generator, side: float, others: list[Placement]) 
 def _caption(
     placements: list[Placement], background: str, related: float = 0.0, rng: np.random.Generator | None = None
 ) -> str:
-    place = f"{_PLACES.get(background, 'under a')} {background}"
     counts = Counter((p.concept, p.colour) for p in placements)
-    phrases = [_phrase(concept, colour, count) for (concept, colour), count in counts.items()]
+    phrases = [phrase(concept, colour, count) for (concept, colour), count in counts.items()]
     if rng and len(placements) == len(counts) == 2 and rng.random() < related:
-        (x0, y0), (x1, y1) = placements[0].centre, placements[1].centre
-        if abs(x0 - x1) > abs(y0 - y1):
-            relation = "left of" if x0 < x1 else "right of"
-        else:
-            relation = "above" if y0 < y1 else "below"
-        return f"{phrases[0]} {relation} {phrases[1]} {place}"
+        return sentence(phrases, background, relation(placements[0].centre, placements[1].centre))
     if rng:
         phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-    return f"{listed} {place}"
+    return sentence(phrases, background)
 
 
-def _phrase(name: str, colour: str | None, count: int) -> str:
+def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
+    """How a caption says where the first of two centres lies: one of `RELATIONS`, along the longer way."""
+    (x0, y0), (x1, y1) = first, second
+    if abs(x0 - x1) > abs(y0 - y1):
+        return "left of" if x0 < x1 else "right of"
+    return "above" if y0 < y1 else "below"
+
+
+def sentence(phrases: Sequence[str], background: str, relation: str | None = None) -> str:
+    """The caption of things that were put into words by `phrase`: in a relation (two of them), or listed."""
+    if relation:
+        listed = f" {relation} ".join(phrases)
+    else:
+        listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    return f"{listed} {_PLACES.get(background, 'under a')} {background}"
+
+
+def phrase(name: str, colour: str | None = None, count: int = 1) -> str:
+    """What a caption calls some things of a kind: "a cat", "two red cars"."""
     plural = concepts()[name].plural
     noun = name if count == 1 else plural
     described = f"{colour} {noun}" if colour else noun
@@ -239,11 +251,20 @@ def draw_scenes(plans: Sequence[Plan], size: int) -> list[Scene]:
     return [_scene(p, image, owner) for p, image, owner in zip(plans, pixels, owners.numpy(), strict=True)]
 
 
-def _scene(p: Plan, image: UInt8[np.ndarray, "y x 3"], owner: Int[np.ndarray, "y x"]) -> Scene:
-    masks = owner == np.arange(len(p.placements))[:, None, None]
+def visible(p: Plan, owner: Int[np.ndarray, "y x"]) -> list[int]:
+    """Numbers of the placements that are not too hidden to be listed as present.
+
+    Args:
+        p: the plan.
+        owner: of its pixels, as `render` returns them.
+    """
     # an empty drawing cell covers about half of its square, hence the factor
     whole = [0.5 * (placement.side * owner.shape[0]) ** 2 for placement in p.placements]
-    seen = [k for k, mask in enumerate(masks) if mask.sum() > _VISIBLE * whole[k]]
+    return [k for k, area in enumerate(whole) if (owner == k).sum() > _VISIBLE * area]
+
+
+def _scene(p: Plan, image: UInt8[np.ndarray, "y x 3"], owner: Int[np.ndarray, "y x"]) -> Scene:
+    masks, seen = owner == np.arange(len(p.placements))[:, None, None], visible(p, owner)
     names = (*dict.fromkeys(p.placements[k].concept for k in seen), p.background)
     lookup = np.full(len(p.placements) + 1, 255, dtype=np.uint8)  # the rest of a hidden object is of no listed class
     lookup[-1] = len(names) - 1  # owner -1, the background, reads the last entry

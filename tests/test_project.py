@@ -25,8 +25,8 @@ FLOORS = [
     {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
     | {"losses", "prompt_lists", "runs", "textures"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"cache", "features", "lora", "perturb", "recorder"},
-    {"effects", "pretrain", "segmentation"},
+    {"cache", "distances", "features", "lora", "parser", "perturb", "recorder"},
+    {"composition", "effects", "generation", "pretrain", "segmentation"},
     {"grouping", "heads", "sweeps", "widgets"},
     {"magnet", "quality"},
     {"model_cards"},
