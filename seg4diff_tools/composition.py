@@ -1,8 +1,8 @@
 """Does a picture hold what its prompt says? Prompts of six kinds about scenes, and a judge that reads the pictures.
 
-In the spirit of GenEval (Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment", NeurIPS
-2023) and T2I-CompBench++ (Huang et al., arXiv 2307.06350), for models that are trained on captions of scenes: prompts are
-worded as these captions are, and things are found by `parser` in place of detectors trained on photographs.
+In the spirit of GenEval (Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment",
+NeurIPS 2023) and T2I-CompBench++ (Huang et al., arXiv 2307.06350), for models that are trained on captions of scenes:
+prompts are worded as these captions are, and things are found by `parser` in place of detectors trained on photographs.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,8 +68,8 @@ def prompts(count_per_category: int = 16, seed: int = 0) -> list[CompositionProm
     single object: "a cat on grass".
     two objects: "a cat and a dog on grass", of two kinds.
     counting: "two cats on grass", two or three of a kind.
-    colour binding: "a green car and a blue apple on grass", of two kinds that drawings in other colours exist of; never in a
-        colour that such a thing has anyway, so that only a model that reads the colour is right.
+    colour binding: "a green car and a blue apple on grass", of two kinds that drawings in other colours exist of; never
+        in a colour that such a thing has anyway, so that only a model that reads the colour is right.
     relation: "a cat left of a dog on grass", of two kinds.
     complex: two or three things, of which one has a colour or two are of a kind, over a background that is judged too.
 
@@ -137,10 +137,10 @@ def judge(
 ) -> pd.DataFrame:
     """Judges whether all that is asked for is in the picture.
 
-    One thing of a kind is there if at least one is found, in the asked colour where there is one; two or three are there if
-    exactly so many are found, as GenEval counts. A relation holds between the surest thing of either kind if a caption would
-    call their centres so: along the longer way, not on a diagonal's other side. Things that nobody asked for do no harm. The
-    background counts in the category "complex" alone.
+    One thing of a kind is there if at least one is found, in the asked colour where there is one; two or three are
+    there if exactly so many are found, as GenEval counts. A relation holds between the surest thing of either kind if a
+    caption would call their centres so: along the longer way, not on a diagonal's other side. Things that nobody asked
+    for do no harm. The background counts in the category "complex" alone.
 
     Args:
         parser: finds things.
@@ -197,7 +197,8 @@ def generate_pictures(
 ) -> list[Image]:
     """Generates a picture of each prompt for each seed, all prompts with the first seed before those with the second.
 
-    The noise of a picture depends on its prompt's number and its seed alone, so that two models start from the same noise.
+    The noise of a picture depends on its prompt's number and its seed alone, so that two models start from the same
+    noise.
 
     Args: as for `composition_scores`.
     """
@@ -302,8 +303,8 @@ def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
 def near_miss(prompt: CompositionPrompt, seed: int = 0) -> CompositionPrompt:
     """The prompt with one thing changed, so that a picture of the one is wrong for the other.
 
-    Another kind (single object), the second thing left out (two objects), one more or less (counting), colours exchanged as
-    far as things have them (colour binding), places exchanged (relation), or another background (complex).
+    Another kind (single object), the second thing left out (two objects), one more or less (counting), colours
+    exchanged as far as things have them (colour binding), places exchanged (relation), or another background (complex).
 
     Args:
         prompt: to change.
@@ -341,9 +342,9 @@ def validation(
         through: what to do with the drawn pictures first, such as a VAE's round trip.
 
     Returns:
-        A row for each category: the shares that are judged correct of scenes that fit (1 is best), of scenes of the next
-        prompt of the category (shuffled: 0 is best, but the next prompt may be fulfilled by chance), and of scenes of a
-        `near_miss` (0 is best); and how many of each.
+        A row for each category: the shares that are judged correct of scenes that fit (1 is best), of scenes of the
+        next prompt of the category (shuffled: 0 is best, but the next prompt may be fulfilled by chance), and of scenes
+        of a `near_miss` (0 is best); and how many of each.
     """
 
     def judged(shown: Sequence[CompositionPrompt]) -> pd.DataFrame:

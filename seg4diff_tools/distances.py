@@ -1,8 +1,8 @@
 """How far apart two sets of pictures are, told by the features that a CLIP sees in them.
 
-The formulas are those of FID and KID, but the features are those of the CLIP that is given, not of Inception: the numbers
-compare sets seen by the same CLIP, and never with published FIDs. CLIP's features in place of Inception's: Jayasumana et al.,
-"Rethinking FID", arXiv 2401.09603.
+The formulas are those of FID and KID, but the features are those of the CLIP that is given, not of Inception: the
+numbers compare sets seen by the same CLIP, and never with published FIDs. CLIP's features in place of Inception's:
+Jayasumana et al., "Rethinking FID", arXiv 2401.09603.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
 def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
     """Fréchet distance of the Gaussians that have the means and covariances of two sets of features.
 
-    |m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It shrinks as sets grow: compare sets
-    of the same sizes only, and best of many more features than `dim`.
+    |m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It shrinks as sets grow: compare
+    sets of the same sizes only, and best of many more features than `dim`.
 
     Args:
         one, other: features, at least two each.
@@ -56,7 +56,7 @@ def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other 
 
 
 def kernel_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
-    """Squared maximum mean discrepancy of two sets of features under the kernel (x y / dim + 1)^3, estimated without bias.
+    """Squared maximum mean discrepancy of two sets of features under the kernel (x y / dim + 1)^3, without bias.
 
     All pairs count, where KID takes the mean over random subsets. Sets of any size can be compared, small ones too.
 
@@ -66,8 +66,8 @@ def kernel_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other o
     Returns:
         Around 0 for sets of the same kind (also below it), larger for others.
 
-    Source: Bińkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4; Gretton et al., "A Kernel Two-Sample Test", JMLR
-    2012, equation 3.
+    Source: Bińkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4; Gretton et al., "A Kernel Two-Sample Test",
+    JMLR 2012, equation 3.
     """
     _check(one, other)
     one, other = one.double(), other.double()
@@ -110,7 +110,8 @@ def picture_distances(
 def _check(one: Tensor, other: Tensor) -> None:
     if min(len(one), len(other)) < 2 or one.shape[1] != other.shape[1]:
         raise InputError(
-            f"expected two sets of at least two features of the same length, got {list(one.shape)} and {list(other.shape)}"
+            "expected two sets of at least two features of the same length, "
+            f"got {list(one.shape)} and {list(other.shape)}"
         )
     if not (one.isfinite().all() and other.isfinite().all()):
         raise InputError("expected finite features, got some that are not a number or infinite")

@@ -1,4 +1,4 @@
-"""Writes pictures for benchmarks of composition, in the folders that their own judges read: GenEval and T2I-CompBench++."""
+"""Writes pictures for GenEval and T2I-CompBench++, in the folders that the benchmarks' own judges read."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ IMAGES: dict[Layout, int] = {"geneval": 4, "t2i-compbench": 10}
 
 @dataclass(frozen=True)
 class BenchmarkPrompt:
-    """A prompt of a benchmark: its text, the line (from 1) that it stands in, and what GenEval's judge needs to know."""
+    """A prompt of a benchmark: its text, its line in the file (from 1), and what GenEval's judge needs to know."""
 
     text: str
     line: int
@@ -36,8 +36,9 @@ def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
     """Reads a benchmark's prompts.
 
     Args:
-        path: GenEval's `evaluation_metadata.jsonl`, one JSON object with "prompt" a line; or a text file of T2I-CompBench++,
-            such as `color_val.txt`, one prompt a line (up to a tab, if there is one). Empty lines are left out.
+        path: GenEval's `evaluation_metadata.jsonl`, one JSON object with "prompt" a line; or a text file of
+            T2I-CompBench++, such as `color_val.txt`, one prompt a line (up to a tab, if there is one). Empty lines are
+            left out.
         layout: of which benchmark.
 
     Raises:
@@ -70,8 +71,8 @@ def _from_text(line: str, number: int, path: Path) -> BenchmarkPrompt:
     # the benchmark's judge takes what stands before the first "_" of a file's name for the prompt
     if not text or set(text) & set("/\\_\0") or len(_name(text, 0).encode()) > 251:
         raise InputError(
-            f"expected a prompt that can be a file's name, short and without '/', '\\' and '_', in line {number} of {path}, "
-            f"got {text[:60]!r}"
+            "expected a prompt that can be a file's name, short and without '/', '\\' and '_', "
+            f"in line {number} of {path}, got {text[:60]!r}"
         )
     return BenchmarkPrompt(text, number)
 
@@ -91,9 +92,9 @@ def generate_benchmark(
 ) -> Path:
     """Generates the pictures of a benchmark, or those that a run which was stopped has not made yet.
 
-    Under `accelerate launch`, process i of n makes the pictures of prompts i, i + n, i + 2n and so on. Picture k of every
-    prompt starts from the noise of seed + k, whichever process or batch makes it, as the benchmarks' own scripts begin anew
-    for every prompt; but a batch of another size may change the last bits of a picture.
+    Under `accelerate launch`, process i of n makes the pictures of prompts i, i + n, i + 2n and so on. Picture k of
+    every prompt starts from the noise of seed + k, whichever process or batch makes it, as the benchmarks' own scripts
+    begin anew for every prompt; but a batch of another size may change the last bits of a picture.
 
     Args:
         backbone: the model, with its LoRA if it has one.

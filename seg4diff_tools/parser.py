@@ -1,9 +1,9 @@
 """Reads a picture of a scene back: which things are where, in which colour, over which background.
 
-A small convolutional network in the manner of CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures of
-96 x 96 pixels go down to 6 x 6 cells and up again to 24 x 24; in each of these cells it tells, for each of the 32 concepts,
-whether the centre of such a thing lies there, and the colour of what lies there; the mean over all cells tells the
-background. Peaks of the concepts' maps are the things. `scripts/train_parser.py` trained it.
+A small convolutional network in the manner of CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures
+of 96 x 96 pixels go down to 6 x 6 cells and up again to 24 x 24; in each of these cells it tells, for each of the 32
+concepts, whether the centre of such a thing lies there, and the colour of what lies there; the mean over all cells
+tells the background. Peaks of the concepts' maps are the things. `scripts/train_parser.py` trained it.
 """
 
 import json
@@ -48,7 +48,7 @@ class ParserConfig:
     backgrounds: tuple[str, ...] = BACKGROUNDS
     side: int = 96
     widths: tuple[int, int, int, int] = (24, 48, 80, 96)
-    threshold: float = 0.4
+    threshold: float = 0.25
     apart: float = 3.0
 
 
@@ -130,8 +130,8 @@ class SceneParser:
         """What each picture shows.
 
         Args:
-            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these; each is
-                stretched to the square that the parser reads.
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these; each
+                is stretched to the square that the parser reads.
             batch: pictures at once.
 
         Raises:
