@@ -33,9 +33,8 @@ VARIANTS = {
     "scores, conv head": replace(PAPER, conv_head=True, head_learning_rate=1e-2),
     "scores, released code": replace(PAPER, focal="released", conv_head=True, head_learning_rate=1e-2),
     "heads": HEADS,
-    "heads, released code": replace(HEADS, focal="released", conv_head=True, head_learning_rate=1e-2),
 }
-REPEATED = ("flow matching alone", "shares", "scores")
+REPEATED = ("shares", "flow matching alone")
 SCENES = 200
 LAST = 100  # steps over which the loss of flow matching is averaged
 
@@ -44,7 +43,7 @@ def jobs() -> list[tuple[str, MagnetConfig]]:
     """Variant and setting of every run, the shipped one and its control first."""
     first = [(name, replace(VARIANTS[name], steps=LONG)) for name in ("shares", "flow matching alone")]
     short = {name: replace(config, steps=SHORT) for name, config in VARIANTS.items()}
-    repeats = [(name, replace(short[name], seed=seed)) for seed in SEEDS[1:] for name in REPEATED]
+    repeats = [(name, replace(short[name], seed=seed)) for name in REPEATED for seed in SEEDS[1:]]
     return first + list(short.items()) + repeats
 
 
