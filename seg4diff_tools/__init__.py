@@ -8,7 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "attention": ("JointAttention", "attention_with_lse", "intercept"),
+    "attention": ("intercept",),
     "backbones": ("Backbone", "load_backbone"),
     "cache": ("remember",),
     "charts": (),
@@ -32,11 +32,13 @@ _EXPORTS = {
     "grouping": ("Grouping", "group"),
     "heads": (),
     "images": (),
+    "joint": ("JointAttention",),
     "lora": (),
     "losses": (),
     "magnet": ("MagnetConfig", "finetune"),
     "masks": (),
     "metrics": (),
+    "operators": ("attention_with_lse",),
     "paper": (),
     "parser": ("SceneParser", "load_parser"),
     "perturb": ("Edit", "perturbed_guidance"),

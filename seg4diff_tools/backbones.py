@@ -1,9 +1,8 @@
 """Load a model and drive it: prompts, images, noise, one denoising step, generation."""
 
-import copy
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,8 +16,9 @@ from torch import Tensor
 from seg4diff_tools.checkpoints import find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import FAMILIES, Family, family_of
+from seg4diff_tools.families.rehearsal import Rehearsal, rehearse
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
-from seg4diff_tools.prompts import Prompt, class_texts, class_tokens, label_tokens, stack_prompts
+from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, rows, stack_prompts
 
 MINI = Path(__file__).parent / "models" / "mini"
 Prompts = str | Prompt | Sequence[str | Prompt]
@@ -29,7 +29,7 @@ class Backbone:
     """A diffusion model with the calls that the analyses are made of.
 
     Args:
-        pipe: a plain diffusers pipeline, T5 left out as in the paper.
+        pipe: a plain diffusers pipeline; of SD3 without T5, as in the paper.
         family: where its architecture keeps joint attention.
         name: what it was loaded as.
         expert_layer: 0-based layer whose I2T attention segments best; None if nobody has measured it.
@@ -41,6 +41,7 @@ class Backbone:
     name: str
     expert_layer: int | None = None
     guidance_scale: float = 7.5
+    _rehearsed: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     @property
     def transformer(self) -> ModelMixin:
@@ -69,8 +70,8 @@ class Backbone:
 
     @property
     def footprint(self) -> int:
-        """Side of an image token in pixels (VAE factor times patch)."""
-        return self.pipe.vae_scale_factor * self.pipe.patch_size
+        """Side of an image token in pixels."""
+        return self.family.cell(self.pipe) * self.family.cells
 
     @property
     def image_size(self) -> int:
@@ -88,8 +89,8 @@ class Backbone:
         Args:
             latents: whose grid; None for the native image size.
         """
-        latents = torch.empty(1, *self.latent_shape) if latents is None else latents
-        return self.family.token_grid(self.transformer, latents)
+        rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
+        return rows // self.family.cells, columns // self.family.cells
 
     @overload
     def encode_prompt(self, prompt: str, *, zero_tokens: int = 77) -> Prompt: ...  # type: ignore[overload-overlap]
@@ -102,8 +103,8 @@ class Backbone:
 
         Args:
             prompt: one prompt, or a list.
-            zero_tokens: how many zero vectors follow CLIP's tokens in place of T5's: 77 in the paper's released code,
-                256 in a plain `pipe(prompt)`, and 0 leaves them out.
+            zero_tokens: of SD3 without T5, how many zero vectors follow CLIP's tokens in place of T5's: 77 in the paper's
+                released code, 256 in a plain `pipe(prompt)`, and 0 leaves them out. Other models have none.
 
         Returns:
             One Prompt, or a list if a list came.
@@ -116,19 +117,19 @@ class Backbone:
             raise InputError("expected at least one prompt, got an empty list")
         if not 0 <= zero_tokens <= 512:
             raise InputError(f"expected zero_tokens from 0 to 512, got {zero_tokens}")
-        texts = [unicodedata.normalize("NFC", text) for text in texts]
-        tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
-        tokens = [label_tokens(tokenizers, text, zero_tokens) for text in texts]
-        with torch.no_grad():
-            embeds, _, pooled, _ = self.pipe.encode_prompt(
-                prompt=texts,
-                prompt_2=None,
-                prompt_3=None,
-                do_classifier_free_guidance=False,
-                max_sequence_length=zero_tokens,
-            )
-        prompts = [Prompt(*row) for row in zip(texts, tokens, embeds.split(1), pooled.split(1), strict=True)]
+        prompts = [self._encode(unicodedata.normalize("NFC", text), zero_tokens) for text in texts]
         return prompts[0] if isinstance(prompt, str) else prompts
+
+    def _encode(self, text: str, zero_tokens: int) -> Prompt:
+        check_prompt(*self.family.reader(self.pipe), text)
+        found = self._rehearse(text, None, zero_tokens=zero_tokens).inputs
+        inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
+        return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
+
+    def _rehearse(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> Rehearsal:
+        arguments = {"max_sequence_length": zero_tokens} if self.family.zeros else {}
+        with torch.no_grad():
+            return rehearse(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
     def class_prompts(self, class_names: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]:
         """The paper's segmentation prompts: class names joined by a space (section 4.2, Fig 7).
@@ -148,7 +149,7 @@ class Backbone:
             PromptError: a single name longer than a prompt.
         """
         prompts = []
-        for text, ranges in class_texts(self.pipe.tokenizer, class_names):
+        for text, ranges in class_texts(*self.family.reader(self.pipe), class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)
             prompts.append(replace(prompt, classes=class_tokens(prompt.tokens, ranges)))
         return prompts
@@ -172,10 +173,8 @@ class Backbone:
         height, width = self._pixels(size)
         pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
         pixels = self.pipe.image_processor.preprocess(pictures, height, width)
-        vae = self.pipe.vae
         with torch.no_grad():
-            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
-        return ((latents - vae.config.shift_factor) * vae.config.scaling_factor).to(self.dtype)
+            return self.family.encode(self.pipe, pixels.to(self.device, self.pipe.vae.dtype)).to(self.dtype)
 
     def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]:
         """Decodes scaled latents into images.
@@ -183,25 +182,36 @@ class Backbone:
         Args:
             latents: as `encode_image` gives them.
         """
-        vae = self.pipe.vae
         with torch.no_grad():
-            latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-            return self.pipe.image_processor.postprocess(vae.decode(latents, return_dict=False)[0])
+            pixels = self.family.decode(self.pipe, latents.to(self.device, self.pipe.vae.dtype))
+            return self.pipe.image_processor.postprocess(pixels)
 
-    def schedule(self, steps: int = 28) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
-        """Timesteps and noise shares of a sampling schedule; the pipeline's own scheduler is left alone.
+    def pack(self, latents: Float[Tensor, "image channels height width"]) -> Float[Tensor, "image ..."]:
+        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token channels]."""
+        if not self.family.packed:
+            return latents
+        cells = self.family.cells
+        return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=cells, q=cells)
+
+    def schedule(
+        self, steps: int = 28, size: Size | None = None
+    ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
+        """Timesteps and noise shares of the pipeline's sampling schedule; its own scheduler is left alone.
 
         Args:
             steps: length of the schedule (28 in the paper).
+            size: of the image in pixels, which moves the schedule of some models; None for the native size.
 
         Returns:
-            Timesteps from 1000 down as the transformer reads them, and sigma from 1 down, float32 on the CPU.
+            Timesteps from 1000 down and sigma from 1 down, float32 on the CPU.
         """
         if steps < 1:
             raise InputError(f"expected at least one step, got steps={steps}")
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler.timesteps, scheduler.sigmas[:steps]
+        key = "schedule", self._pixels(size), steps
+        if key not in self._rehearsed:
+            scheduler = self._rehearse("", size, steps).scheduler
+            self._rehearsed[key] = scheduler.timesteps.cpu().float()[:steps], scheduler.sigmas.cpu().float()[:steps]
+        return self._rehearsed[key]
 
     def noised(
         self,
@@ -227,7 +237,7 @@ class Backbone:
             InputError: a step outside the schedule, or a number of seeds that is not the number of images.
         """
         wanted = [steps_from_end] if isinstance(steps_from_end, int) else list(steps_from_end)
-        timesteps, sigmas = self.schedule(steps)
+        timesteps, sigmas = self.schedule(steps, self._size(latents))
         outside = [k for k in wanted if not 1 <= k <= steps]
         if outside or not wanted:
             raise InputError(f"expected steps_from_end from 1 to {steps}, got {outside or 'an empty list'}")
@@ -247,7 +257,7 @@ class Backbone:
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> Float[Tensor, "batch channels height width"]:
-        """One forward pass of the transformer, without gradient and without guidance.
+        """One forward pass of the transformer, without gradient and without classifier-free guidance.
 
         Args:
             noisy: noised latents.
@@ -256,7 +266,7 @@ class Backbone:
                 steps per image (see `noised`) there is one prompt per image.
 
         Returns:
-            The predicted velocity, noise minus image.
+            The predicted velocity, noise minus image, packed as `pack` does it.
         """
         with torch.no_grad():
             return self.transformer(**self.inputs(noisy, timestep, prompt))[0]
@@ -275,13 +285,18 @@ class Backbone:
         if len(noisy) % len(prompts):
             raise InputError(f"expected one prompt or one per image, got {len(prompts)} for {len(noisy)} latents")
         share = len(noisy) // len(prompts)
-        embeds, pooled = stack_prompts(prompts)
+        key = "inputs", self._size(noisy)
+        if key not in self._rehearsed:
+            self._rehearsed[key] = self._rehearse("", self._size(noisy)).inputs
+        own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
+        shared = {name: value for name, value in self._rehearsed[key].items() if name not in own}
+        start, slope = self.family.clock
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(noisy))
         return {
-            "hidden_states": noisy.to(self.device, self.dtype),
-            "timestep": timestep,
-            "encoder_hidden_states": embeds.repeat_interleave(share, dim=0),
-            "pooled_projections": pooled.repeat_interleave(share, dim=0),
+            **{name: rows([value] * len(noisy)) for name, value in shared.items()},
+            **stack_prompts(prompts, share),
+            self.family.latents: self.pack(noisy.to(self.device, self.dtype)),
+            self.family.timestep: timestep if slope == 1.0 else start + slope * timestep,
             "return_dict": False,
         }
 
@@ -297,19 +312,22 @@ class Backbone:
         zero_tokens: int = 77,
         progress: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
+        **arguments: Any,
     ) -> list[PIL.Image.Image]:
         """Generates images with the pipeline's own sampling loop.
 
         Args:
             prompt: one, or a list: one image each.
             steps: sampling steps.
-            guidance_scale: classifier-free guidance; 1 or less turns it off, None takes the backbone's default.
+            guidance_scale: the pipeline's argument of that name; None takes the backbone's default. Of classifier-free
+                guidance 1 or less turns it off; a guidance-distilled model, such as FLUX.1-dev, reads the number.
             seed: one for all images, or a list (with a single prompt: that many images of it).
             size: (height, width) or side in pixels; None for the native size.
             negative_prompt: what guidance moves away from.
-            zero_tokens: see `encode_prompt`.
+            zero_tokens: see `encode_prompt`; of an encoded prompt, its own number.
             progress: show a progress bar.
             callback: called after every step with the step's index, its timestep and the latents.
+            arguments: more of the pipeline's own, such as `true_cfg_scale` of FLUX.1 or the `image` of Kontext.
 
         Returns:
             The images.
@@ -318,19 +336,22 @@ class Backbone:
             PromptError: a prompt does not fit.
             InputError: a size that the model cannot take, or seeds that do not match the prompts.
         """
-        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        prompts = self._prompts(prompt, zero_tokens)
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        prompts = prompts * len(seeds) if len(prompts) == 1 else prompts
-        if len(seeds) != len(prompts) or not seeds:
-            raise InputError(f"expected one seed or one per prompt, got {len(seeds)} for {len(prompts)} prompts")
+        prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
+        if not prompts:
+            raise InputError("expected at least one prompt, got an empty list")
+        texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
+        for text in (*texts, negative_prompt):
+            check_prompt(*self.family.reader(self.pipe), text)
+        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
+        texts = texts * len(seeds) if len(texts) == 1 else texts
+        if len(seeds) != len(texts) or not seeds:
+            raise InputError(f"expected one seed or one per prompt, got {len(seeds)} for {len(texts)} prompts")
         height, width = self._pixels(size)
-        embeds, pooled = stack_prompts(prompts)
-        arguments = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-        if guidance_scale > 1:
-            zeros = len(prompts[0].indices("zero"))
-            negative, negative_pooled = stack_prompts(self._prompts(negative_prompt, zeros) * len(prompts))
-            arguments |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
+        if self.family.zeros:
+            encoded = [len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)]
+            arguments |= {"max_sequence_length": encoded[0] if encoded else zero_tokens}
+        if negative_prompt or not self.family.sequential:
+            arguments |= {"negative_prompt": [negative_prompt] * len(texts)}
 
         def on_step(pipe, step, timestep, tensors):
             callback(step, float(timestep), tensors["latents"])
@@ -340,13 +361,14 @@ class Backbone:
         self.pipe.set_progress_bar_config(**(bar | {"disable": not progress}))
         try:
             return self.pipe(
-                **arguments,
+                prompt=texts,
                 height=height,
                 width=width,
                 num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                latents=_noise(seeds, self._latent_shape((height, width))),
+                guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+                latents=self.pack(_noise(seeds, self._latent_shape((height, width)))),
                 callback_on_step_end=on_step if callback else None,
+                **arguments,
             ).images
         finally:
             self.pipe.set_progress_bar_config(**bar)
@@ -357,8 +379,13 @@ class Backbone:
         return check_size(self.image_size if size is None else size, self.footprint, most)
 
     def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
-        rows, columns = (side // self.pipe.vae_scale_factor for side in self._pixels(size))
-        return self.transformer.config.in_channels, rows, columns
+        rows, columns = (side // self.family.cell(self.pipe) for side in self._pixels(size))
+        return self.family.channels(self.pipe), rows, columns
+
+    def _size(self, latents: Tensor) -> tuple[int, int]:
+        """Height and width in pixels of the image that latents stand for."""
+        height, width = (side * self.family.cell(self.pipe) for side in latents.shape[-2:])
+        return height, width
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:
         prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
@@ -372,7 +399,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """Loads a Stable Diffusion 3 / 3.5 pipeline without T5, the paper's setting.
+    """Loads a pipeline of a supported family; Stable Diffusion 3 and 3.5 without T5, the paper's setting.
 
     Args:
         name_or_path: "mini" (comes with the package), a folder in diffusers' layout, or a hub name such as
@@ -388,7 +415,8 @@ def load_backbone(
         UnknownArchitectureError: a pipeline of another architecture.
     """
     source = find_checkpoint(MINI if str(name_or_path) == "mini" else name_or_path)
-    pipe = load_pipeline(source, [family.pipeline_class for family in FAMILIES], device, dtype)
+    supported = {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
+    pipe = load_pipeline(source, supported, device, dtype)
     return wrap_pipeline(pipe, str(name_or_path), read_card(source))
 
 
@@ -396,7 +424,7 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
     """Makes a Backbone of a pipeline that is already in memory (with a LoRA, quantised, offloaded, ...).
 
     Args:
-        pipe: a diffusers pipeline without T5.
+        pipe: a diffusers pipeline; of SD3 one without T5.
         name: what to call it.
         card: "expert_layer" and "guidance_scale" are read from it.
 
@@ -405,14 +433,20 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         InputError: it has a T5 encoder.
     """
     family = family_of(pipe.transformer)
-    if getattr(pipe, "text_encoder_3", None) is not None:
-        raise InputError("expected a pipeline without T5: load it with text_encoder_3=None, tokenizer_3=None")
+    if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
+        raise InputError(f"expected a pipeline without {' and '.join(left)} (T5): load it with {left[0]}=None")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     published = family.expert_layers.get(family.layers(pipe.transformer))
     card = card or {}
-    return Backbone(pipe, family, name, card.get("expert_layer", published), float(card.get("guidance_scale", 7.5)))
+    return Backbone(
+        pipe,
+        family,
+        name,
+        card.get("expert_layer", published),
+        float(card.get("guidance_scale", family.guidance_scale)),
+    )
 
 
 def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:

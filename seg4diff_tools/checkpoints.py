@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import diffusers
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from seg4diff_tools.errors import CheckpointError, UnknownArchitectureError
 
-MODELS = ("text_encoder", "text_encoder_2", "vae", "transformer")
+MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transformer")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
@@ -40,15 +40,15 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
 
 def load_pipeline(
     source: Path | str,
-    supported: Collection[str],
+    supported: Mapping[str, Collection[str]],
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> diffusers.DiffusionPipeline:
-    """Loads a pipeline without T5, all its parts in one number format, from safetensors only.
+    """Loads a pipeline, all its parts in one number format, from safetensors only.
 
     Args:
         source: from `find_checkpoint`; a hub name is downloaded once its index shows a supported pipeline.
-        supported: names of diffusers pipeline classes.
+        supported: names of diffusers pipeline classes, each with the parts of it that are left out.
         device: default: CUDA, else Apple's MPS, else the CPU.
         dtype: of every model in it; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
             (Left alone, transformers would take what the file holds and diffusers float32.)
@@ -67,16 +67,21 @@ def load_pipeline(
     dtype = dtype or _best_dtype(device)
     try:
         with _quiet(isinstance(source, Path)):
-            models = {name: _load_model(source, name, dtype, *index[name]) for name in MODELS}
+            dropped = dict.fromkeys(supported[pipeline])
+            names = [name for name in MODELS if name not in dropped and index.get(name, [None])[0]]
+            models = {name: _load_model(source, name, dtype, *index[name]) for name in names}
             pipe = getattr(diffusers, pipeline).from_pretrained(
-                str(source), **models, text_encoder_3=None, tokenizer_3=None, dtype=dtype, use_safetensors=True
+                str(source), **models, **dropped, dtype=dtype, use_safetensors=True
             )
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"'{source}' is not a whole {pipeline} checkpoint: {reason}") from error
-    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+    encoders = [name for name in names if name.startswith("text_encoder")]
+    for tokenizer, encoder in (
+        (getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name)) for name in encoders
+    ):
         # without its files transformers makes an empty tokenizer and says nothing
         if not encoder.config.vocab_size / 2 < len(tokenizer) <= encoder.config.vocab_size:
             raise CheckpointError(

@@ -21,7 +21,7 @@ class Effects:
     """What was measured, and the pictures behind it.
 
     Attributes:
-        table: one row for each setting.
+        table: one row for each setting and prompt.
         pictures: for each setting, one picture for each prompt. The key is the layer (None for the plain pictures), or
             for guidance (layer, scale, guidance_scale).
     """
@@ -56,14 +56,14 @@ def layer_effects(
         progress: show a progress bar.
 
     Returns:
-        A row for each layer, and first one for the plain pictures, whose layer is missing. Columns: layer, CLIP-I (cosine
-        of the picture's embedding with that of the plain picture), CLIP-T (CLIPScore with the prompt), and features
-        (cosine with the plain picture of CLIP's patch features, place by place); means over prompts.
+        A row for each layer and prompt, and first those of the plain pictures, whose layer is missing. Columns: layer,
+        prompt (its number), CLIP-I (cosine of the picture's embedding with that of the plain picture), CLIP-T (CLIPScore
+        with the prompt), and features (cosine with the plain picture of CLIP's patch features, mean over places).
 
     Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, there with DINO for features.
     """
     wanted = [None, *(range(backbone.layers) if layers is None else layers)]
-    texts, rows, pictures = _embed(clip, prompts), [], {}
+    texts, tables, pictures = _embed(clip, prompts), [], {}
     with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         for layer in wanted:
             with nullcontext() if layer is None else perturb(backbone, edit, layer):
@@ -71,14 +71,15 @@ def layer_effects(
             vectors, patches = clip.embed_images(pictures[layer]), clip.embed_patches(pictures[layer])
             if layer is None:
                 plain = vectors, patches
-            row = {
-                "layer": layer,
-                "CLIP-I": cosine_similarity(vectors, plain[0]).mean().item(),
-                "CLIP-T": clip_scores(vectors, texts).mean().item(),
-                "features": cosine_similarity(patches, plain[1], dim=-1).mean().item(),
+            scores = {
+                "layer": pd.array([layer] * len(prompts), dtype="Int64"),
+                "prompt": range(len(prompts)),
+                "CLIP-I": cosine_similarity(vectors, plain[0]),
+                "CLIP-T": clip_scores(vectors, texts),
+                "features": cosine_similarity(patches, plain[1], dim=-1).mean(dim=1),
             }
-            rows.append(row)
-    return Effects(pd.DataFrame(rows).astype({"layer": "Int64"}), pictures)
+            tables.append(pd.DataFrame(scores))
+    return Effects(pd.concat(tables, ignore_index=True), pictures)
 
 
 def guidance_effects(
@@ -109,12 +110,12 @@ def guidance_effects(
         progress: show a progress bar.
 
     Returns:
-        Columns layer, scale, guidance_scale, CLIP-T (CLIPScore with the prompt, mean), forwards (of one picture, for one
-        step). Scale 0 is generated once, and stands in the table for every layer.
+        Columns layer, scale, guidance_scale, forwards (of one picture, for one step), prompt (its number) and CLIP-T
+        (CLIPScore with the prompt). Scale 0 is generated once, and stands in the table for every layer.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 6 and 32.
     """
-    texts, rows, pictures = _embed(clip, prompts), [], {}
+    texts, tables, pictures = _embed(clip, prompts), [], {}
     settings = list(product(guidance_scales, scales, layers))
     unguided = guidance_scales if 0 in scales else ()
     runs = len(unguided) + sum(scale > 0 for _, scale, _ in settings)
@@ -126,10 +127,17 @@ def guidance_effects(
             else:
                 with perturbed_guidance(backbone, edit, layer, scale):
                     made = _generate(backbone, prompts, steps, cfg, batch, bar)
-            score = clip_scores(clip.embed_images(made), texts).mean().item()
-            rows.append((layer, scale, cfg, score, 1 + (cfg > 1) + (scale > 0)))
+            scores = {
+                "layer": layer,
+                "scale": scale,
+                "guidance_scale": cfg,
+                "forwards": 1 + (cfg > 1) + (scale > 0),
+                "prompt": range(len(prompts)),
+                "CLIP-T": clip_scores(clip.embed_images(made), texts),
+            }
+            tables.append(pd.DataFrame(scores))
             pictures[layer, scale, cfg] = made
-    return Effects(pd.DataFrame(rows, columns=["layer", "scale", "guidance_scale", "CLIP-T", "forwards"]), pictures)
+    return Effects(pd.concat(tables, ignore_index=True), pictures)
 
 
 def _embed(clip: Clip, prompts: Sequence[str]) -> TextVectors:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 from tqdm.auto import tqdm
 
-from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.prompts import Prompt
 
 Projection = Literal["query", "key", "value"]

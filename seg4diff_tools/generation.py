@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.prompts import label_tokens
+from seg4diff_tools.prompts import check_prompt
 from seg4diff_tools.runs import claim, replace_file
 
 Layout = Literal["geneval", "t2i-compbench"]
@@ -166,10 +166,9 @@ def _name(prompt: str, number: int) -> str:
 
 def _check_length(backbone: Backbone, prompts: list[BenchmarkPrompt], path: Path) -> None:
     """Before hours of work, not in their midst."""
-    tokenizers = (backbone.pipe.tokenizer, backbone.pipe.tokenizer_2)
     for prompt in prompts:
         try:
-            label_tokens(tokenizers, unicodedata.normalize("NFC", prompt.text), 0)
+            check_prompt(*backbone.family.reader(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
         except PromptError as error:
             raise PromptError(f"line {prompt.line} of {path}: {error}") from error
 

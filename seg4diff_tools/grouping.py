@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools import masks, metrics
-from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit, ImageLike
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.prompts import Kind, Prompt
 from seg4diff_tools.segmentation import check_layers, open_framed
 

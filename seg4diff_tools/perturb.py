@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 
-from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.attention import announce, intercept
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import family_of, is_guiding
+from seg4diff_tools.families import family_of, guidance_weight
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.shapes import JointHeads
 
 TextMap = Float[Tensor, "text edited"]
@@ -186,25 +187,32 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
     if scale < 0:
         raise InputError(f"expected a guidance scale of at least 0, got {scale}")
     transformer, pipeline = _transformer(model), getattr(model, "pipe", model)
-    family = family_of(transformer)
+    family, turn = family_of(transformer), []
 
     def guide(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        inputs = family.forward_inputs(args, kwargs)
+        inputs = family.forward_inputs(module, args, kwargs)
         if inputs.get("skip_layers"):
             return
-        batch = inputs["hidden_states"].shape[0]
-        branches, weight = (len(family.branches), pipeline.guidance_scale) if is_guiding(pipeline) else (1, 1.0)
-        start = family.branches.index("cond") * batch // branches if branches > 1 else 0
-        rows = slice(start, start + batch // branches)
+        batch, weight = len(inputs[family.latents]), guidance_weight(pipeline)
+        rows = slice(0, batch)
+        if weight is not None and family.sequential:
+            turn.append(family.timesteps(inputs)[0].item())
+            # the branch of this forward follows from how many ran at its timestep before
+            if family.branches[(turn.count(turn[-1]) - 1) % len(family.branches)] != "cond":
+                return
+        elif weight is not None:
+            share = batch // len(family.branches)
+            rows = slice(family.branches.index("cond") * share, (family.branches.index("cond") + 1) * share)
         part = {
-            name: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+            name: value[rows] if isinstance(value, (Tensor, list)) and _rows_of(value) == batch else value
             for name, value in inputs.items()
         }
         with perturb(module, edit, layers):
             # not module(...): for its hooks, recorders among them, this is no step of its own
+            announce(module, (), part)
             worse = module.forward(**(part | {"return_dict": False}))[0]
-        sample = output[0]
-        sample[rows] += scale / weight * (sample[rows] - worse)
+        for sample, other in zip(output[0][rows], worse, strict=True):
+            sample += scale / (weight or 1.0) * (sample - other)
 
     handle = transformer.register_forward_hook(guide, with_kwargs=True)
     try:
@@ -215,6 +223,10 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
 
 def _transformer(model: Any) -> nn.Module:
     return getattr(model, "transformer", model)
+
+
+def _rows_of(value: Tensor | list) -> int | None:
+    return None if isinstance(value, Tensor) and not value.ndim else len(value)
 
 
 def _positions(tokens: Sequence[int] | None, count: int) -> Tensor:

@@ -5,18 +5,17 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools.errors import InputError, PromptError
 
-Kind = Literal["start", "word", "end", "pad", "zero"]
+Kind = Literal["start", "word", "end", "pad", "zero", "template"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,9 @@ class Token:
 
     Args:
         index: position among the text tokens (a column of I2T, a row of T2I).
-        text: the piece of the prompt that it covers, or `<start>`, `<end>`, `<pad>`, `<zero>`.
-        kind: "start", "word", "end" and "pad" come from CLIP; "zero" is a zero vector in place of a T5 token.
+        text: the piece of the prompt that it covers, or `<start>`, `<end>`, `<pad>`, `<zero>`, or of a chat template.
+        kind: "word" is of the prompt, "start", "end" and "pad" are put around it; "template" is the frame that a
+            language model's prompt stands in, and "zero" a zero vector in place of a T5 token.
         start: first character of `text` in the prompt (0 for anything but a word).
         stop: one past its last character.
     """
@@ -45,15 +45,13 @@ class Prompt:
     Args:
         text: the prompt.
         tokens: one per text token of the transformer, in order.
-        embeds: text features, zero vectors included.
-        pooled: the pooled CLIP features.
+        inputs: what the transformer gets of it, by the name of its argument, for one image.
         classes: exact token indices of each class name, for prompts made by `Backbone.class_prompts`.
     """
 
     text: str
     tokens: tuple[Token, ...] = field(repr=False)
-    embeds: Float[Tensor, "1 text width"] = field(repr=False)
-    pooled: Float[Tensor, "1 pooled"] = field(repr=False)
+    inputs: Mapping[str, Any] = field(repr=False)
     classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -117,7 +115,7 @@ class Prompt:
         return f"'{phrase}' is not in the prompt, whose words are: {', '.join(words)}{hint}"
 
 
-def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_tokens: int) -> tuple[Token, ...]:
+def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length: int) -> tuple[Token, ...]:
     """Names every text token that an SD3 pipeline without T5 gives to its transformer.
 
     Kinds go by position, not by id: one tokenizer pads with the end token, the other with "!".
@@ -125,7 +123,7 @@ def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_
     Args:
         tokenizers: the pipeline's CLIP tokenizers; the first one labels.
         text: the prompt, in Unicode NFC.
-        zero_tokens: how many zero vectors follow in place of T5's tokens.
+        length: number of text tokens; those beyond CLIP's own are zero vectors in place of T5's tokens.
 
     Returns:
         start, words, end, pads up to the tokenizer's length, then zeros.
@@ -133,35 +131,106 @@ def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_
     Raises:
         PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
     """
-    pieces = [_pieces(tokenizer, text) for tokenizer in tokenizers]
+    room = tokenizers[0].model_max_length - 2
+    pieces = [check_prompt(tokenizer, room, text) for tokenizer in tokenizers]
     if any(other != pieces[0] for other in pieces[1:]):
         warnings.warn(
             f"the text encoders split '{text}' into different tokens, so some columns mix two words; "
             "tokens are labelled by the first tokenizer",
             stacklevel=3,
         )
-    spans, length = pieces[0], tokenizers[0].model_max_length
+    spans = pieces[0]
     tokens = [Token(0, "<start>", "start")]
     tokens += [Token(i, text[start:stop], "word", start, stop) for i, (start, stop) in enumerate(spans, start=1)]
     tokens.append(Token(len(tokens), "<end>", "end"))
-    tokens += [Token(i, "<pad>", "pad") for i in range(len(tokens), length)]
-    tokens += [Token(i, "<zero>", "zero") for i in range(length, length + zero_tokens)]
+    tokens += [Token(i, "<pad>", "pad") for i in range(len(tokens), min(room + 2, length))]
+    tokens += [Token(i, "<zero>", "zero") for i in range(len(tokens), length)]
     return tuple(tokens)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Character range of every token between start and end."""
+def label_template(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    length: int,
+    template: str = "{}",
+    *,
+    skipped: int = 0,
+    room: int | None = None,
+    specials: bool = True,
+    left: bool = False,
+) -> tuple[Token, ...]:
+    """Names every text token of a prompt that one tokenizer reads, alone or inside of a chat template.
+
+    Args:
+        tokenizer: with character offsets ("fast").
+        text: the prompt, in Unicode NFC.
+        length: number of text tokens; what the prompt does not fill are pads.
+        template: with {} where the prompt stands.
+        skipped: tokens at the start of the template whose features the pipeline cuts off.
+        room: how many tokens of the whole text the encoder reads; `length` where None.
+        specials: whether the tokenizer adds its own special tokens.
+        left: whether pads stand before the text.
+
+    Returns:
+        Tokens in order: template, words, template or end, pads.
+
+    Raises:
+        PromptError: the prompt is too long.
+    """
+    before, after = template.split("{}")
+    whole, first, last = before + text + after, len(before), len(before) + len(text)
+    encoding = tokenizer(whole, add_special_tokens=specials, return_offsets_mapping=True, verbose=False)
+    pieces = list(zip(encoding["offset_mapping"], encoding["input_ids"], strict=True))
+    room = skipped + (length if room is None else room)
+    if len(pieces) > room:
+        # what stands after the prompt has to fit too
+        tail = sum(start >= last or token == tokenizer.eos_token_id for (start, _), token in pieces)
+        lost = min(last, pieces[max(0, room - tail)][0][0]) - first
+        raise PromptError(_too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
+    tokens = []
+    for (start, stop), token in pieces[skipped:]:
+        # sentence pieces carry the space before them
+        start += len(whole[start:stop]) - len(whole[start:stop].lstrip())
+        if start < last and stop > first:
+            start, stop = max(start, first) - first, min(stop, last) - first
+            tokens.append(Token(len(tokens), text[start:stop], "word", start, stop))
+        elif stop > start or specials is False:
+            tokens.append(Token(len(tokens), whole[start:stop], "template"))
+        else:
+            kind = "end" if token == tokenizer.eos_token_id else "start"
+            tokens.append(Token(len(tokens), f"<{kind}>", kind))
+    pads = [Token(i, "<pad>", "pad") for i in range(length - len(tokens))]
+    if left:
+        return (*pads, *(replace(token, index=token.index + len(pads)) for token in tokens))
+    return (*tokens, *(replace(pad, index=pad.index + len(tokens)) for pad in pads))
+
+
+def _too_long(text: str, count: int, room: int, lost: int) -> str:
+    """What to say of a prompt whose characters from `lost` on do not fit."""
+    words = [word.group() for word in re.finditer(r"\S+", text) if word.end() > lost]
+    return (
+        f"the prompt has {count} tokens and the text encoder reads {room}: these words do not fit: {' '.join(words)}; "
+        "shorten the prompt, or split class names with class_prompts"
+    )
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str) -> list[tuple[int, int]]:
+    """Character range of every token of a prompt, special tokens left out.
+
+    Args:
+        tokenizer: that reads it.
+        room: how many tokens fit.
+        text: the prompt, in Unicode NFC.
+
+    Raises:
+        PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
+    """
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = [(start, stop) for start, stop in encoding["offset_mapping"]]
-    room = tokenizer.model_max_length - 2
     if len(spans) > room:
-        lost = [word.group() for word in re.finditer(r"\S+", text) if word.end() > spans[room][0]]
-        raise PromptError(
-            f"the prompt has {len(spans)} tokens and the text encoder reads {room}: "
-            f"these words do not fit: {' '.join(lost)}; shorten the prompt, or split class names with class_prompts"
-        )
+        raise PromptError(_too_long(text, len(spans), room, spans[room][0]))
     # an unknown piece becomes the end token, and everything after it would be read as padding
-    reserved = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    reserved = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     unread = [text[a:b] for (a, b), token in zip(spans, encoding["input_ids"], strict=True) if token in reserved]
     if unread:
         raise PromptError(f"the tokenizer has no token for '{unread[0]}' in the prompt '{text}': leave it out")
@@ -169,14 +238,15 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, in
 
 
 def class_texts(
-    tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, room: int, class_names: Sequence[str]
 ) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """The paper's segmentation prompt, "class names joined by a space", in as few texts as hold all names.
 
     Names stay in order, and each text gets about as many tokens as the next.
 
     Args:
-        tokenizer: the pipeline's first CLIP tokenizer.
+        tokenizer: that reads the prompt.
+        room: how many tokens of a prompt fit.
         class_names: distinct names.
 
     Returns:
@@ -200,12 +270,12 @@ def class_texts(
         seen.add(key)
 
     # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
-    lengths = [len(_pieces(tokenizer, _plain(name))) for name in class_names]
-    texts = len(_pack(lengths, tokenizer.model_max_length - 2))
-    room = max(*lengths, math.ceil(sum(lengths) / texts))
-    while len(_pack(lengths, room)) > texts:
-        room += 1
-    return [_join([class_names[i] for i in group]) for group in _pack(lengths, room)]
+    lengths = [len(check_prompt(tokenizer, room, _plain(name))) for name in class_names]
+    texts = len(_pack(lengths, room))
+    even = max(*lengths, math.ceil(sum(lengths) / texts))
+    while len(_pack(lengths, even)) > texts:
+        even += 1
+    return [_join([class_names[i] for i in group]) for group in _pack(lengths, even)]
 
 
 def _pack(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -238,21 +308,42 @@ def class_tokens(tokens: Sequence[Token], ranges: dict[str, tuple[int, int]]) ->
     return {name: _covering(tokens, start, stop) for name, (start, stop) in ranges.items()}
 
 
-def stack_prompts(
-    prompts: Sequence[Prompt],
-) -> tuple[Float[Tensor, "prompt text width"], Float[Tensor, "prompt pooled"]]:
-    """Embeds and pooled features of several prompts as one batch.
+def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
+    """What the transformer gets of several prompts, as one batch.
 
     Args:
         prompts: of one length.
+        times: how often each is repeated.
+
+    Returns:
+        The transformer's arguments by name. What has one row for each image is stacked; the rest, such as position ids,
+        is shared by all.
 
     Raises:
         InputError: prompts with different numbers of tokens.
     """
     lengths = {len(prompt.tokens) for prompt in prompts}
     if len(lengths) > 1:
-        raise InputError(f"expected prompts of one length, got {sorted(lengths)} tokens: use one zero_tokens for all")
-    return torch.cat([prompt.embeds for prompt in prompts]), torch.cat([prompt.pooled for prompt in prompts])
+        raise InputError(
+            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one zero_tokens "
+            "for all"
+        )
+    return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
+
+
+def rows(values: Sequence[Any], times: int = 1) -> Any:
+    """One argument of a batch, from those of its images alone.
+
+    Args:
+        values: one for each image; tensors and lists of length 1 are an image's own, anything else is shared.
+        times: how often each is repeated.
+    """
+    first = values[0]
+    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
+        return torch.cat(list(values)).repeat_interleave(times, dim=0)
+    if isinstance(first, list) and len(first) == 1:
+        return [item for value in values for item in value for _ in range(times)]
+    return first
 
 
 def _covering(tokens: Sequence[Token], start: int, stop: int) -> tuple[int, ...]:

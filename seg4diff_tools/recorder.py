@@ -14,9 +14,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from seg4diff_tools.attention import BLOCKS, JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import family_of, is_guiding
+from seg4diff_tools.families import family_of, guidance_weight
+from seg4diff_tools.joint import BLOCKS, JointAttention
 from seg4diff_tools.operators import default_workspace
 from seg4diff_tools.prompts import Prompt
 
@@ -194,19 +195,20 @@ class AttentionRecorder:
         return stack.__exit__(*exception)
 
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs = self._family.forward_inputs(args, kwargs)
+        inputs = self._family.forward_inputs(module, args, kwargs)
         self._forward = ()
         if inputs.get("skip_layers"):
             return
-        latents = inputs["hidden_states"]
-        timesteps = torch.as_tensor(inputs["timestep"]).detach().float().cpu().reshape(-1).expand(latents.shape[0])
+        latents = inputs[self._family.latents]
+        latents = torch.stack(latents) if isinstance(latents, list) else latents
+        timesteps = self._family.timesteps(inputs).expand(latents.shape[0])
         branches, batched = self._branches(latents)
         if len(branches) > 1 and not batched:
             branches = self._sequential(branches, timesteps.numpy())
         else:
             self._step += 1
         images = latents.shape[0] // len(branches)
-        layout = images, self._family.token_grid(self._transformer, latents)
+        layout = images, self._family.layout(module, inputs).grid
         if self._layout not in (None, layout):
             raise RecordingError(
                 f"One recording holds forwards of one size: first came {self._layout[0]} images of {self._layout[1]} "
@@ -223,12 +225,13 @@ class AttentionRecorder:
 
     def _branches(self, latents: Tensor) -> tuple[tuple[str, ...], bool]:
         """The branches of a step, and whether this forward's batch holds them all."""
-        branches = self._stated or (self._family.branches if is_guiding(self._pipeline) else ("cond",))
-        batched = latents.shape[0] % len(branches) == 0
+        guiding = self._pipeline is not None and guidance_weight(self._pipeline) is not None
+        branches = self._stated or (self._family.branches if guiding else ("cond",))
+        batched = latents.shape[0] % len(branches) == 0 and not (guiding and self._family.sequential)
         if batched:
             first, *others = latents.chunk(len(branches))
             batched = all(torch.equal(first, other) for other in others)
-        if self._stated is None and not batched:
+        if self._stated is None and not batched and not self._family.sequential:
             return ("cond",), True
         return branches, batched
 

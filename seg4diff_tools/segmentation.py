@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seg4diff_tools import masks
-from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit, ImageLike, crop_box, open_images
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.prompts import Prompt
 
 Block = Literal["i2t", "t2i"]

@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 
 from seg4diff_tools import operators
-from seg4diff_tools.attention import BLOCKS, JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.errors import InputError, RecordingError, UnknownArchitectureError
+from seg4diff_tools.joint import BLOCKS, JointAttention
 from seg4diff_tools.operators import attention_with_lse
 
 BATCH, LAYERS, HEADS, ROWS, COLUMNS, TEXT = 3, 5, 3, 7, 5, 11
@@ -103,8 +104,11 @@ def state(transformer) -> list:
 def call_of(query, key, value, mask=None, image_first=True, image=IMAGE) -> JointAttention:
     output, lse = attention_with_lse(query, key, value, mask)
     scale = query.shape[-1] ** -0.5
-    text = query.shape[2] - image
-    return JointAttention(0, image_first, image, text, query, key, value, lse, scale, mask, output)
+    tokens = query.shape[2]
+    first, second = (image, tokens) if image_first else (tokens - image, tokens)
+    places = slice(0, first), slice(first, second)
+    image, text = places if image_first else places[::-1]
+    return JointAttention(0, image, text, query, key, value, lse, scale, mask, output)
 
 
 @MODELS
@@ -447,5 +451,5 @@ class OwnSoftmax:
 def test_attention_that_passes_elsewhere_is_an_error_not_an_empty_recording():
     transformer = make()
     transformer.set_attn_processor(OwnSoftmax())
-    with pytest.raises(RecordingError, match="Layer 0.*native"), intercept(transformer, lambda call: None):
+    with pytest.raises(RecordingError, match="Layer 0.*default attention processor"), intercept(transformer, lambda call: None):
         transformer(**inputs())

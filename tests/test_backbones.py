@@ -131,7 +131,7 @@ class TestLoading:
     def test_t5_is_refused(self):
         pipe = tiny_pipeline()
         pipe.text_encoder_3 = torch.nn.Linear(1, 1)
-        with pytest.raises(InputError, match="without T5"):
+        with pytest.raises(InputError, match=r"without text_encoder_3 \(T5\)"):
             wrap_pipeline(pipe)
 
 
@@ -195,25 +195,25 @@ class TestPrompts:
     @pytest.mark.parametrize("zero_tokens", [0, 1, 77, 256])
     def test_zero_vectors_stand_where_t5_would(self, tiny_backbone, zero_tokens):
         prompt = tiny_backbone.encode_prompt("a cat", zero_tokens=zero_tokens)
-        assert prompt.embeds.shape == (1, 77 + zero_tokens, 43)
-        assert prompt.pooled.shape == (1, 28)
-        assert not prompt.embeds[:, 77:].any()
-        assert (prompt.embeds[:, :77, :40] != 0).any(dim=-1).all()
+        assert prompt.inputs["encoder_hidden_states"].shape == (1, 77 + zero_tokens, 43)
+        assert prompt.inputs["pooled_projections"].shape == (1, 28)
+        assert not prompt.inputs["encoder_hidden_states"][:, 77:].any()
+        assert (prompt.inputs["encoder_hidden_states"][:, :77, :40] != 0).any(dim=-1).all()
 
     def test_same_embeds_as_a_plain_pipeline_call(self, tiny_backbone):
         pipe = tiny_backbone.pipe
         expected, _, pooled, _ = pipe.encode_prompt("a dog", None, None, do_classifier_free_guidance=False)
         prompt = tiny_backbone.encode_prompt("a dog", zero_tokens=256)
-        assert torch.equal(prompt.embeds, expected)
-        assert torch.equal(prompt.pooled, pooled)
+        assert torch.equal(prompt.inputs["encoder_hidden_states"], expected)
+        assert torch.equal(prompt.inputs["pooled_projections"], pooled)
 
     def test_a_list_equals_its_prompts(self, tiny_backbone):
         together = tiny_backbone.encode_prompt(SENTENCES)
         for text, prompt in zip(SENTENCES, together, strict=True):
             alone = tiny_backbone.encode_prompt(text)
             assert prompt.tokens == alone.tokens
-            torch.testing.assert_close(prompt.embeds, alone.embeds)
-            torch.testing.assert_close(prompt.pooled, alone.pooled)
+            torch.testing.assert_close(prompt.inputs["encoder_hidden_states"], alone.inputs["encoder_hidden_states"])
+            torch.testing.assert_close(prompt.inputs["pooled_projections"], alone.inputs["pooled_projections"])
 
     def test_overflow_names_the_words_that_do_not_fit(self, tiny_backbone):
         fits = "cat " * 74

@@ -24,8 +24,9 @@ def same(one, other) -> bool:
 
 def test_layer_effects(tiny_backbone, clip):
     found = layer_effects(tiny_backbone, clip, PROMPTS, drop(), [1, 4], steps=2, batch=2, progress=False)
-    assert found.table.layer.isna().tolist() == [True, False, False]
-    assert found.table.layer.dropna().tolist() == [1, 4]
+    assert found.table.layer.isna().tolist() == [True] * 3 + [False] * 6
+    assert found.table.layer.dropna().tolist() == [1, 1, 1, 4, 4, 4]
+    assert found.table.prompt.tolist() == [0, 1, 2] * 3
     asked = {"steps": 2, "progress": False}
     plain = tiny_backbone.generate(PROMPTS, seed=[0, 1, 2], **asked)
     # batches of another size may differ in the last bit
@@ -34,15 +35,15 @@ def test_layer_effects(tiny_backbone, clip):
     with perturb(tiny_backbone, drop(), 4):
         edited = tiny_backbone.generate(PROMPTS[:2], seed=[0, 1], **asked)
     assert same(found.pictures[4][:2], edited)
-    first, row = found.table.iloc[0], found.table.iloc[2]
-    assert first["CLIP-I"] == pytest.approx(1, abs=1e-5) and first["features"] == pytest.approx(1, abs=1e-5)
+    first, row = found.table[:3], found.table[6:]
+    np.testing.assert_allclose(first[["CLIP-I", "features"]], 1, atol=1e-5)
     vectors = [clip.embed_images(found.pictures[key]) for key in (None, 4)]
-    assert row["CLIP-I"] == pytest.approx((vectors[0] * vectors[1]).sum(-1).mean().item(), abs=1e-5)
-    assert row["CLIP-T"] == pytest.approx(clip_scores(vectors[1], clip.embed_texts(PROMPTS)).mean().item(), abs=1e-6)
+    np.testing.assert_allclose(row["CLIP-I"], (vectors[0] * vectors[1]).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(row["CLIP-T"], clip_scores(vectors[1], clip.embed_texts(PROMPTS)), atol=1e-6)
     patches = [clip.embed_patches(found.pictures[key]) for key in (None, 4)]
     cosines = torch.nn.functional.cosine_similarity(*patches, dim=-1)
-    assert row["features"] == pytest.approx(cosines.mean().item(), abs=1e-5)
-    assert row["features"] < 1
+    np.testing.assert_allclose(row["features"], cosines.mean(-1), atol=1e-5)
+    assert (row["features"] < 1).all()
 
 
 def test_guidance_effects(tiny_backbone, clip):
@@ -50,7 +51,8 @@ def test_guidance_effects(tiny_backbone, clip):
     found = guidance_effects(
         tiny_backbone, clip, prompts, blur(), [0, 3], [0.0, 2.0], [1.0, 4.0], steps=2, progress=False
     )
-    table = found.table.set_index(["layer", "scale", "guidance_scale"])
+    assert found.table.prompt.tolist() == [0, 1] * 8
+    table = found.table[::2].set_index(["layer", "scale", "guidance_scale"])
     assert table.forwards.to_dict() == {
         (layer, scale, cfg): 1 + (scale > 0) + (cfg > 1)
         for layer in (0, 3)

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from seg4diff_tools.errors import InputError, UnknownArchitectureError
-from seg4diff_tools.families import FAMILIES, family_of
+from seg4diff_tools.families import FAMILIES, Layout, family_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def transformer():
 
 def test_sd3_is_found_and_only_its_joint_attention_is_listed(transformer):
     family = family_of(transformer)
-    assert family.name == "sd3" and family.image_first
+    assert family.name == "sd3"
     assert (family.layers(transformer), family.heads(transformer)) == (5, 3)
     joint = family.joint_attention(transformer)
     assert [layer for layer, _ in joint] == list(range(5))
@@ -44,18 +44,17 @@ def test_a_subclass_is_of_the_same_family(transformer):
 
 def test_inputs_are_found_by_name_or_position(transformer):
     family = family_of(transformer)
-    assert family.forward_inputs((1, 2), {"timestep": 3}) == {
+    assert family.forward_inputs(transformer, (1, 2), {"timestep": 3}) == {
         "hidden_states": 1,
         "encoder_hidden_states": 2,
         "timestep": 3,
     }
-    image, text = torch.zeros(2, 7, 12), torch.zeros(2, 11, 12)
-    assert family.token_counts((image,), {"encoder_hidden_states": text}) == (7, 11)
-    assert family.token_counts((image,), {}) == (7, 0)
 
 
-def test_token_grid_counts_patches_and_keeps_rows_and_columns_apart(transformer):
-    assert family_of(transformer).token_grid(transformer, torch.zeros(1, 16, 10, 14)) == (5, 7)
+def test_layout_counts_patches_and_keeps_rows_and_columns_apart(transformer):
+    inputs = {"hidden_states": torch.zeros(2, 16, 10, 14), "encoder_hidden_states": torch.zeros(2, 11, 13)}
+    expected = Layout(grid=(5, 7), image=slice(0, 35), text=slice(35, 46), tokens=46)
+    assert family_of(transformer).layout(transformer, inputs) == expected
 
 
 def test_expert_layer_is_known_for_the_published_depth_only(transformer):

@@ -17,13 +17,14 @@ from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
-from seg4diff_tools.attention import JointAttention, attention_with_lse
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.lora import lora, read_lora
 from seg4diff_tools.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
+from seg4diff_tools.operators import attention_with_lse
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.scenes import Scenes
 

@@ -22,8 +22,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # A module imports only from floors below its own; CONTRIBUTING.md says why.
 FLOORS = [
     {"errors", "shapes"},
-    {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
+    {"checkpoints", "drawings", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
     | {"losses", "prompt_lists", "runs", "textures"},
+    {"families", "joint"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "recorder"},
     {"composition", "effects", "generation", "pretrain", "segmentation"},

@@ -8,8 +8,9 @@ import pytest
 import torch
 import xarray as xr
 
-from seg4diff_tools.attention import BLOCKS, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.joint import BLOCKS
 from seg4diff_tools.recorder import AttentionRecorder, open_recording
 
 TEXT = 77 + 5
@@ -148,10 +149,10 @@ def test_guidance_that_is_off_or_left_over_makes_no_branches(backbone, prompt):
 def test_a_bare_pipeline_and_a_transformer_are_recorded_too(backbone, prompt):
     pipe = backbone.pipe
     arguments = {
-        "prompt_embeds": prompt.embeds,
-        "pooled_prompt_embeds": prompt.pooled,
-        "negative_prompt_embeds": prompt.embeds,
-        "negative_pooled_prompt_embeds": prompt.pooled,
+        "prompt_embeds": prompt.inputs["encoder_hidden_states"],
+        "pooled_prompt_embeds": prompt.inputs["pooled_projections"],
+        "negative_prompt_embeds": prompt.inputs["encoder_hidden_states"],
+        "negative_pooled_prompt_embeds": prompt.inputs["pooled_projections"],
         "num_inference_steps": 1,
         "output_type": "latent",
     }
@@ -168,10 +169,10 @@ def test_the_extra_forward_of_skip_layer_guidance_is_no_step(backbone, prompt):
     handle = backbone.transformer.register_forward_pre_hook(lambda *_: forwards.append(1))
     with AttentionRecorder(backbone, layers=1) as recorder:
         backbone.pipe(
-            prompt_embeds=prompt.embeds,
-            pooled_prompt_embeds=prompt.pooled,
-            negative_prompt_embeds=prompt.embeds,
-            negative_pooled_prompt_embeds=prompt.pooled,
+            prompt_embeds=prompt.inputs["encoder_hidden_states"],
+            pooled_prompt_embeds=prompt.inputs["pooled_projections"],
+            negative_prompt_embeds=prompt.inputs["encoder_hidden_states"],
+            negative_pooled_prompt_embeds=prompt.inputs["pooled_projections"],
             num_inference_steps=2,
             output_type="latent",
             skip_guidance_layers=[2],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import losses, masks
-from seg4diff_tools.attention import JointAttention
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
 from seg4diff_tools.segmentation import span_maps

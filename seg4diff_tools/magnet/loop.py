@@ -25,11 +25,12 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from seg4diff_tools import plots
-from seg4diff_tools.attention import JointAttention, intercept
+from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import MagnetConfig
@@ -157,7 +158,7 @@ class _Student(nn.Module):
     def forward(
         self,
         inputs: dict[str, Any],
-        velocity: Float[Tensor, "image channel row column"],
+        velocity: Float[Tensor, "image ..."],
         targets: Sequence[Target],
         grid: tuple[int, int],
     ) -> dict[str, Float[Tensor, ""]]:
@@ -290,7 +291,7 @@ class _Run:
         sigma = torch.stack([level for _, level in drawn]).to(latents)
         noisy = torch.lerp(latents, mixed, sigma[:, None, None, None])
         inputs = backbone.inputs(noisy, sigma * 1000, [one.prompt for one in targets])
-        return inputs, mixed - latents, targets, backbone.token_grid(latents)
+        return inputs, backbone.pack(mixed - latents), targets, backbone.token_grid(latents)
 
     def _trouble(self, step: int, numbers: Sequence[int], losses: dict[str, Tensor]) -> str:
         told = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())

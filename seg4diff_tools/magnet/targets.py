@@ -106,9 +106,8 @@ def fitting(backbone: Backbone, caption: str) -> str:
         backbone: whose tokenizer.
         caption: of any length.
     """
-    tokenizer = backbone.pipe.tokenizer
+    tokenizer, room = backbone.family.reader(backbone.pipe)
     places = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    room = tokenizer.model_max_length - 2
     if len(places) <= room:
         return caption
     kept = caption[: places[room][0]]

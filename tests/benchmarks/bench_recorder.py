@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seg4diff_tools.attention import JointAttention
+from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.operators import attention_with_lse
 
 HEADS, DIM, IMAGE, TEXT = 24, 64, 4096, 154

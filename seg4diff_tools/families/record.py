@@ -1,0 +1,168 @@
+"""What a family is: everything that sets one architecture apart from another, as data and a few small functions."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.prompts import Token
+
+Inputs = Mapping[str, Any]
+"""What a pipeline hands to its transformer, by name."""
+Latents = Float[Tensor, "image channels rows columns"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one forward stand in its joint sequence.
+
+    Args:
+        grid: rows and columns of the image tokens.
+        image: positions of the image tokens.
+        text: positions of the text tokens.
+        tokens: length of the joint sequence; what is neither image nor text are registers, reference images or filling.
+    """
+
+    grid: tuple[int, int]
+    image: slice
+    text: slice
+    tokens: int
+
+
+def image_then_text(grid: tuple[int, int], text: int) -> Layout:
+    """The layout [image, text]."""
+    image = grid[0] * grid[1]
+    return Layout(grid, slice(0, image), slice(image, image + text), image + text)
+
+
+def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, references: int = 0) -> Layout:
+    """The layout [registers, text, image, references].
+
+    Args:
+        grid: rows and columns of the image tokens.
+        text: number of text tokens.
+        registers: learned tokens before the text.
+        references: tokens of images that are given beside the prompt, after the image.
+    """
+    start, image = registers + text, grid[0] * grid[1]
+    return Layout(grid, slice(start, start + image), slice(registers, start), start + image + references)
+
+
+def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+    """Scaled latents of an AutoencoderKL: the mean of its posterior, (z - shift) * scale."""
+    config = pipe.vae.config
+    return (pipe.vae.encode(pixels).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+    """Pixels from -1 to 1 of scaled latents, by an AutoencoderKL."""
+    config = pipe.vae.config
+    return pipe.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0), return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: where its joint attention lives, in which order tokens stand, and what its pipeline wants.
+
+    Args:
+        name: short name, for example "sd3".
+        pipelines: names of the diffusers pipeline classes that run it.
+        transformer: name of the diffusers transformer class.
+        layout: from the transformer and a forward's inputs to where the tokens stand.
+        label: from the pipeline, a prompt and the number of text tokens to a name for each of them.
+        reader: from the pipeline to the tokenizer that reads the prompt, and how many tokens of a prompt fit.
+        stacks: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block that holds
+            its joint attention; a `layer` is an index through all stacks. Image-only attention lives elsewhere.
+        latents, timestep: names of the transformer's arguments.
+        clock: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
+        text_inputs: names of the transformer's arguments that come from the prompt.
+        cells: latent cells along the side of an image token.
+        packed: whether the pipeline cuts latents into tokens before the transformer.
+        cell: from the pipeline to the side of a latent cell in pixels.
+        channels: from the pipeline to the number of latent channels.
+        encode: from the pipeline and pixels (-1 to 1) to scaled latents.
+        decode: the way back.
+        plain: arguments of a pipeline call without classifier-free guidance.
+        guidance_scale: default of the pipeline's argument of that name.
+        branches: order of the branches of classifier-free guidance.
+        sequential: whether branches come one forward after the other, and not in one batch.
+        zeros: whether zero vectors can stand for the tokens of a text encoder that was left out.
+        clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
+        dropped: names of parts of the pipeline that are left out.
+        expert_layers: layer that segments best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    transformer: str
+    layout: Callable[[nn.Module, Inputs], Layout]
+    label: Callable[[Any, str, int], tuple[Token, ...]]
+    reader: Callable[[Any], tuple[Any, int]]
+    stacks: tuple[tuple[str, str], ...] = (("transformer_blocks", "attn"),)
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    clock: tuple[float, float] = (0.0, 1.0)
+    text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
+    cells: int = 2
+    packed: bool = False
+    cell: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
+    channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
+    encode: Callable[[Any, Tensor], Tensor] = encode_with_mode
+    decode: Callable[[Any, Tensor], Tensor] = decode_scaled
+    plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    guidance_scale: float = 7.5
+    branches: tuple[str, ...] = ("uncond", "cond")
+    sequential: bool = False
+    zeros: bool = False
+    clip_tokens: int = 0
+    dropped: tuple[str, ...] = ()
+    expert_layers: Mapping[int, int] = field(default_factory=dict)
+
+    def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
+        """The joint-attention modules with their layer index, first layer first."""
+        modules = [
+            getattr(block, attention) for stack, attention in self.stacks for block in getattr(transformer, stack)
+        ]
+        return list(enumerate(modules))
+
+    def layers(self, transformer: nn.Module) -> int:
+        """Number of layers with joint attention, of all stacks together."""
+        return sum(len(getattr(transformer, stack)) for stack, _ in self.stacks)
+
+    def heads(self, transformer: nn.Module) -> int:
+        """Number of attention heads in each layer."""
+        return transformer.config.num_attention_heads
+
+    def forward_inputs(self, transformer: nn.Module, args: tuple, kwargs: Inputs) -> dict[str, Any]:
+        """The inputs of a transformer call by name, whichever of them were passed by position."""
+        names = [*inspect.signature(type(transformer).forward).parameters][1:]
+        return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+    def text_length(self, inputs: Inputs) -> int:
+        """Number of text tokens in what a prompt gives to the transformer."""
+        return inputs[self.text_inputs[0]].shape[1]
+
+    def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
+        """Timesteps from 0 to 1000 of a forward, on the CPU."""
+        start, slope = self.clock
+        read = torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1)
+        return read if self.clock == (0.0, 1.0) else (read - start) / slope
+
+    def expert_layer(self, transformer: nn.Module) -> int:
+        """The published expert layer of a model of this depth.
+
+        Raises:
+            InputError: no expert layer is published for this depth.
+        """
+        depth = self.layers(transformer)
+        if depth not in self.expert_layers:
+            raise InputError(
+                f"No expert layer is known for a {self.name} model of {depth} layers (known: {dict(self.expert_layers)} "
+                "as layers: expert); name the layer yourself."
+            )
+        return self.expert_layers[depth]

@@ -1,0 +1,34 @@
+"""Stable Diffusion 3 and 3.5, in the paper's setting: without T5, [image, CLIP tokens, zero vectors]."""
+
+from typing import Any
+
+from torch import nn
+
+from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
+from seg4diff_tools.prompts import Token, label_clip
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    patch = transformer.config.patch_size
+    rows, columns = (side // patch for side in inputs["hidden_states"].shape[-2:])
+    return image_then_text((rows, columns), inputs["encoder_hidden_states"].shape[1])
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    return label_clip((pipe.tokenizer, pipe.tokenizer_2), text, length)
+
+
+# SD3.5 shares the class; its second, image-only attention is `attn2` of the same blocks.
+SD3 = Family(
+    name="sd3",
+    pipelines=("StableDiffusion3Pipeline",),
+    transformer="SD3Transformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=lambda pipe: (pipe.tokenizer, pipe.tokenizer.model_max_length - 2),
+    channels=lambda pipe: pipe.transformer.config.in_channels,
+    zeros=True,
+    clip_tokens=77,
+    dropped=("text_encoder_3", "tokenizer_3"),
+    expert_layers={24: 9},
+)
