@@ -30,7 +30,9 @@ def main(folder: Path, ship: bool) -> None:
             effects.layer_effects(backbone, clip, COMPOSITIONAL, edit, **SAMPLING).table.to_csv(path, index=False)
     if not (path := folder / "guidance.csv").exists():
         layers, weights = [backbone.expert_layer, backbone.layers // 4], (1.0, backbone.guidance_scale)
-        made = effects.guidance_effects(backbone, clip, COMPOSITIONAL, EDITS["blur"], layers, SCALES, weights, **SAMPLING)
+        made = effects.guidance_effects(
+            backbone, clip, COMPOSITIONAL, EDITS["blur"], layers, SCALES, weights, **SAMPLING
+        )
         made.table.to_csv(path, index=False)
     tables = [pd.read_csv(folder / f"{name}.csv", dtype={"layer": "Int64"}).assign(edit=name) for name in EDITS]
     pd.concat(tables).round(6).to_csv(folder / "edits.csv", index=False)

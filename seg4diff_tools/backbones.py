@@ -362,8 +362,7 @@ class Backbone:
         try:
             return self.pipe(
                 prompt=texts,
-                height=height,
-                width=width,
+                **self.family.sized(self.pipe, (height, width)),
                 num_inference_steps=steps,
                 guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
                 latents=self.pack(_noise(seeds, self._latent_shape((height, width)))),

@@ -1,7 +1,8 @@
 """Open-vocabulary segmentation with the attention of one layer at one step of denoising (Seg4Diff, Fig 7)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -195,8 +196,7 @@ def read_class_maps(
         for position, prompt in enumerate(group)
     ]
     at_once = max(1, batch // len(steps_from_end))
-    for start in range(0, len(entries), at_once):
-        part = entries[start : start + at_once]
+    for part in _batches(entries, at_once):
         spans = sorted({span for _, prompt, _ in part for span in prompt.classes.values()})
         columns = sorted({column for span in spans for column in span})
         weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
@@ -219,6 +219,14 @@ def read_class_maps(
             with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
                 backbone.denoise(noisy, timestep, [prompt for _, prompt, _ in part])
     return results
+
+
+def _batches(entries: Sequence[tuple[int, Prompt, int]], size: int) -> Iterator[Sequence[tuple[int, Prompt, int]]]:
+    """Neighbours whose prompts have one length, at most `size` of them at once."""
+    for _, group in groupby(entries, key=lambda entry: len(entry[1].tokens)):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def span_maps(

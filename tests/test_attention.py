@@ -451,5 +451,8 @@ class OwnSoftmax:
 def test_attention_that_passes_elsewhere_is_an_error_not_an_empty_recording():
     transformer = make()
     transformer.set_attn_processor(OwnSoftmax())
-    with pytest.raises(RecordingError, match="Layer 0.*default attention processor"), intercept(transformer, lambda call: None):
+    with (
+        pytest.raises(RecordingError, match="Layer 0.*default attention processor"),
+        intercept(transformer, lambda call: None),
+    ):
         transformer(**inputs())

@@ -34,7 +34,7 @@ QUICK = MagnetConfig(
     steps=4, batch=6, learning_rate=1e-2, warmup=1, clip_gradients=1.0, layers=(2,), zero_tokens=5, rank=2
 )
 DATA = Scenes("train", 40, SCENES)
-NOTHING = Prompt("", (), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+NOTHING = Prompt("", (), {})
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def attention(seed: int = 0) -> JointAttention:
     query, key, value = (torch.randn(size, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
     query.requires_grad_(), key.requires_grad_()
     output, lse = attention_with_lse(query, key, value)
-    return JointAttention(1, True, IMAGE, TEXT, query, key, value, lse, DIM**-0.5, None, output)
+    return JointAttention(
+        1, slice(0, IMAGE), slice(IMAGE, IMAGE + TEXT), query, key, value, lse, DIM**-0.5, None, output
+    )
 
 
 def targets(spans: bool) -> list[Target]:

@@ -143,6 +143,14 @@ class Family:
         names = [*inspect.signature(type(transformer).forward).parameters][1:]
         return dict(zip(names, args, strict=False)) | dict(kwargs)
 
+    def sized(self, pipe: Any, size: tuple[int, int]) -> dict[str, int]:
+        """Arguments of a pipeline call that ask for an image of this height and width in pixels."""
+        arguments = {"height": size[0], "width": size[1]}
+        # Kontext keeps the shape alone, and takes the size from here
+        if "max_area" in inspect.signature(type(pipe).__call__).parameters:
+            arguments["max_area"] = size[0] * size[1]
+        return arguments
+
     def text_length(self, inputs: Inputs) -> int:
         """Number of text tokens in what a prompt gives to the transformer."""
         return inputs[self.text_inputs[0]].shape[1]

@@ -57,12 +57,11 @@ def rehearse(
     try:
         pipe(
             prompt=prompt,
-            height=size[0],
-            width=size[1],
             num_inference_steps=steps,
             # the noise is thrown away, but drawing it must not disturb the user's random numbers
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
+            **family.sized(pipe, size),
             **family.plain,
             **arguments,
         )

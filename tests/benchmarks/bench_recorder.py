@@ -36,7 +36,10 @@ def plain(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | N
 
 def recorded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     output, lse = attention_with_lse(query, key, value)
-    call = JointAttention(0, True, query.shape[2] - TEXT, TEXT, query, key, value, lse, DIM**-0.5, None, output)
+    tokens = query.shape[2]
+    call = JointAttention(
+        0, slice(0, tokens - TEXT), slice(tokens - TEXT, tokens), query, key, value, lse, DIM**-0.5, None, output
+    )
     return output, call.head_mean("i2t")
 
 

@@ -1,0 +1,191 @@
+"""Every family, on a tiny random pipeline of the real class: where tokens stand, exact maps, an untouched model."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import BUILDERS, SIDE, build
+from torch.overrides import TorchFunctionMode
+
+from seg4diff_tools.attention import intercept
+from seg4diff_tools.backbones import Backbone, wrap_pipeline
+from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.errors import PromptError, RecordingError
+from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
+from seg4diff_tools.recorder import AttentionRecorder
+from seg4diff_tools.segmentation import segment
+from seg4diff_tools.sweeps import layer_step_sweep
+
+PROMPT = "a red cars near the tree"
+IMAGE = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def backbone(request) -> Backbone:
+    return wrap_pipeline(build(request.param), request.param)
+
+
+def noisy(backbone: Backbone, size=None) -> tuple[torch.Tensor, torch.Tensor]:
+    return backbone.noised(backbone.encode_image(IMAGE, size), 8)
+
+
+def calls(backbone: Backbone, inputs: dict) -> list:
+    seen = []
+    with torch.no_grad(), intercept(backbone.transformer, seen.append):
+        backbone.transformer(**inputs)
+    return seen
+
+
+class Eyewitness(TorchFunctionMode):
+    """Keeps the arguments of every attention while it is on, wherever it comes from."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask")
+            self.seen.append(dict(zip(names, args, strict=False)) | (kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def softmax(query, key, attn_mask=None, **_) -> torch.Tensor:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.double() @ key.double().mT * query.shape[-1] ** -0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(dim=-1).nan_to_num()
+
+
+def test_maps_are_those_of_a_materialised_softmax(backbone):
+    inputs = backbone.inputs(*noisy(backbone), PROMPT)
+    found = calls(backbone, inputs)
+    with torch.no_grad(), Eyewitness() as witness:
+        backbone.transformer(**inputs)
+    assert [call.layer for call in found] == list(range(backbone.layers))
+    for call in found:
+        (given,) = (one for one in witness.seen if torch.equal(one["query"], call.query))
+        joint = softmax(**given)
+        for block, (rows, columns) in {
+            "i2t": (call.image, call.text),
+            "t2i": (call.text, call.image),
+            "t2t": (call.text, call.text),
+        }.items():
+            torch.testing.assert_close(call.block(block).double(), joint[:, :, rows, columns], rtol=0, atol=1e-5)
+        sides = call.image, call.text
+        masses = [joint[:, :, rows, columns].sum(-1).mean(-1) for rows in sides for columns in sides]
+        torch.testing.assert_close(call.masses().double(), torch.stack(masses, -1), rtol=0, atol=1e-5)
+
+
+def test_the_output_is_bit_identical_while_everything_is_recorded(backbone):
+    inputs = backbone.inputs(*noisy(backbone), PROMPT)
+    with torch.no_grad():
+        plain = backbone.transformer(**inputs)[0]
+        with AttentionRecorder(backbone, block=("i2t", "t2i", "masses"), heads="all"):
+            watched = backbone.transformer(**inputs)[0]
+    for x, y in zip(plain, watched, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_words_and_places_stand_where_the_layout_says(backbone):
+    """A change of one word's features, or of one cell of the image, changes its own key most, and no key of the other side."""
+    latents, timestep = noisy(backbone, (SIDE, SIDE + 16))
+    prompt = backbone.encode_prompt(PROMPT)
+    rows, columns = backbone.token_grid(latents)
+    assert rows != columns
+    (before, *_) = calls(backbone, backbone.inputs(latents, timestep, prompt))
+    assert before.image_tokens == rows * columns and before.text_tokens == len(prompt.tokens)
+
+    row, column, side = 3, 5, backbone.family.cells
+    other = latents.clone()
+    other[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
+    (after, *_) = calls(backbone, backbone.inputs(other, timestep, prompt))
+    moved = (after.key - before.key).abs().amax(dim=(0, 1, 3))
+    assert moved.argmax() == before.image.start + row * columns + column
+    assert moved[before.text].max() < moved.max() / 1e3
+
+    texts = {token.text: token.index for token in prompt.tokens if token.kind == "word"}
+    place = texts["near"] if "near" in texts else prompt.span("tree")[0]
+    inputs = backbone.inputs(latents, timestep, prompt)
+    name = backbone.family.text_inputs[0]
+    features = torch.stack(inputs[name]) if isinstance(inputs[name], list) else inputs[name].clone()
+    features[:, place] += 3
+    (after, *_) = calls(backbone, inputs | {name: list(features) if isinstance(inputs[name], list) else features})
+    moved = (after.key - before.key).abs().amax(dim=(0, 1, 3))
+    assert moved.argmax() == before.text.start + place
+    assert moved[before.image].max() < moved.max() / 1e3
+
+
+def test_a_recording_of_a_generation(backbone):
+    def run():
+        return backbone.generate([PROMPT, "a dog"], steps=2, seed=[1, 2], progress=False)
+
+    plain = run()
+    with AttentionRecorder(backbone, layers=[0, backbone.layers - 1]) as recorder:
+        watched = run()
+    for x, y in zip(plain, watched, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    maps = recorder.maps
+    assert (maps.sizes["image"], maps.sizes["step"], maps.sizes["layer"]) == (2, 2, 2)
+    assert (maps.sizes["y"], maps.sizes["x"]) == backbone.token_grid()
+    np.testing.assert_allclose(maps.timestep, backbone.schedule(2)[0], rtol=1e-3)
+
+
+def test_words_are_found_in_every_tokenizer(backbone):
+    prompt = backbone.encode_prompt("a red car, two cats and a cat")
+    assert len(prompt.tokens) == backbone.family.text_length(prompt.inputs)
+    assert [token.index for token in prompt.tokens] == list(range(len(prompt.tokens)))
+    for phrase in ("red car", "cats", "two cats"):
+        start = prompt.text.index(phrase)
+        tokens = [prompt.tokens[index] for index in prompt.span(phrase)]
+        assert (tokens[0].start, tokens[-1].stop) == (start, start + len(phrase))
+    assert prompt.span("cat") > prompt.span("cats")
+    assert prompt.indices("word") == tuple(sorted(prompt.indices("word")))
+    with pytest.raises(PromptError, match="do not fit"):
+        backbone.encode_prompt("cat " * 2000)
+
+
+def test_segmentation_and_sweep(backbone):
+    result = segment(backbone, IMAGE, ["cat", "red car"], layer=1)
+    assert result.label_map.shape == (SIDE, SIDE)
+    assert result.class_maps.shape == (2, *backbone.token_grid())
+    assert (result.class_maps > 0).all()
+    labels = np.zeros((SIDE, SIDE), dtype=np.int64)
+    labels[: SIDE // 2] = 1
+    samples = [LabelledImage(IMAGE, names, labels) for names in (("cat", "red car"), ("a tree", "grass"))]
+    table = layer_step_sweep(backbone, samples, steps_from_end=[1, 8], progress=False)
+    assert sorted(set(table.layer)) == list(range(backbone.layers))
+    alone = segment(backbone, IMAGE, ["cat", "red car"], layer=1).label_map
+    one = layer_step_sweep(backbone, samples[:1], layers=[1], progress=False)
+    assert one.pACC.item() == pytest.approx((alone == labels).mean())
+
+
+def test_edits_and_guidance_change_what_they_should(backbone):
+    given = noisy(backbone)
+    inputs = backbone.inputs(*given, PROMPT)
+
+    def output() -> torch.Tensor:
+        with torch.no_grad():
+            found = backbone.transformer(**inputs)[0]
+        return torch.stack(list(found))
+
+    plain = output()
+    with perturb(backbone, blur(), 1):
+        worse = output()
+    assert not torch.equal(plain, worse)
+    with perturbed_guidance(backbone, blur(), 1, 2.0):
+        guided = output()
+    torch.testing.assert_close(guided, plain + 2 * (plain - worse), rtol=1e-4, atol=1e-4)
+    with perturb(backbone, drop(keep="nothing"), 0):
+        assert not torch.equal(output(), plain)
+    assert torch.equal(output(), plain)
+
+
+def test_a_layer_alone_is_refused(backbone):
+    module = backbone.family.joint_attention(backbone.transformer)[0][1]
+    with (
+        pytest.raises(RecordingError, match="outside of a forward"),
+        intercept(backbone.transformer, lambda call: None),
+    ):
+        module(torch.zeros(1))
