@@ -49,6 +49,7 @@ _EXPORTS = {
     "scenes": ("Scene", "SceneConfig", "Scenes", "compose"),
     "segmentation": ("Segmentation", "segment"),
     "sweeps": ("layer_step_sweep",),
+    "verification": ("verify",),
     "widgets": ("browse",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

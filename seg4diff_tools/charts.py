@@ -40,6 +40,7 @@ def curves(
     y: str | Sequence[str],
     by: str | None = None,
     *,
+    interval: tuple[str, str] | None = None,
     percent: bool = True,
     mark: int | float | None = None,
     title: str = "",
@@ -51,6 +52,7 @@ def curves(
         x: column of the horizontal axis.
         y: column of the vertical axis, or several, a line each.
         by: column that tells lines apart.
+        interval: columns of the lower and upper end of error bars, where `y` is one column.
         percent: show shares (0 to 1) in percent.
         mark: draw a dotted vertical line at this x, such as the paper's layer or step.
         title: above all.
@@ -64,16 +66,26 @@ def curves(
     Source: Seg4Diff, arXiv 2509.18096, figures 8 and 15.
     """
     scores = [y] if isinstance(y, str) else list(y)
-    require_columns(table, [x, *scores, *([by] if by else [])])
+    require_columns(table, [x, *scores, *([by] if by else []), *(interval or ())])
+    if interval and len(scores) > 1:
+        raise InputError(f"expected one score for an interval, got {', '.join(scores)}: use `by` for several lines")
     groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
     figure = go.Figure()
     for group, rows in groups:
         rows = rows.sort_values(x)
+        bars = None
+        if interval:
+            below, above = (
+                (100 if percent else 1) * (rows[end] - rows[scores[0]]).abs().to_numpy(dtype=np.float64)
+                for end in interval
+            )
+            bars = {"array": above.round(4), "arrayminus": below.round(4), "thickness": 1, "width": 3}
         for score in scores:
             number = len(figure.data)
             figure.add_scatter(
                 x=rows[x].to_numpy(),
-                y=((100 if percent else 1) * rows[score].to_numpy(dtype=np.float64)).round(2),
+                y=((100 if percent else 1) * rows[score].to_numpy(dtype=np.float64)).round(2 if percent else 4),
+                error_y=bars,
                 name=", ".join(filter(None, [group, score if len(scores) > 1 or not group else ""])),
                 mode="lines+markers",
                 line={"color": OKABE_ITO[number % len(OKABE_ITO)], "dash": DASHES[number % len(DASHES)]},

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import pandas as pd
 from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
@@ -138,6 +139,27 @@ def guidance_effects(
             tables.append(pd.DataFrame(scores))
             pictures[layer, scale, cfg] = made
     return Effects(pd.concat(tables, ignore_index=True), pictures)
+
+
+def resampled(
+    table: pd.DataFrame, score: str, by: str | Sequence[str] = "layer", *, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Means over prompts that are drawn anew, with replacement: how sure a mean, a difference or a ranking is (bootstrap).
+
+    Args:
+        table: of `layer_effects` or `guidance_effects`: a row for each setting and prompt.
+        score: column of the values.
+        by: column, or columns, that tell settings apart.
+        draws: how often prompts are drawn.
+        seed: of the draws.
+
+    Returns:
+        A row for each draw and a column for each setting. All settings of a row have the same prompts, so that columns
+        can be subtracted from each other and compared.
+    """
+    values = table.pivot(index="prompt", columns=by, values=score)
+    chosen = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    return pd.DataFrame(values.to_numpy()[chosen].mean(axis=1), columns=values.columns)
 
 
 def _embed(clip: Clip, prompts: Sequence[str]) -> TextVectors:

@@ -1,5 +1,9 @@
 """Every family, on a tiny random pipeline of the real class: where tokens stand, exact maps, an untouched model."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +11,17 @@ import torch.nn.functional as F
 from tiny_models import BUILDERS, SIDE, build
 from torch.overrides import TorchFunctionMode
 
+from seg4diff_tools import families
 from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import PromptError, RecordingError
+from seg4diff_tools.families.record import image_then_text
 from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.segmentation import segment
 from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.verification import verify
 
 PROMPT = "a red cars near the tree"
 IMAGE = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -86,6 +93,12 @@ def test_the_output_is_bit_identical_while_everything_is_recorded(backbone):
             watched = backbone.transformer(**inputs)[0]
     for x, y in zip(plain, watched, strict=True):
         assert torch.equal(x, y)
+
+
+def test_the_model_itself_confirms_the_layout(backbone):
+    found = verify(backbone)
+    assert found["output"] == 0
+    assert max(found.values()) < 1e-3
 
 
 def test_words_and_places_stand_where_the_layout_says(backbone):
@@ -189,3 +202,35 @@ def test_a_layer_alone_is_refused(backbone):
         intercept(backbone.transformer, lambda call: None),
     ):
         module(torch.zeros(1))
+
+
+@pytest.fixture
+def own_families(monkeypatch) -> list:
+    """FAMILIES, to be changed by one test alone."""
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    return families.FAMILIES
+
+
+def test_a_wrong_layout_is_noticed(own_families):
+    right = families.FLUX
+
+    def wrong(transformer, inputs):
+        layout = right.layout(transformer, inputs)
+        return image_then_text(layout.grid, layout.text.stop)
+
+    own_families.insert(0, replace(right, layout=wrong))
+    backbone = wrap_pipeline(build("flux-dev"))
+    with pytest.raises(RecordingError, match=r"expected the image token \(2, 4\) at position 16 .* position 528 moved"):
+        verify(backbone)
+
+
+def test_the_page_about_adding_a_model_does_what_it_says(own_families):
+    page = (Path(__file__).parents[1] / "book" / "add_your_model.md").read_text()
+    record, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"pipe": build("flux-dev")}
+    exec(record, names)  # noqa: S102 - our own page
+    assert own_families[0] is names["MINE"]
+    exec(check, names)  # noqa: S102
+    assert names["backbone"].family.name == "mine"
+    for family in families.FAMILIES[1:]:
+        assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"

@@ -1,12 +1,13 @@
 """What edits do to pictures: the tables against single generations."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_run import tiny_clip
 
 from seg4diff_tools.clipscore import clip_scores, load_clip
-from seg4diff_tools.effects import guidance_effects, layer_effects
+from seg4diff_tools.effects import guidance_effects, layer_effects, resampled
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
 
@@ -69,3 +70,14 @@ def test_guidance_effects(tiny_backbone, clip):
 def test_prompts_are_a_list(tiny_backbone, clip):
     with pytest.raises(InputError, match="expected a list of prompts, got 'a cat'"):
         layer_effects(tiny_backbone, clip, "a cat", blur())
+
+
+def test_resampled_keeps_prompts_together():
+    table = pd.DataFrame({"layer": [1, 1, 4, 4], "prompt": [0, 1, 0, 1], "CLIP-T": [0.0, 2.0, 1.0, 3.0]})
+    draws = resampled(table, "CLIP-T", draws=400)
+    assert list(draws.columns) == [1, 4] and len(draws) == 400
+    # two prompts out of two: both, or one of them twice
+    assert set(draws[1]) == {0.0, 1.0, 2.0}
+    assert (draws[4] - draws[1] == 1).all()
+    assert draws[1].mean() == pytest.approx(1, abs=0.1)
+    assert resampled(table, "CLIP-T", draws=400).equals(draws)

@@ -139,6 +139,17 @@ def test_curves_by_group(table):
         charts.curves(table, "layer", "mACC")
 
 
+def test_curves_with_error_bars():
+    rows = pd.DataFrame({"layer": [1, 0], "change": [-0.2, 0.1], "low": [-0.3, 0.05], "high": [0.0, 0.4]})
+    figure = charts.curves(rows, "layer", "change", interval=("low", "high"), percent=False)
+    (line,) = figure.data
+    assert line.y.tolist() == [0.1, -0.2]
+    assert line.error_y.array.tolist() == pytest.approx([0.3, 0.2])
+    assert line.error_y.arrayminus.tolist() == pytest.approx([0.05, 0.1])
+    with pytest.raises(InputError, match="expected one score for an interval, got change, low"):
+        charts.curves(rows, "layer", ["change", "low"], interval=("low", "high"))
+
+
 def test_score_map_frames_the_best_cell_of_each_score(table):
     figure = charts.score_map(table, "layer", "steps_from_end", ["mIoU", "pACC"])
     assert figure.data[0].z[0].tolist() == pytest.approx([33.3, 66.7, 100])

@@ -26,7 +26,7 @@ FLOORS = [
     | {"losses", "prompt_lists", "runs", "textures"},
     {"families", "joint"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"cache", "distances", "features", "lora", "parser", "perturb", "recorder"},
+    {"cache", "distances", "features", "lora", "parser", "perturb", "recorder", "verification"},
     {"composition", "effects", "generation", "pretrain", "segmentation"},
     {"grouping", "heads", "sweeps", "widgets"},
     {"magnet", "quality"},

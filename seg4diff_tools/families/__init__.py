@@ -1,6 +1,7 @@
 """What sets the supported architectures apart: the only package that knows the inside of diffusers' models.
 
-A family is one frozen record in a module of its own; adding one is described in `book/add_your_model.md`.
+A family is one frozen record in a module of its own. Adding one is described in `book/add_your_model.md`; a record of your own
+goes to the front of `FAMILIES`.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
 
-FAMILIES: tuple[Family, ...] = (SD3, FLUX)
+FAMILIES: list[Family] = [SD3, FLUX]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
 
