@@ -193,6 +193,20 @@ class Backbone:
         cells = self.family.cells
         return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=cells, q=cells)
 
+    def unpack(
+        self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]
+    ) -> Float[Tensor, "image channels height width"]:
+        """The way back of `pack`.
+
+        Args:
+            packed: what the transformer reads or predicts; tokens of reference images, at the end, are left out.
+            grid: rows and columns of image tokens.
+        """
+        if not self.family.packed:
+            return packed
+        cells, (y, x) = self.family.cells, grid
+        return rearrange(packed[:, : y * x], "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=cells, q=cells)
+
     def schedule(
         self, steps: int = 28, size: Size | None = None
     ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
@@ -266,10 +280,11 @@ class Backbone:
                 steps per image (see `noised`) there is one prompt per image.
 
         Returns:
-            The predicted velocity, noise minus image, packed as `pack` does it.
+            The predicted velocity, noise minus image.
         """
         with torch.no_grad():
-            return self.transformer(**self.inputs(noisy, timestep, prompt))[0]
+            velocity = self.transformer(**self.inputs(noisy, timestep, prompt))[0]
+        return self.unpack(velocity, self.token_grid(noisy))
 
     def inputs(
         self,

@@ -21,7 +21,7 @@ from seg4diff_tools.prompts import Prompt
 
 Projection = Literal["query", "key", "value"]
 PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
-TEXT_PARTS = {"words": ("word",), "start and end": ("start", "end"), "pads": ("pad",), "zeros": ("zero",)}
+TEXT_PARTS = {"words": ("word",), "start and end": ("start", "end", "template"), "pads": ("pad",), "zeros": ("zero",)}
 """What the text tokens consist of: kinds of `prompts.Token`."""
 
 Latents = Float[Tensor, "image channel row column"]
@@ -59,10 +59,12 @@ def image_features(
     """
     rows, columns = backbone.token_grid(latents)
     wanted = list(range(backbone.layers) if layers is None else layers)
-    channels = backbone.transformer.config.attention_head_dim * backbone.heads
-    values = np.empty((len(latents), len(wanted), len(kinds), rows, columns, channels), np.float32)
+    values = np.empty((len(latents), len(wanted), len(kinds), rows, columns, 0), np.float32)
 
     def store(call: JointAttention, part: slice) -> None:
+        nonlocal values
+        if values.size == 0:
+            values = np.empty((*values.shape[:-1], call.query.shape[1] * call.query.shape[3]), np.float32)
         for index, kind in enumerate(kinds):
             tokens = getattr(call, kind)[:, :, call.image].transpose(1, 2).flatten(2)
             values[part, wanted.index(call.layer), index] = tokens.float().cpu().unflatten(1, (rows, columns)).numpy()
@@ -214,8 +216,9 @@ def attention_budget(
 
     Returns:
         Columns layer, steps_from_end, query ("image" or "text"), key ("image", "text", and the parts of the text "words",
-        "start and end", "pads", "zeros"), share (mean over heads, queries and images; image and text add up to 1), and
-        uniform, the share if every key got the same.
+        "start and end" with the frame of a chat template, "pads", "zeros"), share (mean over heads, queries and images;
+        image and text add up to 1, unless there are registers or reference images beside them), and uniform, the share if
+        every key got the same.
 
     Source: Seg4Diff, arXiv 2509.18096, figure 2.
     """
@@ -229,14 +232,15 @@ def attention_budget(
         for step in steps_from_end:
 
             def add(call: JointAttention, part: slice, step=step) -> None:
-                keys = call.image_tokens + call.text_tokens
-                for query, block in (("image", "i2t"), ("text", "t2t")):
+                keys = call.query.shape[2]
+                masses = call.masses().mean(1).double().cpu()
+                for query, block, own in (("image", "i2t", masses[:, 0]), ("text", "t2t", masses[:, 2])):
                     columns = call.head_mean(block).mean(1).double().cpu()
                     for row, kinds in enumerate(parts[part]):
                         shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
                         counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
                         whole = columns[row].sum().item()
-                        shares |= {"text": whole, "image": 1 - whole}
+                        shares |= {"text": whole, "image": own[row].item()}
                         counts |= {"text": call.text_tokens / keys, "image": call.image_tokens / keys}
                         for name, share in shares.items():
                             key = call.layer, step, query, name
@@ -266,8 +270,13 @@ def _observe(
     """Shows an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
     if len(prompts) != len(latents) or len(latents) == 0:
         raise InputError(f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images")
-    for start in range(0, len(latents), batch):
-        part = slice(start, min(start + batch, len(latents)))
+    starts = [0]
+    for index in range(1, len(prompts)):
+        # a batch holds prompts of one length
+        if index - starts[-1] == batch or len(prompts[index].tokens) != len(prompts[index - 1].tokens):
+            starts.append(index)
+    for start, stop_before in zip(starts, [*starts[1:], len(prompts)], strict=True):
+        part = slice(start, stop_before)
         noisy, timestep = backbone.noised(latents[part], steps_from_end, steps, seed)
         stop = None if layers is None else max(layers)
 

@@ -17,6 +17,7 @@ from seg4diff_tools.backbones import Backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import PromptError, RecordingError
 from seg4diff_tools.families.record import image_then_text
+from seg4diff_tools.features import attention_budget, image_features, value_norms
 from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.segmentation import segment
@@ -234,3 +235,21 @@ def test_the_page_about_adding_a_model_does_what_it_says(own_families):
     assert names["backbone"].family.name == "mine"
     for family in families.FAMILIES[1:]:
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"
+
+
+def test_features_norms_and_budget(backbone):
+    latents = backbone.encode_image([IMAGE, IMAGE])
+    prompts = backbone.encode_prompt([PROMPT, "a dog"])
+    features = image_features(backbone, latents, prompts)
+    assert features.sizes["layer"] == backbone.layers and (features.sizes["y"], features.sizes["x"]) == (
+        backbone.token_grid()
+    )
+    assert set(value_norms(backbone, latents, prompts).tokens) == {"image", "text", "words"}
+    budget = attention_budget(backbone, latents, prompts, [8], progress=False)
+    shares = budget[budget.key.isin(["image", "text"])].groupby(["layer", "query"]).share.sum()
+    inputs = backbone.inputs(*noisy(backbone), PROMPT)
+    others = backbone.family.layout(backbone.transformer, inputs)
+    if others.tokens == others.image.stop - others.image.start + others.text.stop - others.text.start:
+        np.testing.assert_allclose(shares, 1, atol=1e-5)
+    else:
+        assert ((shares > 0) & (shares < 1)).all()
