@@ -29,6 +29,7 @@ class Token:
             language model's prompt stands in, and "zero" a zero vector in place of a T5 token.
         start: first character of `text` in the prompt (0 for anything but a word).
         stop: one past its last character.
+        reader: which tokenizer made it, such as "CLIP", "T5" or "Qwen2"; none made a zero vector.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Token:
     kind: Kind
     start: int = 0
     stop: int = 0
+    reader: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +141,18 @@ def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length:
             "tokens are labelled by the first tokenizer",
             stacklevel=3,
         )
-    spans = pieces[0]
-    tokens = [Token(0, "<start>", "start")]
-    tokens += [Token(i, text[start:stop], "word", start, stop) for i, (start, stop) in enumerate(spans, start=1)]
-    tokens.append(Token(len(tokens), "<end>", "end"))
-    tokens += [Token(i, "<pad>", "pad") for i in range(len(tokens), min(room + 2, length))]
+    spans, reader = pieces[0], reader_name(tokenizers[0])
+    tokens = [Token(0, "<start>", "start", reader=reader)]
+    tokens += [Token(i, text[start:stop], "word", start, stop, reader) for i, (start, stop) in enumerate(spans, start=1)]
+    tokens.append(Token(len(tokens), "<end>", "end", reader=reader))
+    tokens += [Token(i, "<pad>", "pad", reader=reader) for i in range(len(tokens), min(room + 2, length))]
     tokens += [Token(i, "<zero>", "zero") for i in range(len(tokens), length)]
     return tuple(tokens)
+
+
+def reader_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer is called in labels: its class, without the words that all classes share."""
+    return type(tokenizer).__name__.removesuffix("Fast").removesuffix("Tokenizer")
 
 
 def label_template(
@@ -187,19 +194,19 @@ def label_template(
         tail = sum(start >= last or token == tokenizer.eos_token_id for (start, _), token in pieces)
         lost = min(last, pieces[max(0, room - tail)][0][0]) - first
         raise PromptError(_too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
-    tokens = []
+    tokens, reader = [], reader_name(tokenizer)
     for (start, stop), token in pieces[skipped:]:
         # sentence pieces carry the space before them
         start += len(whole[start:stop]) - len(whole[start:stop].lstrip())
         if start < last and stop > first:
             start, stop = max(start, first) - first, min(stop, last) - first
-            tokens.append(Token(len(tokens), text[start:stop], "word", start, stop))
+            tokens.append(Token(len(tokens), text[start:stop], "word", start, stop, reader))
         elif stop > start or specials is False:
-            tokens.append(Token(len(tokens), whole[start:stop], "template"))
+            tokens.append(Token(len(tokens), whole[start:stop], "template", reader=reader))
         else:
             kind = "end" if token == tokenizer.eos_token_id else "start"
-            tokens.append(Token(len(tokens), f"<{kind}>", kind))
-    pads = [Token(i, "<pad>", "pad") for i in range(length - len(tokens))]
+            tokens.append(Token(len(tokens), f"<{kind}>", kind, reader=reader))
+    pads = [Token(i, "<pad>", "pad", reader=reader) for i in range(length - len(tokens))]
     if left:
         return (*pads, *(replace(token, index=token.index + len(pads)) for token in tokens))
     return (*tokens, *(replace(pad, index=pad.index + len(tokens)) for pad in pads))

@@ -387,6 +387,7 @@ class AttentionRecorder:
             "token": _unique([token.text for token in tokens]),
             "token_index": ("token", indices),
             "token_kind": ("token", [token.kind for token in tokens]),
+            "token_reader": ("token", [token.reader for token in tokens]),
         }
 
 

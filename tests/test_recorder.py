@@ -99,6 +99,7 @@ def test_words_label_the_tokens_and_repeated_words_stay_apart(backbone, prompt):
     first, second = prompt.span("a")
     assert int(maps.sel(token="a").token_index) == first and int(maps.sel(token="a#2").token_index) == second
     assert maps.sel(token="cat").token_kind == "word"
+    assert maps.sel(token="cat").token_reader == "CLIP"
     assert (maps.token_kind == "zero").sum() == 5
     with AttentionRecorder(backbone, layers=1) as recorder:
         backbone.denoise(latents(), torch.tensor(601.0), prompt)
