@@ -1,5 +1,6 @@
 """Load a model and drive it: prompts, images, noise, one denoising step, generation."""
 
+import inspect
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,7 @@ class Backbone:
     @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
-        return self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return self.family.native(self.pipe)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -300,20 +301,22 @@ class Backbone:
         if len(noisy) % len(prompts):
             raise InputError(f"expected one prompt or one per image, got {len(prompts)} for {len(noisy)} latents")
         share = len(noisy) // len(prompts)
-        key = "inputs", self._size(noisy)
+        # what is kept has the pipeline's device and number format
+        key = "inputs", self._size(noisy), self.device, self.dtype
         if key not in self._rehearsed:
             self._rehearsed[key] = self._rehearse("", self._size(noisy)).inputs
         own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
         shared = {name: value for name, value in self._rehearsed[key].items() if name not in own}
         start, slope = self.family.clock
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(noisy))
-        return {
+        inputs = {
             **{name: rows([value] * len(noisy)) for name, value in shared.items()},
             **stack_prompts(prompts, share),
             self.family.latents: self.pack(noisy.to(self.device, self.dtype)),
             self.family.timestep: timestep if slope == 1.0 else start + slope * timestep,
             "return_dict": False,
         }
+        return self.family.adjust(inputs)
 
     def generate(
         self,
@@ -367,6 +370,9 @@ class Backbone:
             arguments |= {"max_sequence_length": encoded[0] if encoded else zero_tokens}
         if negative_prompt or not self.family.sequential:
             arguments |= {"negative_prompt": [negative_prompt] * len(texts)}
+        if unknown := set(arguments) - set(inspect.signature(type(self.pipe).__call__).parameters):
+            raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
+        noise = _noise(seeds, self._latent_shape((height, width)))
 
         def on_step(pipe, step, timestep, tensors):
             callback(step, float(timestep), tensors["latents"])
@@ -380,7 +386,7 @@ class Backbone:
                 **self.family.sized(self.pipe, (height, width)),
                 num_inference_steps=steps,
                 guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-                latents=self.pack(_noise(seeds, self._latent_shape((height, width)))),
+                latents=self.pack(noise) if self.family.takes_packed else noise,
                 callback_on_step_end=on_step if callback else None,
                 **arguments,
             ).images
@@ -388,8 +394,7 @@ class Backbone:
             self.pipe.set_progress_bar_config(**bar)
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
-        # SD3 cuts its position table from a square of this many tokens
-        most = self.transformer.config.get("pos_embed_max_size")
+        most = self.family.widest(self.transformer)
         return check_size(self.image_size if size is None else size, self.footprint, most)
 
     def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:

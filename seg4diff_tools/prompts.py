@@ -143,7 +143,9 @@ def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length:
         )
     spans, reader = pieces[0], reader_name(tokenizers[0])
     tokens = [Token(0, "<start>", "start", reader=reader)]
-    tokens += [Token(i, text[start:stop], "word", start, stop, reader) for i, (start, stop) in enumerate(spans, start=1)]
+    tokens += [
+        Token(i, text[start:stop], "word", start, stop, reader) for i, (start, stop) in enumerate(spans, start=1)
+    ]
     tokens.append(Token(len(tokens), "<end>", "end", reader=reader))
     tokens += [Token(i, "<pad>", "pad", reader=reader) for i in range(len(tokens), min(room + 2, length))]
     tokens += [Token(i, "<zero>", "zero") for i in range(len(tokens), length)]

@@ -1,20 +1,39 @@
 """Tiny random pipelines of the real classes, one for each family; every axis of another size."""
 
 import json
+import warnings
 from collections.abc import Callable
 
 import torch
 from conftest import SENTENCES, tiny_pipeline, tiny_text_encoder, tiny_tokenizer
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from tokenizers.trainers import UnigramTrainer
-from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5TokenizerFast
+from tokenizers import pre_tokenizers
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from transformers import (
+    CLIPTextModel,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 SIDE = 40  # pixels of the square images: 5 x 5 image tokens of 8 pixels
 
@@ -89,12 +108,131 @@ def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
     )
 
 
+def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
+    """A byte-level tokenizer trained on SENTENCES, with the chat template of Qwen3."""
+    blank = Qwen2TokenizerFast()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
+    model = json.loads(blank.backend_tokenizer.to_str())["model"]
+    tokenizer = Qwen2TokenizerFast(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], eos_token="<|im_end|>"
+    )
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_qwen(tokenizer: Qwen2TokenizerFast, width: int, layers: int = 4) -> Qwen3ForCausalLM:
+    """A small Qwen3."""
+    sizes = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": layers, "head_dim": 6}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).eval()
+
+
+def tiny_flux2() -> Flux2KleinPipeline:
+    """FLUX.2 klein: 2 double blocks and 3 single ones, 3 heads of 8."""
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=4 * 5,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=3 * 14,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 6, 10),
+        layers_per_block=1,
+        latent_channels=5,
+        norm_num_groups=2,
+        sample_size=56,
+    )
+    torch.nn.init.uniform_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae.eval(),
+        text_encoder=tiny_qwen(tokenizer, 14, layers=28),
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+    )
+    return pipe
+
+
+def tiny_chroma() -> ChromaPipeline:
+    """Chroma: 2 double blocks and 3 single ones, 3 heads of 10."""
+    tokenizer = tiny_t5_tokenizer()
+    with warnings.catch_warnings():
+        # diffusers' own, about a name inside of diffusers
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer = ChromaTransformer2DModel(
+            in_channels=4 * 5,
+            num_layers=2,
+            num_single_layers=3,
+            attention_head_dim=10,
+            num_attention_heads=3,
+            joint_attention_dim=22,
+            axes_dims_rope=(2, 4, 4),
+            approximator_num_channels=16,
+            approximator_hidden_dim=13,
+            approximator_layers=1,
+        )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(5),
+        text_encoder=tiny_t5(tokenizer, 22),
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+    )
+
+
+def tiny_auraflow() -> AuraFlowPipeline:
+    """AuraFlow: 2 joint blocks and 3 single ones, 3 heads of 10, 8 registers."""
+    tokenizer = tiny_t5_tokenizer()
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=SIDE // 4,
+        in_channels=5,
+        out_channels=5,
+        num_mmdit_layers=2,
+        num_single_dit_layers=3,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=22,
+        caption_projection_dim=30,
+        pos_embed_max_size=11 * 11,
+    )
+    sizes = {"d_model": 22, "d_kv": 6, "d_ff": 29, "num_layers": 2, "num_heads": 2}
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)).eval(),
+        vae=tiny_vae(5, shift_factor=None, scaling_factor=0.13),
+        transformer=sharpened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
     "flux-dev": tiny_flux,
     "flux-schnell": lambda: tiny_flux(guidance=False),
     "flux-kontext": lambda: tiny_flux(FluxKontextPipeline),
+    "flux2-klein": tiny_flux2,
+    "chroma": tiny_chroma,
+    "auraflow": tiny_auraflow,
 }
 
 

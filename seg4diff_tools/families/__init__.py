@@ -10,11 +10,14 @@ from typing import Any
 from torch import nn
 
 from seg4diff_tools.errors import UnknownArchitectureError
+from seg4diff_tools.families.auraflow import AURAFLOW
+from seg4diff_tools.families.chroma import CHROMA
 from seg4diff_tools.families.flux import FLUX
+from seg4diff_tools.families.flux2 import FLUX2
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
 
-FAMILIES: list[Family] = [SD3, FLUX]
+FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
 
@@ -46,6 +49,7 @@ def guidance_weight(pipeline: Any) -> float | None:
     if frame is None:
         return None
     # guidance-distilled models have a true_cfg_scale beside the guidance_scale that they read
-    if "do_true_cfg" in frame.f_locals:
-        return float(frame.f_locals["true_cfg_scale"]) if frame.f_locals["do_true_cfg"] else None
+    for flag, weight in (("do_true_cfg", "true_cfg_scale"), ("do_classifier_free_guidance", "guidance_scale")):
+        if flag in frame.f_locals:
+            return float(frame.f_locals[weight]) if frame.f_locals[flag] else None
     return float(pipeline.guidance_scale) if getattr(pipeline, "do_classifier_free_guidance", False) else None

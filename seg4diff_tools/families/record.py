@@ -83,6 +83,10 @@ class Family:
         text_inputs: names of the transformer's arguments that come from the prompt.
         cells: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
+        takes_packed: whether the `latents` that the pipeline takes are cut too.
+        adjust: from a forward's inputs, put together of what the prompt and what the image gives, to what fits together.
+        native: from the pipeline to the side in pixels of the square images that it was trained on.
+        widest: from the transformer to the most image tokens along a side, None where any number will do.
         cell: from the pipeline to the side of a latent cell in pixels.
         channels: from the pipeline to the number of latent channels.
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
@@ -110,6 +114,10 @@ class Family:
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
     cells: int = 2
     packed: bool = False
+    takes_packed: bool = True
+    adjust: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
+    native: Callable[[Any], int] = lambda pipe: pipe.default_sample_size * pipe.vae_scale_factor
+    widest: Callable[[nn.Module], int | None] = lambda transformer: None
     cell: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
     encode: Callable[[Any, Tensor], Tensor] = encode_with_mode

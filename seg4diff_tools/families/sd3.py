@@ -26,6 +26,8 @@ SD3 = Family(
     layout=_layout,
     label=_label,
     reader=lambda pipe: (pipe.tokenizer, pipe.tokenizer.model_max_length - 2),
+    # it cuts its position table from a square of this many tokens
+    widest=lambda transformer: transformer.config.pos_embed_max_size,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     zeros=True,
     clip_tokens=77,

@@ -1,0 +1,38 @@
+"""Chroma: [T5 tokens, image], FLUX.1's blocks, with a mask over the text: what stands after its first pad counts less."""
+
+from typing import Any
+
+import torch
+
+from seg4diff_tools.families.flux import T5_TOKENS, packed_layout
+from seg4diff_tools.families.record import Family
+from seg4diff_tools.prompts import Token, label_template
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    return label_template(pipe.tokenizer, text, length)
+
+
+def _with_mask_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's mask covers text and image, and is as long as the image that it was made for."""
+    text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
+    mask = inputs["attention_mask"][:, :text]
+    return inputs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), image)], dim=1)}
+
+
+CHROMA = Family(
+    name="chroma",
+    pipelines=("ChromaPipeline",),
+    transformer="ChromaTransformer2DModel",
+    layout=packed_layout,
+    label=_label,
+    reader=lambda pipe: (pipe.tokenizer, T5_TOKENS - 1),
+    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    clock=(0.0, 1e-3),
+    text_inputs=("encoder_hidden_states", "txt_ids", "attention_mask"),
+    packed=True,
+    adjust=_with_mask_of_the_image,
+    guidance_scale=5.0,
+    branches=("cond", "uncond"),
+    sequential=True,
+)
