@@ -284,8 +284,8 @@ class Backbone:
             The predicted velocity, noise minus image.
         """
         with torch.no_grad():
-            velocity = self.transformer(**self.inputs(noisy, timestep, prompt))[0]
-        return self.unpack(velocity, self.token_grid(noisy))
+            predicted = self.transformer(**self.inputs(noisy, timestep, prompt))[0]
+        return self.unpack(self.family.velocity(predicted), self.token_grid(noisy))
 
     def inputs(
         self,
@@ -326,7 +326,7 @@ class Backbone:
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         size: Size | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         zero_tokens: int = 77,
         progress: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
@@ -337,11 +337,11 @@ class Backbone:
         Args:
             prompt: one, or a list: one image each.
             steps: sampling steps.
-            guidance_scale: the pipeline's argument of that name; None takes the backbone's default. Of classifier-free
-                guidance 1 or less turns it off; a guidance-distilled model, such as FLUX.1-dev, reads the number.
+            guidance_scale: of classifier-free guidance, None takes the backbone's default; 1 or less turns it off. A
+                guidance-distilled model, such as FLUX.1-dev, reads the number instead.
             seed: one for all images, or a list (with a single prompt: that many images of it).
             size: (height, width) or side in pixels; None for the native size.
-            negative_prompt: what guidance moves away from.
+            negative_prompt: what guidance moves away from; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; of an encoded prompt, its own number.
             progress: show a progress bar.
             callback: called after every step with the step's index, its timestep and the latents.
@@ -358,7 +358,7 @@ class Backbone:
         if not prompts:
             raise InputError("expected at least one prompt, got an empty list")
         texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
-        for text in (*texts, negative_prompt):
+        for text in (*texts, negative_prompt or ""):
             check_prompt(*self.family.reader(self.pipe), text)
         seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
         texts = texts * len(seeds) if len(texts) == 1 else texts
@@ -368,8 +368,10 @@ class Backbone:
         if self.family.zeros:
             encoded = [len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)]
             arguments |= {"max_sequence_length": encoded[0] if encoded else zero_tokens}
-        if negative_prompt or not self.family.sequential:
-            arguments |= {"negative_prompt": [negative_prompt] * len(texts)}
+        negative = self.family.negative if negative_prompt is None else negative_prompt
+        if negative is not None:
+            arguments |= {"negative_prompt": [negative] * len(texts)}
+        arguments |= {self.family.scale_name: self.guidance_scale if guidance_scale is None else guidance_scale}
         if unknown := set(arguments) - set(inspect.signature(type(self.pipe).__call__).parameters):
             raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
         noise = _noise(seeds, self._latent_shape((height, width)))
@@ -385,7 +387,6 @@ class Backbone:
                 prompt=texts,
                 **self.family.sized(self.pipe, (height, width)),
                 num_inference_steps=steps,
-                guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
                 latents=self.pack(noise) if self.family.takes_packed else noise,
                 callback_on_step_end=on_step if callback else None,
                 **arguments,

@@ -99,7 +99,8 @@ class AttentionRecorder:
     Maps are reduced on the device layer by layer and only the reduced ones are kept, in main memory; the joint map is
     never materialised. A forward of the transformer is one step. With classifier-free guidance, the forward's batch
     holds all branches one after the other, or several forwards at one timestep hold one branch each; the recorder tells
-    these apart by whether the parts of the batch are the same latents. Extra forwards with skipped layers (skip-layer
+    these apart by whether the parts of the batch are the same latents. Text columns are those of the prompt; a branch
+    with fewer text tokens, as some models give to the empty prompt, has NaN in the rest, one with more is cut. Extra forwards with skipped layers (skip-layer
     guidance) are not recorded. Entering again starts a new recording.
 
     Args:
@@ -173,7 +174,7 @@ class AttentionRecorder:
         self._awaited: list[str] = []
         self._forward: tuple[str, ...] = ()
         self._layout: tuple[int, tuple[int, int]] | None = None
-        self._text_tokens: int | None = None
+        self._text_tokens: dict[tuple[str, ...], int] = {}
         self._recording: Recording | None = None
 
     def __enter__(self) -> "AttentionRecorder":  # noqa: PYI034 - the run-time type check cannot resolve Self
@@ -253,13 +254,13 @@ class AttentionRecorder:
         if not self._forward:
             return
         images, grid = self._layout
-        if self._text_tokens not in (None, call.text_tokens):
+        before = self._text_tokens.setdefault(self._forward, call.text_tokens)
+        if before != call.text_tokens:
             raise RecordingError(
-                f"One recording holds prompts of one length: first {self._text_tokens} text tokens, now "
-                f"{call.text_tokens}. Use a recorder for each."
+                f"One recording holds prompts of one length: first {before} text tokens, now {call.text_tokens}. Use a "
+                "recorder for each."
             )
-        self._text_tokens = call.text_tokens
-        self._check_prompt()
+        self._check_prompt(call.text_tokens)
         text, spans = self._text_selection()
         tokens = call.text_tokens if text is None else len(text) if spans is None else spans.shape[1]
         rows = images * len(self._forward) * (1 if self._mean else len(self._heads))
@@ -285,12 +286,12 @@ class AttentionRecorder:
                 self._pieces[block, self._step, branch, call.layer] = piece
             self._held += size
 
-    def _check_prompt(self) -> None:
+    def _check_prompt(self, text_tokens: int) -> None:
         """Labels must not be guessed: a prompt that labels the tokens has to be as long as the text the model got."""
-        if self._prompt is not None and len(self._prompt.tokens) != self._text_tokens:
+        if self._prompt is not None and self._forward != ("uncond",) and len(self._prompt.tokens) != text_tokens:
             raise InputError(
                 f"The prompt that labels the tokens has {len(self._prompt.tokens)} tokens, the model got "
-                f"{self._text_tokens}. Encode it with as many zero vectors as the pipeline appends, or leave it out."
+                f"{text_tokens}. Encode it with as many zero vectors as the pipeline appends, or leave it out."
             )
 
     def _text_selection(self) -> tuple[list[int] | None, Tensor | None]:
@@ -351,13 +352,21 @@ class AttentionRecorder:
     def _array(self, block: str, steps: list[int], branches: list[str]) -> xr.DataArray:
         images = self._layout[0]
         sample = self._pieces[block, steps[0], branches[0], self._layers[0]]
-        values = np.empty((images, len(branches), len(steps), len(self._layers), *sample.shape[1:]), sample.dtype)
+        shape = list(sample.shape[1:])
+        if block != "masses" and self._tokens is None:
+            shape[-3] = self._columns()
+        values = np.full((images, len(branches), len(steps), len(self._layers), *shape), np.nan, sample.dtype)
         for s, step in enumerate(steps):
             for b, branch in enumerate(branches):
                 for i, layer in enumerate(self._layers):
                     key = block, step, branch, layer
                     # Handed over piece by piece, so that a finished recording is never held twice.
-                    values[:, b, s, i] = self._pieces[key] if self._stack is not None else self._pieces.pop(key)
+                    piece = self._pieces[key] if self._stack is not None else self._pieces.pop(key)
+                    if block == "masses":
+                        values[:, b, s, i] = piece
+                    else:
+                        tokens = min(piece.shape[-3], shape[-3])
+                        values[:, b, s, i, ..., :tokens, :, :] = piece[..., :tokens, :, :]
         head = () if self._mean else ("head",)
         tail = ("block",) if block == "masses" else ("token", "y", "x")
         timesteps = np.stack([self._timesteps[step] for step in steps])
@@ -376,10 +385,15 @@ class AttentionRecorder:
         dims = ("image", "branch", "step", "layer", *head, *tail)
         return xr.DataArray(values, coords, dims, name=block, attrs=attributes)
 
+    def _columns(self) -> int:
+        """Number of text tokens: those of the prompt, where branches differ."""
+        named = [count for forward, count in self._text_tokens.items() if "cond" in forward]
+        return max(named or self._text_tokens.values())
+
     def _token_coordinates(self) -> dict[str, Any]:
         if isinstance(self._tokens, Mapping):
             return {"token": list(self._tokens)}
-        indices = list(range(self._text_tokens) if self._tokens is None else self._tokens)
+        indices = list(range(self._columns()) if self._tokens is None else self._tokens)
         if self._prompt is None:
             return {"token": indices, "token_index": ("token", indices)}
         tokens = [self._prompt.tokens[index] for index in indices]

@@ -11,6 +11,7 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DiffusionPipeline,
@@ -20,11 +21,17 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import (
     CLIPTextModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -224,6 +231,67 @@ def tiny_auraflow() -> AuraFlowPipeline:
     )
 
 
+def tiny_qwen_image() -> QwenImagePipeline:
+    """Qwen-Image: 5 blocks, 3 heads of 10; latent cells of 4 pixels."""
+    tokenizer = tiny_qwen_tokenizer()
+    text = {"hidden_size": 22, "intermediate_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}, "head_dim": 11}
+    text["hidden_size"], text["head_dim"] = 20, 10
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 20}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * 5,
+        out_channels=5,
+        num_layers=5,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=20,
+        axes_dims_rope=(2, 4, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=5,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4, 0.5],
+        latents_std=[1.0, 1.1, 1.2, 1.3, 1.4],
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae.eval(),
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+    )
+
+
+def tiny_z_image() -> ZImagePipeline:
+    """Z-Image: 5 blocks after 1 + 1 refining ones, 3 heads of 10."""
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=5,
+        dim=30,
+        n_layers=5,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=14,
+        axes_dims=[2, 4, 4],
+        axes_lens=[1024, 64, 64],
+    )
+    for name in ("x_pad_token", "cap_pad_token"):
+        torch.nn.init.normal_(getattr(transformer, name))
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(5),
+        text_encoder=tiny_qwen(tokenizer, 14),
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
@@ -233,6 +301,8 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux2-klein": tiny_flux2,
     "chroma": tiny_chroma,
     "auraflow": tiny_auraflow,
+    "qwen-image": tiny_qwen_image,
+    "z-image": tiny_z_image,
 }
 
 

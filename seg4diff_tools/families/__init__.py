@@ -14,10 +14,12 @@ from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.chroma import CHROMA
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
+from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
+from seg4diff_tools.families.zimage import Z_IMAGE
 
-FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW]
+FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
 

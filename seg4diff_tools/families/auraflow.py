@@ -35,4 +35,5 @@ AURAFLOW = Family(
     native=lambda pipe: pipe.transformer.config.sample_size * pipe.vae_scale_factor,
     widest=lambda transformer: math.isqrt(transformer.config.pos_embed_max_size),
     guidance_scale=3.5,
+    negative="",
 )

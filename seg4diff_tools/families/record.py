@@ -91,8 +91,12 @@ class Family:
         channels: from the pipeline to the number of latent channels.
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
         decode: the way back.
+        velocity: from the transformer's prediction to noise minus image, as it is packed.
         plain: arguments of a pipeline call without classifier-free guidance.
-        guidance_scale: default of the pipeline's argument of that name.
+        scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
+        guidance_scale: default of it.
+        surplus: what has to be added to that scale to make it the weight w of uncond + w (cond - uncond).
+        negative: negative prompt that the pipeline gets where the user has none; None leaves that to the pipeline.
         branches: order of the branches of classifier-free guidance.
         sequential: whether branches come one forward after the other, and not in one batch.
         zeros: whether zero vectors can stand for the tokens of a text encoder that was left out.
@@ -122,8 +126,12 @@ class Family:
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
     encode: Callable[[Any, Tensor], Tensor] = encode_with_mode
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
+    velocity: Callable[[Any], Tensor] = lambda output: output
     plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    scale_name: str = "guidance_scale"
     guidance_scale: float = 7.5
+    surplus: float = 0.0
+    negative: str | None = None
     branches: tuple[str, ...] = ("uncond", "cond")
     sequential: bool = False
     zeros: bool = False
@@ -144,7 +152,8 @@ class Family:
 
     def heads(self, transformer: nn.Module) -> int:
         """Number of attention heads in each layer."""
-        return transformer.config.num_attention_heads
+        config = transformer.config
+        return config.num_attention_heads if "num_attention_heads" in config else config.n_heads
 
     def forward_inputs(self, transformer: nn.Module, args: tuple, kwargs: Inputs) -> dict[str, Any]:
         """The inputs of a transformer call by name, whichever of them were passed by position."""
@@ -161,7 +170,7 @@ class Family:
 
     def text_length(self, inputs: Inputs) -> int:
         """Number of text tokens in what a prompt gives to the transformer."""
-        return inputs[self.text_inputs[0]].shape[1]
+        return len(inputs[self.text_inputs[0]][0])
 
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""

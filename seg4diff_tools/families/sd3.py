@@ -29,6 +29,7 @@ SD3 = Family(
     # it cuts its position table from a square of this many tokens
     widest=lambda transformer: transformer.config.pos_embed_max_size,
     channels=lambda pipe: pipe.transformer.config.in_channels,
+    negative="",
     zeros=True,
     clip_tokens=77,
     dropped=("text_encoder_3", "tokenizer_3"),

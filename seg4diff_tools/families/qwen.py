@@ -1,0 +1,69 @@
+"""Qwen-Image: [language model's tokens, image, reference images]; as many text tokens as the prompt has."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn, tensor
+
+from seg4diff_tools.families.record import Family, Inputs, Latents, Layout, text_then_image
+from seg4diff_tools.prompts import Token, label_template
+
+TOKENS = 1024
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    (_, rows, columns), *references = inputs["img_shapes"][0]
+    others = sum(frames * height * width for frames, height, width in references)
+    return text_then_image((rows, columns), inputs["encoder_hidden_states"].shape[1], references=others)
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    template, skipped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
+    return label_template(pipe.tokenizer, text, length, template, skipped=skipped, room=TOKENS)
+
+
+def _reader(pipe: Any) -> tuple[Any, int]:
+    frame = pipe.tokenizer(pipe.prompt_template_encode.format("")).input_ids
+    return pipe.tokenizer, TOKENS - len(frame) + pipe.prompt_template_encode_start_idx
+
+
+def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    config = pipe.vae.config
+    mean, deviation = (
+        tensor(values).view(1, -1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
+    )
+    return mean, deviation
+
+
+# Its VAE is made for videos; an image is one frame.
+def _encode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+    latents = pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)
+    mean, deviation = _statistics(pipe, latents)
+    return (latents - mean) / deviation
+
+
+def _decode(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+    mean, deviation = _statistics(pipe, latents)
+    return pipe.vae.decode((latents * deviation + mean).unsqueeze(2), return_dict=False)[0].squeeze(2)
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    pipelines=("QwenImagePipeline",),
+    transformer="QwenImageTransformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=_reader,
+    clock=(0.0, 1e-3),
+    text_inputs=("encoder_hidden_states", "encoder_hidden_states_mask"),
+    packed=True,
+    channels=lambda pipe: pipe.vae.config.z_dim,
+    encode=_encode,
+    decode=_decode,
+    plain={"true_cfg_scale": 1.0},
+    scale_name="true_cfg_scale",
+    guidance_scale=4.0,
+    negative=" ",
+    branches=("cond", "uncond"),
+    sequential=True,
+)

@@ -1,0 +1,64 @@
+"""Z-Image: [image, filling, language model's tokens, filling], each side filled up to a multiple of 32 tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seg4diff_tools.families.record import Family, Inputs, Layout
+from seg4diff_tools.prompts import Token, label_template
+
+TOKENS, MULTIPLE = 512, 32
+
+
+def _filled(tokens: int) -> int:
+    return -(-tokens // MULTIPLE) * MULTIPLE
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    patch = transformer.config.all_patch_size[0]
+    rows, columns = (side // patch for side in inputs["x"][0].shape[-2:])
+    start, text = _filled(rows * columns), max(len(features) for features in inputs["cap_feats"])
+    return Layout((rows, columns), slice(0, rows * columns), slice(start, start + text), start + _filled(text))
+
+
+def _template(pipe: Any) -> str:
+    messages = [{"role": "user", "content": "{}"}]
+    return pipe.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    return label_template(pipe.tokenizer, text, length, _template(pipe), room=TOKENS)
+
+
+def _as_lists_of_frames(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"x": [latent.unsqueeze(1) for latent in inputs["x"]]}
+
+
+def _velocity(output: list[Tensor]) -> Tensor:
+    return -torch.stack(output).squeeze(2)
+
+
+# It predicts image minus noise, at a time that runs from 0 (noise) to 1.
+Z_IMAGE = Family(
+    name="z-image",
+    pipelines=("ZImagePipeline",),
+    transformer="ZImageTransformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=lambda pipe: (pipe.tokenizer, TOKENS - len(pipe.tokenizer(_template(pipe)).input_ids)),
+    stacks=(("layers", "attention"),),
+    latents="x",
+    timestep="t",
+    clock=(1.0, -1e-3),
+    text_inputs=("cap_feats",),
+    adjust=_as_lists_of_frames,
+    native=lambda pipe: getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor,
+    velocity=_velocity,
+    plain={"guidance_scale": 0.0},
+    guidance_scale=5.0,
+    surplus=1.0,
+    branches=("cond", "uncond"),
+)
