@@ -11,6 +11,7 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -21,6 +22,10 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanImagePipeline,
+    HunyuanImageTransformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -29,6 +34,7 @@ from diffusers import (
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import (
+    ByT5Tokenizer,
     CLIPTextModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -231,15 +237,19 @@ def tiny_auraflow() -> AuraFlowPipeline:
     )
 
 
+def tiny_qwen_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A small Qwen2.5-VL, of which only the language model runs."""
+    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 4, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+
+
 def tiny_qwen_image() -> QwenImagePipeline:
     """Qwen-Image: 5 blocks, 3 heads of 10; latent cells of 4 pixels."""
     tokenizer = tiny_qwen_tokenizer()
-    text = {"hidden_size": 22, "intermediate_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer)}
-    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}, "head_dim": 11}
-    text["hidden_size"], text["head_dim"] = 20, 10
-    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 20}
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    encoder = tiny_qwen_vl(tokenizer, 20)
     transformer = QwenImageTransformer2DModel(
         in_channels=4 * 5,
         out_channels=5,
@@ -261,7 +271,7 @@ def tiny_qwen_image() -> QwenImagePipeline:
     return QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae.eval(),
-        text_encoder=encoder.eval(),
+        text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=sharpened(transformer),
     )
@@ -292,6 +302,67 @@ def tiny_z_image() -> ZImagePipeline:
     )
 
 
+def tiny_hunyuan_image() -> HunyuanImagePipeline:
+    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 13 letters of ByT5."""
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = HunyuanImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=3,
+        attention_head_dim=10,
+        num_layers=2,
+        num_single_layers=3,
+        num_refiner_layers=1,
+        text_embed_dim=20,
+        text_embed_2_dim=22,
+        rope_axes_dim=(4, 6),
+    )
+    vae = AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        sample_size=56,
+        scaling_factor=0.75,
+    )
+    config = T5Config(vocab_size=384, d_model=22, d_kv=6, d_ff=29, num_layers=2, num_heads=2)
+    pipe = HunyuanImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=vae.eval(),
+        text_encoder=tiny_qwen_vl(tokenizer, 20),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(config).eval(),
+        tokenizer_2=ByT5Tokenizer(),
+        transformer=sharpened(transformer),
+    )
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 211, 29
+    return pipe
+
+
+def tiny_ovis_image() -> OvisImagePipeline:
+    """Ovis-Image: 2 double blocks and 3 single ones, 3 heads of 10."""
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = OvisImageTransformer2DModel(
+        in_channels=4 * 5,
+        out_channels=4 * 5,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=14,
+        axes_dims_rope=(2, 4, 4),
+    )
+    return OvisImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(5),
+        text_encoder=tiny_qwen(tokenizer, 14).model,
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
@@ -303,6 +374,8 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "auraflow": tiny_auraflow,
     "qwen-image": tiny_qwen_image,
     "z-image": tiny_z_image,
+    "hunyuan-image": tiny_hunyuan_image,
+    "ovis-image": tiny_ovis_image,
 }
 
 

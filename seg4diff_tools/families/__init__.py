@@ -14,12 +14,14 @@ from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.chroma import CHROMA
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
+from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
+from seg4diff_tools.families.ovis import OVIS_IMAGE
 from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
 from seg4diff_tools.families.zimage import Z_IMAGE
 
-FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE]
+FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
 
@@ -54,4 +56,6 @@ def guidance_weight(pipeline: Any) -> float | None:
     for flag, weight in (("do_true_cfg", "true_cfg_scale"), ("do_classifier_free_guidance", "guidance_scale")):
         if flag in frame.f_locals:
             return float(frame.f_locals[weight]) if frame.f_locals[flag] else None
+    if (guider := frame.f_locals.get("guider")) is not None:
+        return float(guider.guidance_scale) if guider._enabled and guider.num_conditions > 1 else None
     return float(pipeline.guidance_scale) if getattr(pipeline, "do_classifier_free_guidance", False) else None

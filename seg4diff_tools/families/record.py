@@ -56,13 +56,13 @@ def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, ref
 def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
     """Scaled latents of an AutoencoderKL: the mean of its posterior, (z - shift) * scale."""
     config = pipe.vae.config
-    return (pipe.vae.encode(pixels).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
+    return (pipe.vae.encode(pixels).latent_dist.mode() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
     """Pixels from -1 to 1 of scaled latents, by an AutoencoderKL."""
     config = pipe.vae.config
-    return pipe.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0), return_dict=False)[0]
+    return pipe.vae.decode(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), return_dict=False)[0]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Family:
         latents, timestep: names of the transformer's arguments.
         clock: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.
+        streams: those of `text_inputs` that hold features of text tokens; the first one alone where none are named.
         cells: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
         takes_packed: whether the `latents` that the pipeline takes are cut too.
@@ -116,6 +117,7 @@ class Family:
     timestep: str = "timestep"
     clock: tuple[float, float] = (0.0, 1.0)
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
+    streams: tuple[str, ...] = ()
     cells: int = 2
     packed: bool = False
     takes_packed: bool = True
@@ -170,7 +172,7 @@ class Family:
 
     def text_length(self, inputs: Inputs) -> int:
         """Number of text tokens in what a prompt gives to the transformer."""
-        return len(inputs[self.text_inputs[0]][0])
+        return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""

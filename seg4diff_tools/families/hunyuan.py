@@ -1,0 +1,58 @@
+"""HunyuanImage 2.1: [image, ByT5 tokens of quoted text, language model's tokens, pads of both]; pads are masked."""
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
+from seg4diff_tools.prompts import Token, label_template
+
+STREAMS = ("encoder_hidden_states", "encoder_hidden_states_2")
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    sides = zip(inputs["hidden_states"].shape[-2:], transformer.config.patch_size, strict=True)
+    rows, columns = (side // patch for side, patch in sides)
+    return image_then_text((rows, columns), HUNYUAN_IMAGE.text_length(inputs))
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    glyphs = pipe.tokenizer_2_max_length
+    template, skipped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
+    words = label_template(pipe.tokenizer, text, length - glyphs, template, skipped=skipped)
+    # the pipeline's own search for text in quotes, which ByT5 reads letter by letter
+    quoted = sys.modules[type(pipe).__module__].extract_glyph_text(text)
+    ids = [] if quoted is None else pipe.tokenizer_2(quoted, truncation=True, max_length=glyphs).input_ids
+    letters = [Token(0, pipe.tokenizer_2.decode([number]), "template", reader="ByT5") for number in ids]
+    read = [token for token in words if token.kind != "pad"]
+    pads = [Token(0, "<pad>", "pad", reader="ByT5")] * (glyphs - len(ids))
+    rest = [token for token in words if token.kind == "pad"]
+    return tuple(
+        Token(index, token.text, token.kind, token.start, token.stop, token.reader)
+        for index, token in enumerate([*letters, *read, *pads, *rest])
+    )
+
+
+def _reader(pipe: Any) -> tuple[Any, int]:
+    frame = len(pipe.tokenizer(pipe.prompt_template_encode.format("")).input_ids)
+    return pipe.tokenizer, pipe.tokenizer_max_length + pipe.prompt_template_encode_start_idx - frame
+
+
+HUNYUAN_IMAGE = Family(
+    name="hunyuan-image",
+    pipelines=("HunyuanImagePipeline",),
+    transformer="HunyuanImageTransformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=_reader,
+    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    text_inputs=(*STREAMS, "encoder_attention_mask", "encoder_attention_mask_2"),
+    streams=STREAMS,
+    cells=1,
+    plain={},
+    scale_name="distilled_guidance_scale",
+    guidance_scale=3.25,
+    branches=("cond", "uncond"),
+    sequential=True,
+)
