@@ -253,3 +253,15 @@ def test_features_norms_and_budget(backbone):
         np.testing.assert_allclose(shares, 1, atol=1e-5)
     else:
         assert ((shares > 0) & (shares < 1)).all()
+
+
+def test_masked_pads_get_exactly_nothing():
+    backbone = wrap_pipeline(build("hunyuan-image"))
+    prompt = backbone.encode_prompt('a sign "tree" and a cat')
+    letters = [token for token in prompt.tokens if token.reader == "ByT5" and token.kind == "template"]
+    assert "".join(token.text for token in letters).startswith('Text "tree"')
+    assert prompt.span("cat")[0] > letters[-1].index
+    (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
+    columns = first.i2t().sum(dim=(0, 1, 2))
+    pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
+    assert (columns[pads] == 0).all() and (columns[~pads] > 0).all()

@@ -1,15 +1,13 @@
 """Tiny random pipelines of the real classes, one for each family; every axis of another size."""
 
-import json
 import warnings
 from collections.abc import Callable
 
 import torch
-from conftest import SENTENCES, tiny_pipeline, tiny_text_encoder, tiny_tokenizer
+from conftest import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
-    AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
     AutoencoderKLQwenImage,
@@ -24,6 +22,8 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
     QwenImagePipeline,
@@ -31,69 +31,26 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tokenizers import pre_tokenizers
-from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from tiny_parts import (
+    sharpened,
+    tiny_qwen,
+    tiny_qwen3_vl,
+    tiny_qwen_tokenizer,
+    tiny_qwen_vl,
+    tiny_t5,
+    tiny_t5_tokenizer,
+    tiny_vae,
+)
 from transformers import (
     ByT5Tokenizer,
     CLIPTextModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2TokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
     UMT5Config,
     UMT5EncoderModel,
 )
 
 SIDE = 40  # pixels of the square images: 5 x 5 image tokens of 8 pixels
-
-
-def tiny_t5_tokenizer() -> T5TokenizerFast:
-    """A T5 tokenizer trained on SENTENCES that can write any ASCII letter."""
-    blank = T5TokenizerFast()
-    letters = [chr(code) for code in range(33, 127)]
-    trainer = UnigramTrainer(
-        vocab_size=220, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", initial_alphabet=letters
-    )
-    trainer.show_progress = False
-    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
-    model = json.loads(blank.backend_tokenizer.to_str())["model"]
-    return T5TokenizerFast(vocab=[tuple(piece) for piece in model["vocab"]], extra_ids=0)
-
-
-def tiny_t5(tokenizer: T5TokenizerFast, width: int) -> T5EncoderModel:
-    """A two-layer T5 encoder."""
-    sizes = {"d_model": width, "d_kv": 6, "d_ff": 29, "num_layers": 2, "num_heads": 2}
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
-
-
-def tiny_vae(channels: int = 16, **overrides) -> AutoencoderKL:
-    """A VAE of 4-pixel cells."""
-    sizes = {
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (4, 6, 10),
-        "layers_per_block": 1,
-        "latent_channels": channels,
-        "norm_num_groups": 2,
-        "sample_size": 56,
-        "scaling_factor": 0.3611,
-        "shift_factor": 0.1159,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-    return AutoencoderKL(**(sizes | overrides)).eval()
-
-
-def sharpened(transformer: torch.nn.Module) -> torch.nn.Module:
-    """Larger query and key weights: fresh ones attend almost evenly, which tests nothing."""
-    for name, parameter in transformer.named_parameters():
-        if any(part in name for part in ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.")) and parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.4)
-    return transformer.eval()
 
 
 def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
@@ -119,35 +76,6 @@ def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
         text_encoder_2=tiny_t5(tokenizer_2, 22),
         tokenizer_2=tokenizer_2,
     )
-
-
-def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
-    """A byte-level tokenizer trained on SENTENCES, with the chat template of Qwen3."""
-    blank = Qwen2TokenizerFast()
-    trainer = BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
-    model = json.loads(blank.backend_tokenizer.to_str())["model"]
-    tokenizer = Qwen2TokenizerFast(
-        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], eos_token="<|im_end|>"
-    )
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return tokenizer
-
-
-def tiny_qwen(tokenizer: Qwen2TokenizerFast, width: int, layers: int = 4) -> Qwen3ForCausalLM:
-    """A small Qwen3."""
-    sizes = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": layers, "head_dim": 6}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).eval()
 
 
 def tiny_flux2() -> Flux2KleinPipeline:
@@ -237,15 +165,6 @@ def tiny_auraflow() -> AuraFlowPipeline:
     )
 
 
-def tiny_qwen_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A small Qwen2.5-VL, of which only the language model runs."""
-    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 4, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer)}
-    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}}
-    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
-
-
 def tiny_qwen_image() -> QwenImagePipeline:
     """Qwen-Image: 5 blocks, 3 heads of 10; latent cells of 4 pixels."""
     tokenizer = tiny_qwen_tokenizer()
@@ -259,18 +178,9 @@ def tiny_qwen_image() -> QwenImagePipeline:
         joint_attention_dim=20,
         axes_dims_rope=(2, 4, 4),
     )
-    vae = AutoencoderKLQwenImage(
-        base_dim=4,
-        z_dim=5,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.1, 0.2, 0.3, 0.4, 0.5],
-        latents_std=[1.0, 1.1, 1.2, 1.3, 1.4],
-    )
     return QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae.eval(),
+        vae=tiny_qwen_vae(),
         text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=sharpened(transformer),
@@ -363,6 +273,50 @@ def tiny_ovis_image() -> OvisImagePipeline:
     )
 
 
+def tiny_qwen_vae() -> AutoencoderKLQwenImage:
+    """A VAE for videos, of 4-pixel cells."""
+    vae = AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=5,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4, 0.5],
+        latents_std=[1.0, 1.1, 1.2, 1.3, 1.4],
+    )
+    return vae.eval()
+
+
+def tiny_krea2() -> Krea2Pipeline:
+    """Krea 2: 5 blocks of 4 heads of 10, two of which share their keys."""
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = Krea2Transformer2DModel(
+        in_channels=4 * 5,
+        num_layers=5,
+        attention_head_dim=10,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=37,
+        timestep_embed_dim=16,
+        text_hidden_dim=20,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=23,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(2, 4, 4),
+    )
+    return Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_qwen_vae(),
+        text_encoder=tiny_qwen3_vl(tokenizer, 20),
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+        text_encoder_select_layers=(1, 2, 4),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
@@ -376,6 +330,7 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "z-image": tiny_z_image,
     "hunyuan-image": tiny_hunyuan_image,
     "ovis-image": tiny_ovis_image,
+    "krea2": tiny_krea2,
 }
 
 

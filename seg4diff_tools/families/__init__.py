@@ -15,13 +15,14 @@ from seg4diff_tools.families.chroma import CHROMA
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
 from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
+from seg4diff_tools.families.krea2 import KREA2
 from seg4diff_tools.families.ovis import OVIS_IMAGE
 from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
 from seg4diff_tools.families.zimage import Z_IMAGE
 
-FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE]
+FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
 

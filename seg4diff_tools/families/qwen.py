@@ -35,14 +35,15 @@ def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-# Its VAE is made for videos; an image is one frame.
-def _encode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+def encode_frame(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+    """Latents of a VAE for videos, of images as single frames, normalised by the mean and deviation of each channel."""
     latents = pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)
     mean, deviation = _statistics(pipe, latents)
     return (latents - mean) / deviation
 
 
-def _decode(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+def decode_frame(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+    """Pixels from -1 to 1 of what `encode_frame` gave."""
     mean, deviation = _statistics(pipe, latents)
     return pipe.vae.decode((latents * deviation + mean).unsqueeze(2), return_dict=False)[0].squeeze(2)
 
@@ -58,8 +59,8 @@ QWEN_IMAGE = Family(
     text_inputs=("encoder_hidden_states", "encoder_hidden_states_mask"),
     packed=True,
     channels=lambda pipe: pipe.vae.config.z_dim,
-    encode=_encode,
-    decode=_decode,
+    encode=encode_frame,
+    decode=decode_frame,
     plain={"true_cfg_scale": 1.0},
     scale_name="true_cfg_scale",
     guidance_scale=4.0,

@@ -1,0 +1,66 @@
+"""Krea 2: [language model's tokens, image] in single blocks with grouped keys; pads, before the template's end, are masked."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from seg4diff_tools.families.qwen import decode_frame, encode_frame
+from seg4diff_tools.families.record import Family, Inputs, Layout, text_then_image
+from seg4diff_tools.prompts import Token, label_template, reader_name
+
+TOKENS = 512
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    text = inputs["encoder_hidden_states"].shape[1]
+    places = inputs["position_ids"][text:]
+    rows, columns = (int(places[:, axis].max()) + 1 for axis in (1, 2))
+    return text_then_image((rows, columns), text)
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    prefix, skipped = pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_start_idx
+    ending = pipe.tokenizer(pipe.prompt_template_encode_suffix).input_ids
+    tokens = label_template(pipe.tokenizer, text, length - len(ending), prefix + "{}", skipped=skipped)
+    last = [
+        Token(0, pipe.tokenizer.decode([number]), "template", reader=reader_name(pipe.tokenizer)) for number in ending
+    ]
+    return tuple(replace(token, index=index) for index, token in enumerate([*tokens, *last]))
+
+
+def _reader(pipe: Any) -> tuple[Any, int]:
+    frame = len(pipe.tokenizer(pipe.prompt_template_encode_prefix).input_ids)
+    skipped, ending = pipe.prompt_template_encode_start_idx, pipe.prompt_template_encode_num_suffix_tokens
+    return pipe.tokenizer, TOKENS + skipped - ending - frame
+
+
+def _with_places_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Position ids are those of text and image together, and the text may be longer than the rehearsed one."""
+    text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
+    places = inputs["position_ids"][-image:]
+    return inputs | {"position_ids": torch.cat([places.new_zeros(text, 3), places])}
+
+
+KREA2 = Family(
+    name="krea2",
+    pipelines=("Krea2Pipeline",),
+    transformer="Krea2Transformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=_reader,
+    clock=(0.0, 1e-3),
+    text_inputs=("encoder_hidden_states", "encoder_attention_mask"),
+    packed=True,
+    channels=lambda pipe: pipe.vae.config.z_dim,
+    encode=encode_frame,
+    decode=decode_frame,
+    adjust=_with_places_of_the_image,
+    native=lambda pipe: getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor,
+    plain={"guidance_scale": 0.0},
+    guidance_scale=4.5,
+    surplus=1.0,
+    branches=("cond", "uncond"),
+    sequential=True,
+)

@@ -1,0 +1,113 @@
+"""Tiny random parts of pipelines: tokenizers, text encoders, VAEs."""
+
+import json
+
+import torch
+from conftest import SENTENCES
+from diffusers import AutoencoderKL
+from tokenizers import pre_tokenizers
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+
+def tiny_t5_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer trained on SENTENCES that can write any ASCII letter."""
+    blank = T5TokenizerFast()
+    letters = [chr(code) for code in range(33, 127)]
+    trainer = UnigramTrainer(
+        vocab_size=220, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", initial_alphabet=letters
+    )
+    trainer.show_progress = False
+    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
+    model = json.loads(blank.backend_tokenizer.to_str())["model"]
+    return T5TokenizerFast(vocab=[tuple(piece) for piece in model["vocab"]], extra_ids=0)
+
+
+def tiny_t5(tokenizer: T5TokenizerFast, width: int) -> T5EncoderModel:
+    """A two-layer T5 encoder."""
+    sizes = {"d_model": width, "d_kv": 6, "d_ff": 29, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+
+
+def tiny_vae(channels: int = 16, **overrides) -> AutoencoderKL:
+    """A VAE of 4-pixel cells."""
+    sizes = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (4, 6, 10),
+        "layers_per_block": 1,
+        "latent_channels": channels,
+        "norm_num_groups": 2,
+        "sample_size": 56,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+    return AutoencoderKL(**(sizes | overrides)).eval()
+
+
+def sharpened(transformer: torch.nn.Module) -> torch.nn.Module:
+    """Larger query and key weights: fresh ones attend almost evenly, which tests nothing."""
+    for name, parameter in transformer.named_parameters():
+        if any(part in name for part in ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.")) and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.4)
+    return transformer.eval()
+
+
+def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
+    """A byte-level tokenizer trained on SENTENCES, with the chat template of Qwen3."""
+    blank = Qwen2TokenizerFast()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
+    model = json.loads(blank.backend_tokenizer.to_str())["model"]
+    tokenizer = Qwen2TokenizerFast(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], eos_token="<|im_end|>"
+    )
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def tiny_qwen(tokenizer: Qwen2TokenizerFast, width: int, layers: int = 4) -> Qwen3ForCausalLM:
+    """A small Qwen3."""
+    sizes = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": layers, "head_dim": 6}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).eval()
+
+
+def tiny_qwen_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A small Qwen2.5-VL, of which only the language model runs."""
+    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 4, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+
+
+def tiny_qwen3_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen3VLModel:
+    """A small Qwen3-VL, of which only the language model runs."""
+    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 4, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "head_dim": 10}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1e4}}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": width}
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)).eval()
