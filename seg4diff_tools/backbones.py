@@ -372,13 +372,16 @@ class Backbone:
         if negative is not None:
             arguments |= {"negative_prompt": [negative] * len(texts)}
         arguments |= {self.family.scale_name: self.guidance_scale if guidance_scale is None else guidance_scale}
-        if unknown := set(arguments) - set(inspect.signature(type(self.pipe).__call__).parameters):
-            raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
-        noise = _noise(seeds, self._latent_shape((height, width)))
 
         def on_step(pipe, step, timestep, tensors):
             callback(step, float(timestep), tensors["latents"])
             return {}
+
+        if callback:
+            arguments |= {"callback_on_step_end": on_step}
+        if unknown := set(arguments) - set(inspect.signature(type(self.pipe).__call__).parameters):
+            raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
+        noise = _noise(seeds, self._latent_shape((height, width)))
 
         bar = getattr(self.pipe, "_progress_bar_config", {})
         self.pipe.set_progress_bar_config(**(bar | {"disable": not progress}))
@@ -388,7 +391,6 @@ class Backbone:
                 **self.family.sized(self.pipe, (height, width)),
                 num_inference_steps=steps,
                 latents=self.pack(noise) if self.family.takes_packed else noise,
-                callback_on_step_end=on_step if callback else None,
                 **arguments,
             ).images
         finally:

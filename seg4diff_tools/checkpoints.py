@@ -82,6 +82,8 @@ def load_pipeline(
     for tokenizer, encoder in (
         (getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name)) for name in encoders
     ):
+        # a processor of text and images keeps its tokenizer inside
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         # without its files transformers makes an empty tokenizer and says nothing
         if not encoder.config.vocab_size / 2 < len(tokenizer) <= encoder.config.vocab_size:
             raise CheckpointError(

@@ -1,5 +1,6 @@
 """Every family, on a tiny random pipeline of the real class: where tokens stand, exact maps, an untouched model."""
 
+import inspect
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.guiders import AdaptiveProjectedMixGuidance
+from PIL import Image
 from tiny_models import BUILDERS, SIDE, build
 from torch.overrides import TorchFunctionMode
 
@@ -15,7 +18,7 @@ from seg4diff_tools import families
 from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
-from seg4diff_tools.errors import PromptError, RecordingError
+from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families.record import image_then_text
 from seg4diff_tools.features import attention_budget, image_features, value_norms
 from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
@@ -146,6 +149,70 @@ def test_a_recording_of_a_generation(backbone):
     np.testing.assert_allclose(maps.timestep, backbone.schedule(2)[0], rtol=1e-3)
 
 
+def test_branches_of_guidance_are_those_of_the_prompts_alone(backbone):
+    family, takes = backbone.family, inspect.signature(type(backbone.pipe).__call__).parameters
+    if "distilled_guidance_scale" in takes:
+        backbone.pipe.guider = AdaptiveProjectedMixGuidance(guidance_scale=2.0)
+        asked = {}
+    elif "true_cfg_scale" in takes and family.scale_name != "true_cfg_scale":
+        asked = {"true_cfg_scale": 2.0, "negative_prompt": ""}
+    else:
+        asked = {"guidance_scale": 2.0}
+    with AttentionRecorder(backbone, layers=[1], steps=[0]) as recorder:
+        backbone.generate(PROMPT, steps=2, seed=3, progress=False, **asked)
+    backbone.pipe.guider = None
+    maps = recorder.maps
+    # FLUX.2 dev is distilled: it has no other branch
+    branches = ("cond",) if backbone.name == "flux2-dev" else family.branches
+    assert tuple(maps.branch.values) == branches
+    noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
+    for branch in branches:
+        with AttentionRecorder(backbone, layers=[1]) as alone:
+            backbone.denoise(noise, backbone.schedule(2)[0][0], PROMPT if branch == "cond" else family.negative or "")
+        found, tokens = maps.sel(branch=branch), alone.maps.sizes["token"]
+        np.testing.assert_allclose(found[:, :, :, :tokens], alone.maps.sel(branch="cond"), atol=1e-5)
+        # in one batch, a shorter text is filled up by the model itself
+        assert found[:, :, :, tokens:].isnull().all() or not family.sequential
+
+
+def test_labels_are_what_the_text_encoder_reads(backbone):
+    pipe, read = backbone.pipe, []
+    tokenizer, _ = backbone.family.reader(pipe)
+    encoder = pipe.text_encoder_2 if tokenizer is getattr(pipe, "tokenizer_2", None) else pipe.text_encoder
+    handle = encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(args[0] if args else kwargs["input_ids"]), with_kwargs=True
+    )
+    prompt = backbone.encode_prompt("a red car, two cats")
+    handle.remove()
+    ids = read[0][0].tolist()
+    pieces = [tokenizer.decode([index]).strip() for index in ids]
+    words = [token for token in prompt.tokens if token.kind == "word"]
+    # pipelines may cut off the start of a template; a sentence piece may be a space alone
+    last = words[-1].index
+    fits = [
+        start
+        for start in range(len(ids) - last)
+        if all(pieces[start + word.index] in (word.text, "") for word in words) and pieces[start + last]
+    ]
+    assert len(words) >= 6 and len(fits) == 1
+    for token, index, piece in zip(prompt.tokens[:last], ids[fits[0] :], pieces[fits[0] :], strict=False):
+        if token.kind == "pad":
+            assert index == tokenizer.pad_token_id
+        elif token.kind == "template":
+            assert piece == token.text.strip()
+
+
+def test_latents_become_the_pipelines_own_picture(backbone):
+    if "callback_on_step_end" not in inspect.signature(type(backbone.pipe).__call__).parameters:
+        with pytest.raises(InputError, match="callback_on_step_end"):
+            backbone.generate(PROMPT, steps=2, callback=print)
+        return
+    found = []
+    (picture,) = backbone.generate(PROMPT, steps=2, progress=False, callback=lambda *step: found.append(step[-1]))
+    latents = backbone.unpack(found[-1], backbone.token_grid())
+    np.testing.assert_array_equal(np.asarray(backbone.decode(latents)[0]), np.asarray(picture))
+
+
 def test_words_are_found_in_every_tokenizer(backbone):
     prompt = backbone.encode_prompt("a red car, two cats and a cat")
     assert len(prompt.tokens) == backbone.family.text_length(prompt.inputs)
@@ -265,3 +332,39 @@ def test_masked_pads_get_exactly_nothing():
     columns = first.i2t().sum(dim=(0, 1, 2))
     pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
     assert (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["flux-kontext", "flux2-dev", "flux2-klein"])
+def test_reference_images_are_neither_image_nor_text(name):
+    backbone, seen = wrap_pipeline(build(name), name), []
+    asked = {"size": (SIDE, SIDE + 8), "steps": 1, "progress": False, "image": Image.new("RGB", (64, 80), "red")}
+    if name == "flux-kontext":
+        asked["_auto_resize"] = False
+    with intercept(backbone.transformer, seen.append, layers=[0, 4]):
+        backbone.generate(PROMPT, **asked)
+    for call in seen:
+        assert (call.text_tokens, call.image_tokens, call.query.shape[2]) == (512, 30, 512 + 30 + 8 * 10)
+        joint = softmax(call.query, call.key)
+        torch.testing.assert_close(call.i2t().double(), joint[:, :, 512 : 512 + 30, :512], rtol=0, atol=1e-5)
+        others = joint[:, :, 512 : 512 + 30, 542:].sum(-1).mean(-1)
+        torch.testing.assert_close(1 - call.masses()[..., :2].double().sum(-1), others, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flux2-dev", "flux2-klein"])
+def test_latents_of_flux2_are_those_of_its_pipeline(name):
+    backbone = wrap_pipeline(build(name), name)
+    pixels = backbone.pipe.image_processor.preprocess(Image.fromarray(IMAGE))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode_image(IMAGE), backbone.pipe._encode_vae_image(pixels, None))
+    with pytest.raises(InputError, match="takes no negative_prompt"):
+        backbone.generate(PROMPT, negative_prompt="blurry", steps=1)
+
+
+def test_chroma_adds_its_mask_to_the_scores():
+    """A weak mask: pads after the first get e times less, where a mask would leave them nothing."""
+    backbone = wrap_pipeline(build("chroma"), "chroma")
+    prompt = backbone.encode_prompt("a cat")
+    (call, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
+    weak = torch.tensor([token.kind == "pad" for token in prompt.tokens])
+    weak[prompt.pads[0]] = False
+    assert torch.equal(call.mask[0, 0, call.image, call.text], (~weak).float().expand(call.image_tokens, -1))

@@ -16,6 +16,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
@@ -33,6 +34,7 @@ from diffusers import (
 )
 from tiny_parts import (
     sharpened,
+    tiny_mistral,
     tiny_qwen,
     tiny_qwen3_vl,
     tiny_qwen_tokenizer,
@@ -78,9 +80,8 @@ def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
     )
 
 
-def tiny_flux2() -> Flux2KleinPipeline:
-    """FLUX.2 klein: 2 double blocks and 3 single ones, 3 heads of 8."""
-    tokenizer = tiny_qwen_tokenizer()
+def tiny_flux2(dev: bool) -> Flux2Pipeline | Flux2KleinPipeline:
+    """FLUX.2 dev or klein: 2 double blocks and 3 single ones, 3 heads of 8."""
     transformer = Flux2Transformer2DModel(
         in_channels=4 * 5,
         num_layers=2,
@@ -90,7 +91,7 @@ def tiny_flux2() -> Flux2KleinPipeline:
         joint_attention_dim=3 * 14,
         timestep_guidance_channels=16,
         axes_dims_rope=(2, 2, 2, 2),
-        guidance_embeds=False,
+        guidance_embeds=dev,
     )
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -103,14 +104,13 @@ def tiny_flux2() -> Flux2KleinPipeline:
     )
     torch.nn.init.uniform_(vae.bn.running_mean)
     torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
-    pipe = Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae.eval(),
-        text_encoder=tiny_qwen(tokenizer, 14, layers=28),
-        tokenizer=tokenizer,
-        transformer=sharpened(transformer),
-    )
-    return pipe
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    parts = {"scheduler": scheduler, "vae": vae.eval(), "transformer": sharpened(transformer)}
+    if dev:
+        encoder, processor = tiny_mistral(14)
+        return Flux2Pipeline(text_encoder=encoder, tokenizer=processor, **parts)
+    tokenizer = tiny_qwen_tokenizer()
+    return Flux2KleinPipeline(text_encoder=tiny_qwen(tokenizer, 14, layers=28), tokenizer=tokenizer, **parts)
 
 
 def tiny_chroma() -> ChromaPipeline:
@@ -323,7 +323,8 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux-dev": tiny_flux,
     "flux-schnell": lambda: tiny_flux(guidance=False),
     "flux-kontext": lambda: tiny_flux(FluxKontextPipeline),
-    "flux2-klein": tiny_flux2,
+    "flux2-dev": lambda: tiny_flux2(dev=True),
+    "flux2-klein": lambda: tiny_flux2(dev=False),
     "chroma": tiny_chroma,
     "auraflow": tiny_auraflow,
     "qwen-image": tiny_qwen_image,

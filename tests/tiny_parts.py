@@ -8,6 +8,11 @@ from diffusers import AutoencoderKL
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
@@ -66,8 +71,8 @@ def sharpened(transformer: torch.nn.Module) -> torch.nn.Module:
     return transformer.eval()
 
 
-def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
-    """A byte-level tokenizer trained on SENTENCES, with the chat template of Qwen3."""
+def tiny_qwen_tokenizer(**settings) -> Qwen2TokenizerFast:
+    """A byte-level tokenizer trained on SENTENCES, with the form of Qwen3's chat template."""
     blank = Qwen2TokenizerFast()
     trainer = BpeTrainer(
         vocab_size=400,
@@ -78,14 +83,40 @@ def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
     blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
     model = json.loads(blank.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2TokenizerFast(
-        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], eos_token="<|im_end|>"
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], eos_token="<|im_end|>", **settings
     )
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     )
     return tokenizer
+
+
+class TextProcessor(ProcessorMixin):
+    """A processor of text alone: FLUX.2 dev's own, PixtralProcessor, needs torchvision."""
+
+    def __init__(self, tokenizer=None, chat_template=None):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+def tiny_mistral(width: int) -> tuple[Mistral3ForConditionalGeneration, TextProcessor]:
+    """A small Mistral 3 of 30 layers, of which only the language model runs, and what reads its chats."""
+    tokenizer = tiny_qwen_tokenizer(padding_side="left", bos_token="<s>")
+    tokenizer.add_tokens(["<s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], special_tokens=True)
+    template = (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}"
+        "[SYSTEM_PROMPT]{{ message.content[0].text }}[/SYSTEM_PROMPT]{% else %}"
+        "[INST]{{ message.content[0].text }}[/INST]{% endif %}{% endfor %}"
+    )
+    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 30, "head_dim": 6}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    vision = {"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
+    config = Mistral3Config(
+        text_config=MistralConfig(**text), vision_config=PixtralVisionConfig(**vision, image_size=28, patch_size=14)
+    )
+    return Mistral3ForConditionalGeneration(config).eval(), TextProcessor(tokenizer, chat_template=template)
 
 
 def tiny_qwen(tokenizer: Qwen2TokenizerFast, width: int, layers: int = 4) -> Qwen3ForCausalLM:

@@ -2,43 +2,45 @@
 
 from typing import Any
 
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
 from seg4diff_tools.families.record import Family, Latents
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.prompts import Token
 
 TOKENS = 512
 
 
-def _tokenizer(pipe: Any) -> Any:
-    # dev has a processor of pictures and text, klein a tokenizer
-    return getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)
-
-
-def _template(pipe: Any) -> str:
+def _chat(pipe: Any) -> tuple[Any, Render]:
+    """The tokenizer, and what puts a prompt into the template: dev has a system message, klein none."""
     if hasattr(pipe, "system_message"):
-        parts = [("system", pipe.system_message), ("user", "{}")]
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in parts]
-        return pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
-    messages = [{"role": "user", "content": "{}"}]
-    return pipe.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+
+        def render(text: str) -> str:
+            messages = format_input([text], pipe.system_message)
+            return pipe.tokenizer.apply_chat_template(messages, tokenize=False)[0]
+
+        # the pipeline calls a processor of text and images its tokenizer
+        return getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer), render
+
+    def render_alone(text: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        return pipe.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+    return pipe.tokenizer, render_alone
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    tokenizer = _tokenizer(pipe)
-    left = tokenizer.padding_side == "left"
-    return label_template(
-        tokenizer, text, length, _template(pipe), left=left, specials=not hasattr(pipe, "system_message")
-    )
+    return label_chat(*_chat(pipe), text, length)
 
 
-def _room(pipe: Any) -> int:
-    frame = _template(pipe).replace("{}", "")
-    return TOKENS - len(_tokenizer(pipe)(frame, verbose=False).input_ids)
+def _reader(pipe: Any) -> tuple[Any, int]:
+    tokenizer, render = _chat(pipe)
+    return tokenizer, chat_room(tokenizer, render, TOKENS)
 
 
 def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,7 @@ FLUX2 = Family(
     transformer="Flux2Transformer2DModel",
     layout=packed_layout,
     label=_label,
-    reader=lambda pipe: (_tokenizer(pipe), _room(pipe)),
+    reader=_reader,
     stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
     clock=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "txt_ids"),
@@ -77,7 +79,8 @@ FLUX2 = Family(
     channels=lambda pipe: pipe.transformer.config.in_channels,
     encode=_encode,
     decode=_decode,
-    plain={"guidance_scale": 1.0},
+    # dev reads the scale; klein's first forward is the prompt's in any case
+    plain={},
     guidance_scale=4.0,
     branches=("cond", "uncond"),
     sequential=True,

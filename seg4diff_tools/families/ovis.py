@@ -2,28 +2,25 @@
 
 from typing import Any
 
+from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
 from seg4diff_tools.families.record import Family
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.prompts import Token
 
 TOKENS = 256
 
 
-def _template(pipe: Any) -> str:
-    messages = [{"role": "user", "content": pipe.system_prompt + "{}"}]
-    return pipe.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+def _chat(pipe: Any) -> tuple[Any, Render]:
+    return pipe.tokenizer, lambda text: pipe._get_messages(text)[0]
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    skipped = pipe.user_prompt_begin_id
-    return label_template(pipe.tokenizer, text, length, _template(pipe), skipped=skipped, specials=False)
+    return label_chat(*_chat(pipe), text, length, skipped=pipe.user_prompt_begin_id)
 
 
 def _reader(pipe: Any) -> tuple[Any, int]:
-    frame = pipe.tokenizer(_template(pipe).replace("{}", ""), add_special_tokens=False).input_ids
-    return pipe.tokenizer, TOKENS + pipe.user_prompt_begin_id - len(frame)
+    tokenizer, render = _chat(pipe)
+    return tokenizer, chat_room(tokenizer, render, TOKENS + pipe.user_prompt_begin_id)
 
 
 OVIS_IMAGE = Family(

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.record import Family, Inputs, Layout
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.prompts import Token
 
 TOKENS, MULTIPLE = 512, 32
 
@@ -22,15 +23,23 @@ def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
     return Layout((rows, columns), slice(0, rows * columns), slice(start, start + text), start + _filled(text))
 
 
-def _template(pipe: Any) -> str:
-    messages = [{"role": "user", "content": "{}"}]
-    return pipe.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )
+def _chat(pipe: Any) -> tuple[Any, Render]:
+    def render(text: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        return pipe.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+
+    return pipe.tokenizer, render
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    return label_template(pipe.tokenizer, text, length, _template(pipe), room=TOKENS)
+    return label_chat(*_chat(pipe), text, length, room=TOKENS)
+
+
+def _reader(pipe: Any) -> tuple[Any, int]:
+    tokenizer, render = _chat(pipe)
+    return tokenizer, chat_room(tokenizer, render, TOKENS)
 
 
 def _as_lists_of_frames(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +57,7 @@ Z_IMAGE = Family(
     transformer="ZImageTransformer2DModel",
     layout=_layout,
     label=_label,
-    reader=lambda pipe: (pipe.tokenizer, TOKENS - len(pipe.tokenizer(_template(pipe)).input_ids)),
+    reader=_reader,
     stacks=(("layers", "attention"),),
     latents="x",
     timestep="t",

@@ -1,0 +1,53 @@
+"""Prompts that stand in the chat template of a language model."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedTokenizerBase
+
+from seg4diff_tools.errors import PromptError
+from seg4diff_tools.prompts import Token, label_template
+
+Render = Callable[[str], str]
+"""From a prompt to the whole text that the pipeline's text encoder reads."""
+
+
+def chat_room(tokenizer: PreTrainedTokenizerBase, render: Render, tokens: int) -> int:
+    """How many tokens of a prompt fit into a template.
+
+    Args:
+        tokenizer: of the text encoder.
+        render: puts a prompt into the template.
+        tokens: what the text encoder reads in all.
+    """
+    return tokens - len(tokenizer(render(""), add_special_tokens=False).input_ids)
+
+
+def label_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    render: Render,
+    text: str,
+    length: int,
+    *,
+    skipped: int = 0,
+    room: int | None = None,
+) -> tuple[Token, ...]:
+    """Names every text token of a prompt inside of a chat template.
+
+    Args:
+        tokenizer: of the text encoder.
+        render: puts a prompt into the template.
+        text: the prompt, in Unicode NFC.
+        length: number of text tokens.
+        skipped: tokens at the start of the template whose features the pipeline cuts off.
+        room: how many tokens of the whole text the encoder reads; `length` where None.
+
+    Raises:
+        PromptError: the prompt is too long, or the template changes it.
+    """
+    template = render("{}")
+    if render(text) != template.replace("{}", text):
+        raise PromptError(
+            f"the model's chat template changes the prompt {text!r}: leave out white space at its ends and tokens in brackets"
+        )
+    left = tokenizer.padding_side == "left"
+    return label_template(tokenizer, text, length, template, skipped=skipped, room=room, specials=False, left=left)

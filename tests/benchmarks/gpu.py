@@ -1,0 +1,299 @@
+"""What recording costs at full size: SD3-medium and FLUX.1-dev with random weights in bf16 at 1024 pixels.
+
+Run from the repository: python -m tests.benchmarks.gpu [--markdown book/speed_table.md]
+
+For each model, one denoising forward
+- plain: as it is
+- recorded: with the head-mean I2T map of every layer, by AttentionRecorder
+- materialised: with the full softmax map of every layer, averaged over heads and cut to its I2T block, as is usual
+- segmented: up to the expert layer, with the maps of two words, as `segment` runs it
+
+Then one attention of the SD3 shape, by each operator that returns a log-sum-exp, against PyTorch's own.
+Times are medians of interleaved runs; peak memory is the device's, weights included (on the CPU: of a process for each row).
+Without a GPU, sizes are reduced in depth, width and picture, in fp32: it takes about two minutes, and the counted floor beside
+each row is that of the reduced size.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from seg4diff_tools import operators
+from seg4diff_tools.attention import intercept
+from seg4diff_tools.recorder import AttentionRecorder
+from seg4diff_tools.segmentation import span_maps
+from tests.benchmarks.bench_recorder import peak_rss
+
+VARIANTS = ("plain", "recorded", "materialised", "segmented")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape: blocks of two streams and of one, width, and the tokens of a picture and of a prompt."""
+
+    blocks: tuple[int, int]
+    expert: int
+    heads: int
+    dim: int
+    side: int
+    text: int
+
+    @property
+    def image(self) -> int:
+        return self.side**2
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.dim
+
+
+SIZES = {"SD3-medium": Size((24, 0), 9, 24, 64, 64, 154), "FLUX.1-dev": Size((19, 38), 12, 24, 128, 64, 512)}
+REDUCED = {
+    "SD3-medium": replace(SIZES["SD3-medium"], blocks=(4, 0), expert=1, heads=8, side=24),
+    "FLUX.1-dev": replace(SIZES["FLUX.1-dev"], blocks=(1, 2), expert=0, heads=4, side=24),
+}
+
+
+def floor(size: Size) -> dict[str, float]:
+    """What cannot be avoided, for one layer: operations of recording and of the block, and bytes in 16 bits.
+
+    Recording multiplies image queries with text keys once more (2 N T H d operations), takes T H exponentials for each of N
+    image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A block of two streams projects
+    every token (8 w^2), mixes tokens (4 n w) and has a feed-forward of four widths (16 w^2).
+    """
+    tokens = size.image + size.text
+    recording = 2 * size.image * size.text * size.width + 2 * size.image * size.text * size.heads
+    block = tokens * (24 * size.width**2 + 4 * tokens * size.width)
+    read = 2 * tokens * size.width + 4 * size.image * size.heads
+    return {
+        "recording": recording,
+        "block": block,
+        "ratio": 1 + recording / block,
+        "bytes": read + 4 * size.image * size.text,
+        "map bytes": 2 * size.heads * tokens**2,
+    }
+
+
+def model(name: str, size: Size, device: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    """A transformer with random weights, and arguments of its forward."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        if name.startswith("SD3"):
+            transformer = SD3Transformer2DModel(
+                num_layers=size.blocks[0],
+                num_attention_heads=size.heads,
+                attention_head_dim=size.dim,
+                caption_projection_dim=size.width,
+                pos_embed_max_size=96,
+            )
+        else:
+            transformer = FluxTransformer2DModel(
+                num_layers=size.blocks[0],
+                num_single_layers=size.blocks[1],
+                num_attention_heads=size.heads,
+                attention_head_dim=size.dim,
+                guidance_embeds=True,
+            )
+    transformer = transformer.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    for parameter in [*transformer.parameters(), *transformer.buffers()]:
+        if parameter.is_floating_point():
+            parameter.normal_(std=0.02)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, device=device, dtype=dtype)
+
+    if name.startswith("SD3"):
+        inputs = {"hidden_states": random(16, 2 * size.side, 2 * size.side), "pooled_projections": random(2048)}
+        inputs |= {"timestep": torch.tensor([500.0], device=device)}
+    else:
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(size.side), torch.arange(size.side))
+        inputs = {"hidden_states": random(size.image, 64), "pooled_projections": random(768)}
+        inputs |= {"timestep": torch.tensor([0.5], device=device), "guidance": torch.tensor([3.5], device=device)}
+        inputs |= {
+            "img_ids": places.to(device, dtype),
+            "txt_ids": torch.zeros(size.text, 3, device=device, dtype=dtype),
+        }
+    features = random(size.text, transformer.config.joint_attention_dim)
+    return transformer, inputs | {"encoder_hidden_states": features, "return_dict": False}
+
+
+class Materialise(TorchFunctionMode):
+    """The usual way: the whole map of every head, in the place of the attention."""
+
+    def __init__(self, text: slice, image: slice):
+        super().__init__()
+        self.text, self.image, self.maps = text, image, []
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        query, key, value = given["query"], given["key"], given["value"]
+        joint = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+        self.maps.append(joint[:, :, self.image, self.text].float().mean(dim=1).cpu())
+        return joint @ value
+
+
+@torch.no_grad()
+def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dict[str, Any]) -> None:
+    """One forward."""
+    if variant == "plain":
+        transformer(**inputs)
+    elif variant == "recorded":
+        with AttentionRecorder(transformer, memory_budget=32 << 30):
+            transformer(**inputs)
+    elif variant == "materialised":
+        first, second = slice(0, size.image), slice(size.image, None)
+        if not name.startswith("SD3"):
+            first, second = slice(size.text, None), slice(0, size.text)
+        with Materialise(text=second, image=first):
+            transformer(**inputs)
+    else:
+        weights = torch.eye(2, device=inputs["encoder_hidden_states"].device)
+
+        def read(call) -> None:
+            span_maps(call, "i2t", "softmax", ["mean"], [1, 2], weights).cpu()
+
+        with intercept(transformer, read, layers=[size.expert], stop_after=size.expert):
+            transformer(**inputs)
+
+
+def timed(device: str, work: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, in turns; the first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, function in work.items():
+            _wait(device)
+            start = time.perf_counter()
+            function()
+            _wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peaks(device: str, name: str, size: Size, built: tuple) -> dict[str, float]:
+    """Peak memory of each variant in MiB."""
+    found = {}
+    for variant in VARIANTS:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            run(variant, name, size, *built)
+            found[variant] = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            command = [sys.executable, "-m", "tests.benchmarks.gpu", "--peak", name, variant]
+            found[variant] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: int) -> list[str]:
+    """The table of forwards, and the floor beside it."""
+    rows = [
+        "| model | forward | time, s | ratio | peak memory, MiB | ratio | counted floor of the ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, size in sizes.items():
+        built = model(name, size, device, dtype)
+        work = {variant: partial(run, variant, name, size, *built) for variant in VARIANTS}
+        seconds, memory = timed(device, work, repeats), peaks(device, name, size, built)
+        for variant in VARIANTS:
+            least = f"{floor(size)['ratio']:.3f}" if variant == "recorded" else ""
+            rows.append(
+                f"| {name} | {variant} | {seconds[variant]:.3f} | {seconds[variant] / seconds['plain']:.2f} "
+                f"| {memory[variant]:.0f} | {memory[variant] / memory['plain']:.2f} | {least} |"
+            )
+    return rows
+
+
+def attentions(device: str, size: Size, repeats: int) -> list[str]:
+    """The table of operators that return a log-sum-exp, for one attention of the given shape."""
+    rows = [
+        "| type | attention | time, ms | ratio to PyTorch's own | largest error of the log-sum-exp |",
+        "|---|---|---|---|---|",
+    ]
+    for dtype in (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16):
+        rows += _attentions_of(device, dtype, size, repeats)
+    return rows
+
+
+@torch.no_grad()
+def _attentions_of(device: str, dtype: torch.dtype, size: Size, repeats: int) -> list[str]:
+    scale, shape = size.dim**-0.5, (3, 1, size.heads, size.image + size.text, size.dim)
+    query, key, value = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    work: dict[str, Callable[[], Any]] = {"plain": lambda: F.scaled_dot_product_attention(query, key, value)}
+    for backend, operator in operators._OPERATORS.items():
+        if operators._is_trusted(backend, dtype, query.device, False):
+            work[backend.name.lower()] = lambda run=operator: run(query, key, value, None, scale)
+    work["log-sum-exp in chunks"] = lambda: operators._chunked_lse(query, key, None, scale)
+    seconds = timed(device, work, repeats)
+    exact = (query[:, :2, :64].double() @ key[:, :2].double().mT * scale).logsumexp(-1)
+    rows = []
+    for name, function in work.items():
+        error = ""
+        if name != "plain":
+            found = function()
+            lse = found[1] if isinstance(found, tuple) else found
+            error = f"{(lse[:, :2, :64].double() - exact).abs().max():.1e}"
+        ratio, kind = seconds[name] / seconds["plain"], str(dtype).removeprefix("torch.")
+        rows.append(f"| {kind} | {name} | {1000 * seconds[name]:.1f} | {ratio:.2f} | {error} |")
+    return rows
+
+
+def report(device: str, repeats: int) -> str:
+    """Both tables, with what they were measured on."""
+    dtype, sizes = (torch.bfloat16, SIZES) if device == "cuda" else (torch.float32, REDUCED)
+    if device == "cuda":
+        place = torch.cuda.get_device_name()
+    else:
+        place = f"a CPU, {torch.get_num_threads()} thread(s), **at reduced size**"
+    shapes = "; ".join(
+        f"{name}: {sum(size.blocks)} blocks of {size.heads} x {size.dim}, {size.image} + {size.text} tokens"
+        for name, size in sizes.items()
+    )
+    intro = (
+        f"On {place}; torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, medians of {repeats} interleaved "
+        f"runs. {shapes}."
+    )
+    tables = [*forwards(device, dtype, sizes, repeats), "", *attentions(device, sizes["SD3-medium"], repeats)]
+    return "\n".join([intro, "", *tables, ""])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--markdown", type=Path, help="write the tables here too")
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.peak:
+        name, variant = asked.peak
+        run(variant, name, REDUCED[name], *model(name, REDUCED[name], "cpu", torch.float32))
+        print(peak_rss())
+        return
+    text = report(device, asked.repeats)
+    print(text)
+    if asked.markdown:
+        asked.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
