@@ -12,18 +12,20 @@ from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
+from seg4diff_tools.families.transformers import transformer_of, uncompiled
 
 FAMILIES: tuple[Family, ...] = (SD3, FLUX)
 
-__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
+__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight", "transformer_of", "uncompiled"]
 
 
 def family_of(transformer: nn.Module) -> Family:
-    """The family of a diffusers transformer, by its class or a parent class.
+    """The family of a diffusers transformer, compiled or not, by its class or a parent class.
 
     Raises:
         UnknownArchitectureError: the class belongs to no known family; its layout is not guessed.
     """
+    transformer = transformer_of(transformer)
     names = {cls.__name__ for cls in type(transformer).__mro__}
     for family in FAMILIES:
         if family.transformer in names:
