@@ -10,7 +10,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import Family, Layout, family_of
+from seg4diff_tools.families import Family, Layout, family_of, transformer_of, uncompiled
 from seg4diff_tools.joint import JointAttention, checked_indices
 from seg4diff_tools.operators import attention_with_lse, autocast_inputs
 from seg4diff_tools.shapes import KeyBias
@@ -59,7 +59,8 @@ def intercept(
     """See, and if wanted change, the joint attention of every forward inside the `with`.
 
     Interceptions of one model can be nested: biases add up, and every observer sees the attention that is computed.
-    Everything is undone on leaving, also after an exception.
+    Everything is undone on leaving, also after an exception. What torch.compile has compiled runs as it was written inside
+    the `with`, and another attention backend of diffusers gives way to the native one: neither can be seen.
 
     Args:
         transformer: a supported diffusers transformer.
@@ -76,6 +77,7 @@ def intercept(
         InputError: a layer is out of range, or key_bias does not fit the joint sequence.
         RecordingError: the attention of a wanted layer does not pass the interception point.
     """
+    transformer = transformer_of(transformer)
     family = family_of(transformer)
     depth = family.layers(transformer)
     wanted: Collection[int] = range(depth) if layers is None else checked_indices(layers, depth, "layer")
@@ -131,9 +133,11 @@ class _Tap(TorchFunctionMode):
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
             # Other backends compute attention where it cannot be seen.
             processor = getattr(module, "processor", None)
-            if getattr(processor, "_attention_backend", None) is not None:
+            if getattr(processor, "_attention_backend", None) not in (None, "native"):
                 self._backends.append((processor, processor._attention_backend))
                 processor._attention_backend = "native"
+        self._stance = ExitStack()
+        self._stance.enter_context(uncompiled())
 
     def remove(self) -> None:
         while self._entered:
@@ -142,6 +146,7 @@ class _Tap(TorchFunctionMode):
             handle.remove()
         for processor, backend in self._backends:
             processor._attention_backend = backend
+        self._stance.close()
 
     def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = self._family.forward_inputs(transformer, args, kwargs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seg4diff_tools.checkpoints import find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import FAMILIES, Family, family_of
+from seg4diff_tools.families import FAMILIES, Family, family_of, transformer_of
 from seg4diff_tools.families.rehearsal import Rehearsal, rehearse
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, rows, stack_prompts
@@ -46,8 +46,8 @@ class Backbone:
 
     @property
     def transformer(self) -> ModelMixin:
-        """The MM-DiT."""
-        return self.pipe.transformer
+        """The MM-DiT; of a compiled one, the module that was compiled."""
+        return transformer_of(self.pipe)
 
     @property
     def device(self) -> torch.device:
@@ -271,7 +271,7 @@ class Backbone:
         noisy: Float[Tensor, "batch channels height width"],
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
-    ) -> Float[Tensor, "batch channels height width"]:
+    ) -> Float[Tensor, "batch ..."]:
         """One forward pass of the transformer, without gradient and without classifier-free guidance.
 
         Args:
@@ -284,7 +284,7 @@ class Backbone:
             The predicted velocity, noise minus image.
         """
         with torch.no_grad():
-            predicted = self.transformer(**self.inputs(noisy, timestep, prompt))[0]
+            predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
         return self.unpack(self.family.velocity(predicted), self.token_grid(noisy))
 
     def inputs(

@@ -16,7 +16,7 @@ from torch.nn.functional import conv1d, pad
 
 from seg4diff_tools.attention import announce, intercept
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import family_of, guidance_weight
+from seg4diff_tools.families import family_of, guidance_weight, transformer_of, uncompiled
 from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.shapes import JointHeads
 
@@ -160,7 +160,7 @@ def perturb(model: Any, edit: Edit, layers: int | Sequence[int] | None = None) -
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 5 and 18.
     """
     wanted = [layers] if isinstance(layers, int) else layers
-    with intercept(_transformer(model), lambda call: edited_output(call, edit), layers=wanted):
+    with intercept(transformer_of(model), lambda call: edited_output(call, edit), layers=wanted):
         yield
 
 
@@ -186,7 +186,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
     """
     if scale < 0:
         raise InputError(f"expected a guidance scale of at least 0, got {scale}")
-    transformer, pipeline = _transformer(model), getattr(model, "pipe", model)
+    transformer, pipeline = transformer_of(model), getattr(model, "pipe", model)
     family, turn = family_of(transformer), []
 
     def guide(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -217,13 +217,10 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
 
     handle = transformer.register_forward_hook(guide, with_kwargs=True)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         handle.remove()
-
-
-def _transformer(model: Any) -> nn.Module:
-    return getattr(model, "transformer", model)
 
 
 def _rows_of(value: Tensor | list) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seg4diff_tools.attention import intercept
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import family_of, guidance_weight
+from seg4diff_tools.families import family_of, guidance_weight, transformer_of
 from seg4diff_tools.joint import BLOCKS, JointAttention
 from seg4diff_tools.operators import default_workspace
 from seg4diff_tools.prompts import Prompt
@@ -96,6 +96,9 @@ def open_recording(path: str | os.PathLike) -> Recording:
 class AttentionRecorder:
     """Records the joint attention of every forward inside its `with`; the model's output stays bit-identical.
 
+    What torch.compile has compiled runs as it was written meanwhile, and diffusers' native attention stands in for other
+    backends, so that the output is that of the model without either.
+
     Maps are reduced on the device layer by layer and only the reduced ones are kept, in main memory; the joint map is
     never materialised. A forward of the transformer is one step. With classifier-free guidance, the forward's batch
     holds all branches one after the other, or several forwards at one timestep hold one branch each; the recorder tells
@@ -137,8 +140,8 @@ class AttentionRecorder:
         stop_after: int | None = None,
         memory_budget: int = 2 << 30,
     ):
-        self._transformer: nn.Module = getattr(model, "transformer", model)
-        self._pipeline = getattr(model, "pipe", None if self._transformer is model else model)
+        self._transformer = transformer_of(model)
+        self._pipeline = None if isinstance(model, nn.Module) else getattr(model, "pipe", model)
         self._family = family_of(self._transformer)
         self._blocks = (block,) if isinstance(block, str) else tuple(block)
         unknown = [name for name in self._blocks if name not in RECORDED]

@@ -1,11 +1,12 @@
 """What every test needs: an offline environment and a tiny, random, real Stable Diffusion 3 pipeline."""
 
-import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from tokenizers import pre_tokenizers
-from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 SENTENCES = [
@@ -30,24 +30,30 @@ SENTENCES = [
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>", max_length: int = 77) -> CLIPTokenizer:
-    """A CLIPTokenizer trained on SENTENCES; every byte, with and without the word end, is in the vocabulary."""
-    blank = CLIPTokenizer()
+    """A CLIPTokenizer made of SENTENCES; every byte, with and without the word end, is in the vocabulary."""
+    merges = byte_pairs(Counter(" ".join(SENTENCES).split()))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(
-        vocab_size=900,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    blank.backend_tokenizer.train_from_iterator(SENTENCES, trainer)
-    model = json.loads(blank.backend_tokenizer.to_str())["model"]
-    vocab = model["vocab"]
-    for byte in alphabet:
-        # the trainer only keeps the word ends that it saw; any other would become <|endoftext|> inside the prompt
-        vocab.setdefault(f"{byte}</w>", len(vocab))
-    merges = [tuple(merge) for merge in model["merges"]]
+    pieces = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges)]
+    vocab = {piece: i for i, piece in enumerate(["<|startoftext|>", "<|endoftext|>", *pieces])}
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=max_length)
+
+
+def byte_pairs(words: Counter[str]) -> list[tuple[str, str]]:
+    """Merges that spell each word with one piece; ties go by the alphabet (a library's trainer breaks them at random)."""
+    spelled = {(*word[:-1], f"{word[-1]}</w>"): count for word, count in words.items()}
+    merges = []
+    while pairs := Counter({pair: 0 for word in spelled for pair in pairwise(word)}):
+        for word, count in spelled.items():
+            pairs.update(dict.fromkeys(pairwise(word), count))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = {_merged(word, best): count for word, count in spelled.items()}
+    return merges
+
+
+def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    at = next((i for i in range(len(word) - 1) if word[i : i + 2] == pair), None)
+    return word if at is None else (*word[:at], "".join(pair), *_merged(word[at + 2 :], pair))
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextModelWithProjection:

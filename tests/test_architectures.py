@@ -157,7 +157,8 @@ def test_branches_of_guidance_are_those_of_the_prompts_alone(backbone):
     elif "true_cfg_scale" in takes and family.scale_name != "true_cfg_scale":
         asked = {"true_cfg_scale": 2.0, "negative_prompt": ""}
     else:
-        asked = {"guidance_scale": 2.0}
+        # a distilled model reads the scale, so that another one would change its maps
+        asked = {} if backbone.name == "flux2-dev" else {"guidance_scale": 2.0}
     with AttentionRecorder(backbone, layers=[1], steps=[0]) as recorder:
         backbone.generate(PROMPT, steps=2, seed=3, progress=False, **asked)
     backbone.pipe.guider = None

@@ -20,19 +20,21 @@ from seg4diff_tools.families.ovis import OVIS_IMAGE
 from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
+from seg4diff_tools.families.transformers import transformer_of, uncompiled
 from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2]
 
-__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight"]
+__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight", "transformer_of", "uncompiled"]
 
 
 def family_of(transformer: nn.Module) -> Family:
-    """The family of a diffusers transformer, by its class or a parent class.
+    """The family of a diffusers transformer, compiled or not, by its class or a parent class.
 
     Raises:
         UnknownArchitectureError: the class belongs to no known family; its layout is not guessed.
     """
+    transformer = transformer_of(transformer)
     names = {cls.__name__ for cls in type(transformer).__mro__}
     for family in FAMILIES:
         if family.transformer in names:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from seg4diff_tools.families.record import Family
+from seg4diff_tools.families.transformers import transformer_of, uncompiled
 
 
 class _Curtain(Exception):
@@ -53,18 +54,19 @@ def rehearse(
     before = dict(vars(pipe))
     pipe.scheduler = copy.deepcopy(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    handle = pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    handle = transformer_of(pipe).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
-        pipe(
-            prompt=prompt,
-            num_inference_steps=steps,
-            # the noise is thrown away, but drawing it must not disturb the user's random numbers
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-            **family.sized(pipe, size),
-            **family.plain,
-            **arguments,
-        )
+        with uncompiled():
+            pipe(
+                prompt=prompt,
+                num_inference_steps=steps,
+                # the noise is thrown away, but drawing it must not disturb the user's random numbers
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+                **family.sized(pipe, size),
+                **family.plain,
+                **arguments,
+            )
     except _Curtain:
         return Rehearsal(found, pipe.scheduler)
     finally:

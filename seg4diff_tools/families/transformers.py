@@ -1,0 +1,26 @@
+"""The transformer behind whatever holds it, and torch.compile kept from running it while hooks have to see it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def transformer_of(model: Any) -> nn.Module:
+    """The transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module that it wraps."""
+    transformer = getattr(model, "transformer", model)
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs what torch.compile has compiled as it was written: compiled code skips hooks that came after it, in silence."""
+    # what was never imported has compiled nothing, and its import takes seconds
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
