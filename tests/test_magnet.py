@@ -13,10 +13,12 @@ import pytest
 import torch
 from accelerate.utils import is_tensorboard_available
 from PIL import Image
+from tiny_models import build
 from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
+from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.joint import JointAttention
@@ -239,6 +241,14 @@ def test_noise_follows_from_seed_and_number(backbone):
     assert shares.median().item() == pytest.approx(0.75, abs=0.02)
 
 
+def test_noise_is_shifted_by_the_image_size_where_sampling_is():
+    # FLUX.1: exp(mu), and mu goes linearly from 0.5 at 256 image tokens to 1.15 at 4096; here there are 25
+    shift = np.exp(0.5 + (1.15 - 0.5) * (25 - 256) / (4096 - 256))
+    backbone = wrap_pipeline(build("flux-dev"))
+    shares = torch.stack([noise(backbone, (1, 1, 1), number, QUICK)[1] for number in range(400)])
+    assert shares.median().item() == pytest.approx(shift / (1 + shift), abs=0.02)
+
+
 def rows(folder: Path, name: str = "log.csv") -> list[dict[str, float]]:
     with (folder / name).open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -269,6 +279,41 @@ def test_the_mask_loss_falls(backbone, tmp_path, options):
     few = [DATA[index] for index in range(6)]
     found = rows(finetune(backbone, few, config, tmp_path / "run", progress=False))
     assert np.mean([row["dice"] for row in found[-3:]]) < 0.97 * np.mean([row["dice"] for row in found[:2]])
+
+
+@pytest.mark.parametrize("options", [{}, {"maps": "heads", "text": "caption"}], ids=["words", "heads"])
+def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
+    backbone = wrap_pipeline(build("flux-dev"))
+    # a double block and a single one
+    losses = {"flow_weight": 0.0, "focal_weight": 0.0, "reading": "softmax"}
+    config = replace(QUICK, steps=6, batch=3, layers=(1, 3), learning_rate=0.03, **losses, **options)
+    few = [DATA[index] for index in range(3)]
+    prompt = target(backbone, few[0], replace(QUICK, text="classes")).prompt
+    assert len(prompt.tokens) == 512 and set(prompt.classes) == set(few[0].class_names)
+
+    asked = {"prompt": "a cat", "height": 40, "width": 56, "num_inference_steps": 1, "output_type": "latent"}
+
+    def generated() -> torch.Tensor:
+        return backbone.pipe(**asked, generator=torch.Generator().manual_seed(0)).images
+
+    plain = generated()
+    found = rows(finetune(backbone, few, config, tmp_path / "run", progress=False))
+    assert 0 < found[-1]["dice"] < 0.98 * found[0]["dice"]
+    assert torch.equal(generated(), plain)
+    # single blocks have one output projection for attention and the rest together, which is left alone
+    modules = {f"transformer_blocks.{i}.attn.{part}" for i in range(2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
+    modules |= {f"single_transformer_blocks.{i}.attn.{part}" for i in range(3) for part in ("to_q", "to_k", "to_v")}
+    assert {name.rpartition(".lora_")[0] for name in read_lora(tmp_path / "run").tensors} == modules
+    with lora(backbone, tmp_path / "run"):
+        ours = generated()
+    assert not torch.equal(ours, plain)
+    backbone.pipe.load_lora_weights(tmp_path / "run")
+    assert torch.equal(generated(), ours)
+
+
+def test_a_model_whose_expert_layer_is_unknown_asks_for_layers(tmp_path):
+    with pytest.raises(InputError, match="expert layer is known.*0 to 4"):
+        finetune(wrap_pipeline(build("flux-dev")), DATA, replace(QUICK, layers=()), tmp_path / "run", progress=False)
 
 
 def test_only_the_lora_changes_and_only_inside(backbone, tmp_path):

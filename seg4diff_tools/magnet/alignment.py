@@ -48,7 +48,7 @@ def mask_logits(
         targets: one for each image of the batch.
         config: how maps are read.
         grid: rows and columns of image tokens.
-        clip_tokens: how many text tokens come from CLIP.
+        clip_tokens: how many text tokens come from CLIP; 0 where the text has none of them, and all its tokens are candidates.
 
     Returns:
         For each image its maps; gradients flow to queries and keys.
@@ -70,9 +70,10 @@ def mask_logits(
 
 
 def _head_maps(call: JointAttention, config: MagnetConfig, clip_tokens: int) -> Float[Tensor, "batch head image text"]:
+    candidates = clip_tokens or call.text_tokens
     if config.reading == "softmax":
-        return _log_odds(call.block("i2t", text=range(clip_tokens)))
-    text = slice(call.text.start, call.text.start + clip_tokens)
+        return _log_odds(call.block("i2t", text=range(candidates)))
+    text = slice(call.text.start, call.text.start + candidates)
     return call.query[:, :, call.image].float() @ call.key[:, :, text].float().mT * call.scale
 
 

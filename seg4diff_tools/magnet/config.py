@@ -25,7 +25,7 @@ class MagnetConfig:
         rank, alpha: of the LoRA.
         layers: 0-based layers whose attention is aligned with masks; empty for the expert layer alone.
         maps: "words": the mean over heads and over a class's tokens should show that class. "heads": every head's map of
-            every CLIP token is a candidate, each mask trains the one that fits it best (Hungarian matching), no name needed.
+            every CLIP token (of a model without them, every text token) is a candidate, each mask trains the one that fits it best (Hungarian matching), no name needed.
         text: the prompt: "classes" for the names that the image shows, joined by a space, or "caption". With words, a
             class that the caption does not name trains nothing.
         reading: log odds of a mask: "scores", q k^T / sqrt(dim) before the softmax, as in the paper's code; "softmax", the

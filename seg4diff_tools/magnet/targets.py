@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -144,9 +143,14 @@ def noise(
     generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + number)
     drawn = torch.randn(*shape, generator=generator)
     level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator)).sigmoid()
-    shift = _shift(backbone.pipe.scheduler.config)
+    shift = _shift(backbone)
     return drawn, shift * level / (1 + (shift - 1) * level)
 
 
-def _shift(settings: Any) -> float:
-    return float(settings.get("shift", 1.0))
+def _shift(backbone: Backbone) -> float:
+    settings = backbone.pipe.scheduler.config
+    if not settings.get("use_dynamic_shifting", False):
+        return float(settings.get("shift", 1.0))
+    # it follows from the image size in a way that the pipeline alone knows: read where its schedule takes one half to
+    middle = float(backbone.schedule(1000)[1][500])
+    return middle / (1 - middle)
