@@ -25,9 +25,9 @@ FLOORS = [
     {"checkpoints", "drawings", "families", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
     | {"losses", "prompt_lists", "runs", "textures"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
-    {"cache", "distances", "features", "lora", "parser", "perturb", "recorder"},
+    {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder"},
     {"composition", "effects", "generation", "pretrain", "segmentation"},
-    {"grouping", "heads", "sweeps", "widgets"},
+    {"comparisons", "grouping", "heads", "sweeps", "widgets"},
     {"magnet", "quality"},
     {"model_cards"},
     {"__main__"},
