@@ -52,7 +52,7 @@ def reading_scores(
     """
     if len(samples) == 0 or not readings:
         raise InputError(f"expected samples and readings, got {len(samples)} samples and {len(readings)} readings")
-    common = {"steps_from_end": steps_from_end, "steps": steps, "seed": seed}
+    common: dict[str, Any] = {"steps_from_end": steps_from_end, "steps": steps, "seed": seed}
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     things = [i for i, name in enumerate(vocabulary) if all(name not in _stuff(sample) for sample in samples)]
     counts = torch.zeros(len(readings), len(samples), len(vocabulary), len(vocabulary), dtype=torch.int64)
@@ -63,7 +63,7 @@ def reading_scores(
         target = metrics.true_classes(sample.label_map, sample.class_names, vocabulary)
         for row, options in enumerate(readings.values()):
             began = time.perf_counter()
-            maps = read(backbone, latents, prompts, **(common | options))
+            maps = read(backbone, latents, prompts, **{**common, **options})
             labels = masks.label_map(maps, tuple(target.shape)).cpu()
             seconds[row, index] = time.perf_counter() - began
             found = metrics.renumber(labels, sample.class_names, vocabulary, ignore=-1)

@@ -5,12 +5,13 @@ watch the one interception point and keep no map between image tokens: where one
 from the log-sum-exp. Each prompt is a forward of its own, which ends in the last wanted layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from seg4diff_tools import masks
@@ -109,9 +110,8 @@ def cosine(
     """
 
     def see(call: JointAttention, spans: Spans) -> Maps:
-        places, words = (
-            normalize(part, dim=-1) for part in (_tokens(call, image, "image"), _tokens(call, text, "text"))
-        )
+        places = normalize(_tokens(call, image, "image"), dim=-1)
+        words = normalize(_tokens(call, text, "text"), dim=-1)
         return (spans.to(words).mT @ words) @ places.mT
 
     layers = _expert(backbone) if layers is None else layers
@@ -119,13 +119,7 @@ def cosine(
 
 
 def refined(
-    backbone: Backbone,
-    noisy: Latents,
-    timestep: Timesteps,
-    prompts: Prompts,
-    layers: Layers = None,
-    *,
-    times: int = 2,
+    backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None, *, times: int = 2
 ) -> Maps:
     """The paper's maps, spread along image-to-image attention of the same layer: I2I^n I2T.
 
@@ -163,7 +157,8 @@ def goca(
 
     Args: as for `layer_mean`, layers=None takes all, and
         reference: layer of the dense features that weigh layers; None for the middle one.
-        heads: False for the plain mean over heads, as released for FLUX; so it is in layers that do not project their heads.
+        heads: False for the plain mean over heads, as released for FLUX; so it always is in single-stream blocks, which project
+            heads together with their MLP.
         times: spread the shares that often along the reference layer's image-to-image attention. As released: 2 to 5 times,
             along other layers of each model.
 
@@ -175,43 +170,31 @@ def goca(
     """
     layers = range(backbone.layers) if layers is None else layers
     reference = (backbone.layers - 1) // 2 if reference is None else reference
+    modules = dict(backbone.family.joint_attention(backbone.transformer)) if heads else {}
     guides, parts = [], []
     for prompt in prompts:
         guides += _watch(backbone, noisy, timestep, prompt, [reference], lambda call, _: call)
-        dense = _tokens(guides[-1], "output", "image")
-        parts.append(_weighted_mean(backbone, noisy, timestep, prompt, layers, dense, heads))
+        see = partial(_weighted, modules=modules, dense=_tokens(guides[-1], "output", "image"))
+        found = _watch(backbone, noisy, timestep, prompt, layers, see)
+        weights, maps = (torch.stack(each) for each in zip(*found, strict=True))
+        parts.append(torch.einsum("ls,lscn->scn", weights / weights.sum(0), maps).clamp(min=0))
     lengths = [parts[0].new_tensor([len(span) for span in prompt.classes.values()]) for prompt in prompts]
     content = sum(torch.einsum("c,scn->sn", *pair) for pair in zip(lengths, parts, strict=True))
-    shares = [
-        propagate(guide, part / content.clamp(min=1e-30)[:, None], times)
-        for guide, part in zip(guides, parts, strict=True)
-    ]
+    content = content.clamp(min=1e-30)[:, None]
+    shares = [propagate(guide, part / content, times) for guide, part in zip(guides, parts, strict=True)]
     return masks.minmax(torch.cat(shares, dim=1)[..., None, :])[..., 0, :].float()
 
 
-def _weighted_mean(
-    backbone: Backbone,
-    noisy: Latents,
-    timestep: Timesteps,
-    prompt: Prompt,
-    layers: Sequence[int],
-    dense: Float[Tensor, "step image feature"],
-    heads: bool,
-) -> Maps:
-    """Image-to-text attention, averaged over heads and layers with their weights."""
-    modules = dict(backbone.family.joint_attention(backbone.transformer))
-
-    def see(call: JointAttention, spans: Spans) -> tuple[Tensor, Tensor]:
-        out = getattr(modules[call.layer], "to_out", None) if heads else None
-        if out is None:
-            return layer_weight(call, dense), _head_mean(call, spans)
-        weights = head_weights(call, out[0].weight)
-        maps = torch.einsum("bhn,bhnc->bcn", weights, call.block("i2t", spans=spans).to(weights))
-        return layer_weight(call, dense), maps
-
-    found = _watch(backbone, noisy, timestep, prompt, layers, see)
-    weights, maps = (torch.stack(each) for each in zip(*found, strict=True))
-    return torch.einsum("ls,lscn->scn", weights / weights.sum(0), maps).clamp(min=0)
+def _weighted(
+    call: JointAttention, spans: Spans, modules: Mapping[int, nn.Module], dense: Float[Tensor, "step image feature"]
+) -> tuple[Float[Tensor, " step"], Maps]:
+    """A layer's weight, and its image-to-text attention with weighted heads."""
+    # single-stream blocks project heads together with their MLP, in one linear layer or outside of the attention
+    out = getattr(modules.get(call.layer), "to_out", None)
+    if not isinstance(out, nn.ModuleList):
+        return layer_weight(call, dense), _head_mean(call, spans)
+    weights = head_weights(call, effective_weight(out[0]))
+    return layer_weight(call, dense), torch.einsum("shn,shnc->scn", weights, call.block("i2t", spans=spans).to(weights))
 
 
 READINGS: dict[str, Reading] = {
@@ -263,7 +246,7 @@ def head_weights(
 
     Args:
         call: the attention as it is computed.
-        projection: weight of the linear layer that joins the heads, `to_out[0].weight`.
+        projection: weight of the linear layer that joins the heads, `effective_weight(to_out[0])`.
 
     Returns:
         Dot product of the head's projected output with the whole projected output, divided by the sum over heads. A head
@@ -278,6 +261,12 @@ def head_weights(
     back = (whole @ projection).unflatten(-1, (output.shape[1], -1)).transpose(1, 2)
     weights = (output * back).sum(-1)
     return weights / weights.sum(1, keepdim=True)
+
+
+def effective_weight(linear: nn.Module) -> Float[Tensor, "feature head_feature"]:
+    """The weight of a linear layer together with what active LoRA weights add to it."""
+    added = [linear.get_delta_weight(adapter) for adapter in getattr(linear, "active_adapters", ())]
+    return linear.weight + sum(added)
 
 
 def layer_weight(call: JointAttention, dense: Float[Tensor, "step image feature"]) -> Float[Tensor, " step"]:

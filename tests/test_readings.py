@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 from seg4diff_tools import readings
 from seg4diff_tools.attention import JointAttention, intercept
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.lora import attach
 from seg4diff_tools.readings import READINGS, image_rows, read
 from seg4diff_tools.segmentation import segment
 
@@ -230,3 +231,15 @@ def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
         read(tiny_backbone, latents, [prompt], "daam", [])
     with pytest.raises(InputError, match="no layer 5"):
         read(tiny_backbone, latents, [prompt], partial(readings.goca, reference=5))
+
+
+def test_weights_hold_what_lora_adds(build_backbone):
+    backbone = build_backbone()
+    attach(backbone.transformer, backbone.family, rank=3, alpha=7)
+    linear = backbone.transformer.transformer_blocks[2].attn.to_out[0]
+    (second,) = linear.lora_B.values()
+    torch.nn.init.normal_(second.weight, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(11, 60, generator=torch.Generator().manual_seed(1))
+    expected = linear(given) - linear.bias
+    torch.testing.assert_close(given @ readings.effective_weight(linear).mT, expected, atol=1e-5, rtol=1e-5)
+    assert (readings.effective_weight(linear) - linear.weight).abs().max() > 0.1
