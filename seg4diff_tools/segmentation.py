@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation with the attention of one layer at one step of denoising (Seg4Diff, Fig 7)."""
+"""Open-vocabulary segmentation with the attention of one layer at one step of denoising (Seg4Diff, Fig 7), or read otherwise."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit, ImageLike, crop_box, open_images
 from seg4diff_tools.joint import JointAttention
 from seg4diff_tools.prompts import Prompt
+from seg4diff_tools.readings import Reading, read
 
 Block = Literal["i2t", "t2i"]
 Normalise = Literal["softmax", "scores"]
@@ -36,8 +37,8 @@ class Segmentation:
         label_map: index into class_names for each pixel, in the image's own size; with fit="crop" in that of its
             centre (`settings["frame"]` says left, top, right, bottom in pixels of the image).
         class_names: the classes in the order of the argument.
-        settings: what made it: model, layer, steps_from_end, steps, seed, head, block, normalise, minmax, fit, frame,
-            zero_tokens, prompts, protocol.
+        settings: what made it: model, reading, layer, steps_from_end, steps, seed, head, block, normalise, minmax, fit,
+            frame, zero_tokens, prompts, protocol.
     """
 
     class_maps: xr.DataArray
@@ -57,10 +58,11 @@ def segment(
     backbone: Backbone,
     image: ImageLike,
     class_names: Sequence[str],
-    layer: int | Literal["expert"] = "expert",
-    steps_from_end: int = 8,
+    layer: int | Literal["expert"] | Sequence[int] | None = None,
+    steps_from_end: int | Sequence[int] = 8,
     steps: int = 28,
     *,
+    reading: str | Reading = "layer",
     head: Head = "mean",
     block: Block = "i2t",
     normalise: Normalise = "softmax",
@@ -79,9 +81,13 @@ def segment(
         image: one image of any size: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] in 0..1.
         class_names: the classes to choose from at every pixel. The paper's evaluation gives those that the image shows;
             a whole vocabulary is harder.
-        layer: 0-based, or "expert" for the model's published best one.
-        steps_from_end: noise level; 8 of 28 steps is the paper's.
+        layer: 0-based, or "expert" for the model's published best one; of several the mean is taken. None leaves it to the
+            reading: the expert layer for the paper's.
+        steps_from_end: noise level; 8 of 28 steps is the paper's. Of several the mean of the class maps is taken.
         steps: length of the schedule that steps_from_end counts in.
+        reading: "layer" for the paper's way; "daam", "concept", "goca", "cosine" or "refined" for other published ways to read
+            the same attention (`readings.READINGS`), or a function of their kind with options of its own, such as
+            `functools.partial(readings.refined, times=4)`. head, block and normalise belong to "layer" alone.
         head: "mean" over all heads (equation 9), or one head's index.
         block: "i2t", what image tokens give to text tokens, or "t2i", the other direction (Fig 16).
         normalise: "softmax" for attention probabilities over all joint keys, "scores" for q k^T / sqrt(dim) before
@@ -96,7 +102,7 @@ def segment(
         Class maps, label map and the settings that made them.
 
     Raises:
-        InputError: an unreadable image, no class, a class twice, or a layer, step or head out of range.
+        InputError: an unreadable image, no class, a class twice, a layer, step or head out of range, or an unknown reading.
         PromptError: a class name that is too long for a prompt.
 
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12, Fig 7; the token grid is upsampled after the mean over heads
@@ -104,24 +110,34 @@ def segment(
     """
     picture, frame, size, centres = open_framed(backbone, image, fit)
     prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens)
-    (layer,) = check_layers(backbone, [layer])
-    (maps,) = read_class_maps(
-        backbone,
-        backbone.encode_image(picture, fit=fit),
-        [prompts],
-        layers=[layer],
-        steps_from_end=[steps_from_end],
-        steps=steps,
-        heads=[head],
-        kinds=[(block, normalise)],
-        seed=seed,
-    )
-    maps = maps[0, 0, 0, 0]
+    latents = backbone.encode_image(picture, fit=fit)
+    if layer is None and reading == "layer":
+        layer = "expert"
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    layers = None if layer is None else check_layers(backbone, layer if several else [layer])
+    if reading == "layer":
+        (found,) = read_class_maps(
+            backbone,
+            latents,
+            [prompts],
+            layers=layers,
+            steps_from_end=[steps_from_end] if isinstance(steps_from_end, int) else steps_from_end,
+            steps=steps,
+            heads=[head],
+            kinds=[(block, normalise)],
+            seed=seed,
+        )
+        maps = found[0, :, :, 0].mean((0, 1))
+    elif (head, block, normalise) == ("mean", "i2t", "softmax"):
+        maps = read(backbone, latents, prompts, reading, layers, steps_from_end=steps_from_end, steps=steps, seed=seed)
+    else:
+        raise InputError(f"expected no head, block or normalise with another reading than 'layer', got {reading!r}")
     maps = masks.minmax(maps) if minmax else maps
     names = [name for prompt in prompts for name in prompt.classes]
     settings = {
         "model": backbone.name,
-        "layer": layer,
+        "reading": reading,
+        "layer": tuple(layers) if several else layers and layers[0],
         "steps_from_end": steps_from_end,
         "steps": steps,
         "seed": seed,

@@ -73,8 +73,20 @@ def test_recording_with_offloaded_parts(name, offload):
     np.testing.assert_allclose(*maps, atol=1e-5)
 
 
+def test_recording_under_autocast_leaves_the_output_alone():
+    backbone = wrap_pipeline(build("sd3").to("cuda"))
+    given = backbone.noised(backbone.encode_image(IMAGE), 8)
+    with torch.autocast("cuda", torch.bfloat16):
+        plain = backbone.denoise(*given, "a cat")
+        with AttentionRecorder(backbone) as recorder:
+            watched = backbone.denoise(*given, "a cat")
+    assert torch.equal(plain, watched)
+    assert recorder.maps.dtype == np.float32
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux-dev"])
-def test_segmentation_is_that_of_the_cpu(name):
+def test_segmentation_is_that_of_the_cpu(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pipe = build(name)
     found = [
         segment(wrap_pipeline(copy.deepcopy(pipe).to(device)), IMAGE, ["cat", "red car"], layer=1).class_maps

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import operators
@@ -240,6 +241,9 @@ def _attentions_of(device: str, dtype: torch.dtype, size: Size, repeats: int) ->
     query, key, value = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     work: dict[str, Callable[[], Any]] = {"plain": lambda: F.scaled_dot_product_attention(query, key, value)}
     for backend, operator in operators._OPERATORS.items():
+        # the others are CUDA's own
+        if device == "cpu" and backend != SDPBackend.FLASH_ATTENTION:
+            continue
         if operators._is_trusted(backend, dtype, query.device, False):
             work[backend.name.lower()] = lambda run=operator: run(query, key, value, None, scale)
     work["log-sum-exp in chunks"] = lambda: operators._chunked_lse(query, key, None, scale)
