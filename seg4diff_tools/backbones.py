@@ -18,7 +18,7 @@ from seg4diff_tools.checkpoints import find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import FAMILIES, Family, family_of
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
-from seg4diff_tools.prompts import Prompt, class_texts, class_tokens, label_tokens, stack_prompts
+from seg4diff_tools.prompts import Prompt, class_texts, class_tokens, cut_class_text, label_tokens, stack_prompts
 
 MINI = Path(__file__).parent / "models" / "mini"
 Prompts = str | Prompt | Sequence[str | Prompt]
@@ -92,18 +92,23 @@ class Backbone:
         return self.family.token_grid(self.transformer, latents)
 
     @overload
-    def encode_prompt(self, prompt: str, *, zero_tokens: int = 77) -> Prompt: ...  # type: ignore[overload-overlap]
+    def encode_prompt(  # type: ignore[overload-overlap]
+        self, prompt: str, *, zero_tokens: int = 77, cut: bool = False
+    ) -> Prompt: ...
 
     @overload
-    def encode_prompt(self, prompt: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]: ...
+    def encode_prompt(self, prompt: Sequence[str], *, zero_tokens: int = 77, cut: bool = False) -> list[Prompt]: ...
 
-    def encode_prompt(self, prompt: str | Sequence[str], *, zero_tokens: int = 77) -> Prompt | list[Prompt]:
+    def encode_prompt(
+        self, prompt: str | Sequence[str], *, zero_tokens: int = 77, cut: bool = False
+    ) -> Prompt | list[Prompt]:
         """Encodes a prompt with the pipeline's own text encoders.
 
         Args:
             prompt: one prompt, or a list.
             zero_tokens: how many zero vectors follow CLIP's tokens in place of T5's: 77 in the paper's released code,
                 256 in a plain `pipe(prompt)`, and 0 leaves them out.
+            cut: leave out the words that do not fit, as a plain `pipe(prompt)` does, in place of an error.
 
         Returns:
             One Prompt, or a list if a list came.
@@ -118,7 +123,7 @@ class Backbone:
             raise InputError(f"expected zero_tokens from 0 to 512, got {zero_tokens}")
         texts = [unicodedata.normalize("NFC", text) for text in texts]
         tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
-        tokens = [label_tokens(tokenizers, text, zero_tokens) for text in texts]
+        tokens = [label_tokens(tokenizers, text, zero_tokens, cut) for text in texts]
         with torch.no_grad():
             embeds, _, pooled, _ = self.pipe.encode_prompt(
                 prompt=texts,
@@ -130,15 +135,17 @@ class Backbone:
         prompts = [Prompt(*row) for row in zip(texts, tokens, embeds.split(1), pooled.split(1), strict=True)]
         return prompts[0] if isinstance(prompt, str) else prompts
 
-    def class_prompts(self, class_names: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]:
+    def class_prompts(
+        self, class_names: Sequence[str], *, zero_tokens: int = 77, cut_prompt: bool = False
+    ) -> list[Prompt]:
         """The paper's segmentation prompts: class names joined by a space (section 4.2, Fig 7).
-
-        A departure from the released code: where that cuts a long prompt silently, so that the classes past the cut
-        get empty maps, here the names are spread over as few prompts as hold them all.
 
         Args:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
+            cut_prompt: what to do with more names than a prompt holds. False spreads them over as few prompts as hold them
+                all; True cuts the one prompt where the text encoder stops reading, as the released code silently does,
+                so that names past the cut have no token.
 
         Returns:
             Prompts whose `classes` give every name's token indices, right even where one name contains another.
@@ -147,6 +154,9 @@ class Backbone:
             InputError: no names, an empty one, or one twice.
             PromptError: a single name longer than a prompt.
         """
+        if cut_prompt:
+            text, classes = cut_class_text(self.pipe.tokenizer, class_names)
+            return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
         prompts = []
         for text, ranges in class_texts(self.pipe.tokenizer, class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)

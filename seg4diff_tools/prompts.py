@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -47,7 +48,8 @@ class Prompt:
         tokens: one per text token of the transformer, in order.
         embeds: text features, zero vectors included.
         pooled: the pooled CLIP features.
-        classes: exact token indices of each class name, for prompts made by `Backbone.class_prompts`.
+        classes: exact token indices of each class name, for prompts made by `Backbone.class_prompts`; none for a name
+            that was cut off.
     """
 
     text: str
@@ -117,7 +119,9 @@ class Prompt:
         return f"'{phrase}' is not in the prompt, whose words are: {', '.join(words)}{hint}"
 
 
-def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_tokens: int) -> tuple[Token, ...]:
+def label_tokens(
+    tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_tokens: int, cut: bool = False
+) -> tuple[Token, ...]:
     """Names every text token that an SD3 pipeline without T5 gives to its transformer.
 
     Kinds go by position, not by id: one tokenizer pads with the end token, the other with "!".
@@ -126,6 +130,7 @@ def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_
         tokenizers: the pipeline's CLIP tokenizers; the first one labels.
         text: the prompt, in Unicode NFC.
         zero_tokens: how many zero vectors follow in place of T5's tokens.
+        cut: leave out what does not fit, in place of an error.
 
     Returns:
         start, words, end, pads up to the tokenizer's length, then zeros.
@@ -133,7 +138,7 @@ def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_
     Raises:
         PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
     """
-    pieces = [_pieces(tokenizer, text) for tokenizer in tokenizers]
+    pieces = [_pieces(tokenizer, text, cut) for tokenizer in tokenizers]
     if any(other != pieces[0] for other in pieces[1:]):
         warnings.warn(
             f"the text encoders split '{text}' into different tokens, so some columns mix two words; "
@@ -149,12 +154,12 @@ def label_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, zero_
     return tuple(tokens)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Character range of every token between start and end."""
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, cut: bool = False) -> list[tuple[int, int]]:
+    """Character range of every token between start and end; with `cut`, of those that the text encoder reads."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = [(start, stop) for start, stop in encoding["offset_mapping"]]
     room = tokenizer.model_max_length - 2
-    if len(spans) > room:
+    if len(spans) > room and not cut:
         lost = [word.group() for word in re.finditer(r"\S+", text) if word.end() > spans[room][0]]
         raise PromptError(
             f"the prompt has {len(spans)} tokens and the text encoder reads {room}: "
@@ -165,7 +170,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, in
     unread = [text[a:b] for (a, b), token in zip(spans, encoding["input_ids"], strict=True) if token in reserved]
     if unread:
         raise PromptError(f"the tokenizer has no token for '{unread[0]}' in the prompt '{text}': leave it out")
-    return spans
+    return spans[:room]
 
 
 def class_texts(
@@ -186,6 +191,39 @@ def class_texts(
         InputError: no names, an empty name, or a name twice.
         PromptError: one name alone is longer than a prompt.
     """
+    _check_names(class_names)
+    # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
+    lengths = [len(_pieces(tokenizer, _plain(name))) for name in class_names]
+    texts = len(_pack(lengths, tokenizer.model_max_length - 2))
+    room = max(*lengths, math.ceil(sum(lengths) / texts))
+    while len(_pack(lengths, room)) > texts:
+        room += 1
+    return [_join([class_names[i] for i in group]) for group in _pack(lengths, room)]
+
+
+def cut_class_text(
+    tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str]
+) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """All class names in one text, with the token indices that the paper's released code reads for each.
+
+    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is cut
+    there; names past it have no token.
+
+    Args:
+        tokenizer: the pipeline's first CLIP tokenizer.
+        class_names: distinct names.
+
+    Raises:
+        InputError, PromptError: as `class_texts`.
+    """
+    _check_names(class_names)
+    lengths = (len(_pieces(tokenizer, _plain(name))) for name in class_names)
+    edges = [min(edge, tokenizer.model_max_length) for edge in accumulate(lengths, initial=1)]
+    text, _ = _join(class_names)
+    return text, {name: tuple(range(*ends)) for name, ends in zip(class_names, pairwise(edges), strict=True)}
+
+
+def _check_names(class_names: Sequence[str]) -> None:
     if isinstance(class_names, str):
         raise InputError(f"expected a list of class names, got the string '{class_names}': write ['{class_names}']")
     if not class_names:
@@ -198,14 +236,6 @@ def class_texts(
         if key in seen:
             raise InputError(f"the class '{name}' is given twice: pass each class once, case does not matter")
         seen.add(key)
-
-    # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
-    lengths = [len(_pieces(tokenizer, _plain(name))) for name in class_names]
-    texts = len(_pack(lengths, tokenizer.model_max_length - 2))
-    room = max(*lengths, math.ceil(sum(lengths) / texts))
-    while len(_pack(lengths, room)) > texts:
-        room += 1
-    return [_join([class_names[i] for i in group]) for group in _pack(lengths, room)]
 
 
 def _pack(lengths: Sequence[int], room: int) -> list[list[int]]:
