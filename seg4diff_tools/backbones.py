@@ -19,7 +19,15 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import FAMILIES, Family, family_of, transformer_of
 from seg4diff_tools.families.rehearsal import Rehearsal, rehearse
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
-from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, rows, stack_prompts
+from seg4diff_tools.prompts import (
+    Prompt,
+    check_prompt,
+    class_texts,
+    class_tokens,
+    cut_class_text,
+    rows,
+    stack_prompts,
+)
 
 MINI = Path(__file__).parent / "models" / "mini"
 Prompts = str | Prompt | Sequence[str | Prompt]
@@ -94,18 +102,23 @@ class Backbone:
         return rows // self.family.cells, columns // self.family.cells
 
     @overload
-    def encode_prompt(self, prompt: str, *, zero_tokens: int = 77) -> Prompt: ...  # type: ignore[overload-overlap]
+    def encode_prompt(  # type: ignore[overload-overlap]
+        self, prompt: str, *, zero_tokens: int = 77, cut: bool = False
+    ) -> Prompt: ...
 
     @overload
-    def encode_prompt(self, prompt: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]: ...
+    def encode_prompt(self, prompt: Sequence[str], *, zero_tokens: int = 77, cut: bool = False) -> list[Prompt]: ...
 
-    def encode_prompt(self, prompt: str | Sequence[str], *, zero_tokens: int = 77) -> Prompt | list[Prompt]:
+    def encode_prompt(
+        self, prompt: str | Sequence[str], *, zero_tokens: int = 77, cut: bool = False
+    ) -> Prompt | list[Prompt]:
         """Encodes a prompt with the pipeline's own text encoders.
 
         Args:
             prompt: one prompt, or a list.
             zero_tokens: of SD3 without T5, how many zero vectors follow CLIP's tokens in place of T5's: 77 in the paper's
                 released code, 256 in a plain `pipe(prompt)`, and 0 leaves them out. Other models have none.
+            cut: leave out the words that CLIP does not read, as a plain `pipe(prompt)` does, in place of an error.
 
         Returns:
             One Prompt, or a list if a list came.
@@ -118,11 +131,12 @@ class Backbone:
             raise InputError("expected at least one prompt, got an empty list")
         if not 0 <= zero_tokens <= 512:
             raise InputError(f"expected zero_tokens from 0 to 512, got {zero_tokens}")
-        prompts = [self._encode(unicodedata.normalize("NFC", text), zero_tokens) for text in texts]
+        prompts = [self._encode(unicodedata.normalize("NFC", text), zero_tokens, cut) for text in texts]
         return prompts[0] if isinstance(prompt, str) else prompts
 
-    def _encode(self, text: str, zero_tokens: int) -> Prompt:
-        check_prompt(*self.family.reader(self.pipe), text)
+    def _encode(self, text: str, zero_tokens: int, cut: bool) -> Prompt:
+        if not cut:
+            check_prompt(*self.family.reader(self.pipe), text)
         found = self._rehearse(text, None, zero_tokens=zero_tokens).inputs
         inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
         return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
@@ -132,15 +146,17 @@ class Backbone:
         with torch.no_grad():
             return rehearse(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
-    def class_prompts(self, class_names: Sequence[str], *, zero_tokens: int = 77) -> list[Prompt]:
+    def class_prompts(
+        self, class_names: Sequence[str], *, zero_tokens: int = 77, cut_prompt: bool = False
+    ) -> list[Prompt]:
         """The paper's segmentation prompts: class names joined by a space (section 4.2, Fig 7).
-
-        A departure from the released code: where that cuts a long prompt silently, so that the classes past the cut
-        get empty maps, here the names are spread over as few prompts as hold them all.
 
         Args:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
+            cut_prompt: what to do with more names than a prompt holds. False spreads them over as few prompts as hold them
+                all; True cuts the one prompt where the text encoder stops reading, as the released code silently does,
+                so that names past the cut have no token.
 
         Returns:
             Prompts whose `classes` give every name's token indices, right even where one name contains another.
@@ -149,6 +165,13 @@ class Backbone:
             InputError: no names, an empty one, or one twice.
             PromptError: a single name longer than a prompt.
         """
+        if cut_prompt:
+            if not self.family.clip_tokens:
+                raise InputError(
+                    f"expected cut_prompt with a model that reads CLIP tokens, got {self.name!r}: leave it out"
+                )
+            text, classes = cut_class_text(self.pipe.tokenizer, class_names)
+            return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
         prompts = []
         for text, ranges in class_texts(*self.family.reader(self.pipe), class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)

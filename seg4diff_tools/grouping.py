@@ -26,6 +26,8 @@ from seg4diff_tools.segmentation import check_layers, open_framed
 THRESHOLD = 0.035
 """Of the released configuration; the released class sets 0.1."""
 
+Matching = Literal["image", "rows"]
+
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
@@ -55,6 +57,7 @@ def group(
     *,
     threshold: float = THRESHOLD,
     rounds: int = 3,
+    merging: masks.Merging = "published",
     prompt: str = "",
     kinds: Sequence[Kind] = ("pad",),
     fit: Fit = "resize",
@@ -71,6 +74,7 @@ def group(
         steps: length of the schedule.
         threshold: see `masks.merge_maps`.
         rounds: of merging.
+        merging: "published" or "released", as the paper's code does: see `masks.merge_maps`.
         prompt: the empty one in the paper.
         kinds: text tokens whose maps are merged; pads in the paper.
         fit: "resize" or "crop", as in `segment`.
@@ -88,7 +92,7 @@ def group(
     tokens = encoded.indices(*kinds)
     latents = backbone.encode_image(picture, fit=fit)
     maps = read_token_maps(backbone, latents, encoded, [layer], tokens, steps_from_end, steps, seed)[0, 0]
-    proposals, groups = masks.merge_maps(maps, threshold, rounds)
+    proposals, groups = masks.merge_maps(maps, threshold, rounds, merging)
     settings = {
         "model": backbone.name,
         "layer": layer,
@@ -96,6 +100,7 @@ def group(
         "steps": steps,
         "threshold": threshold,
         "rounds": rounds,
+        "merging": merging,
         "prompt": prompt,
         "kinds": tuple(kinds),
         "fit": fit,
@@ -163,6 +168,8 @@ def grouping_scores(
     *,
     steps_from_end: int = 8,
     steps: int = 28,
+    merging: masks.Merging = "published",
+    matching: Matching = "image",
     kinds: Sequence[Kind] = ("pad",),
     seed: int = 0,
     zero_tokens: int = 77,
@@ -171,22 +178,29 @@ def grouping_scores(
     """Scores of unsupervised grouping at several layers and thresholds.
 
     Each image's groups are given the names of the classes that they cover best, one group for each class; what is left
-    over is wrong everywhere (`metrics.match`).
+    over is wrong everywhere (`metrics.match`). `paper.RELEASED` has the choices of the paper's code.
 
     Args:
         backbone: the model.
         samples: images with label maps.
         thresholds: of merging.
         layers: 0-based; the expert if None.
-        steps_from_end, steps, kinds, seed, zero_tokens: as in `group`.
+        steps_from_end, steps, merging, kinds, seed, zero_tokens: as in `group`.
+        matching: "image" matches groups and classes once for an image, as the paper says, "rows" in every row of pixels
+            anew, as its released code does (`metrics.match_rows`).
         progress: show a progress bar.
 
     Returns:
         Columns layer, threshold, pACC, mACC, mIoU (from the confusion matrix of the whole set), groups (mean number for
         an image), images.
 
+    Raises:
+        InputError: another `merging` or `matching`, or as `group`.
+
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
+    if matching not in ("image", "rows"):
+        raise InputError(f"expected matching='image' or matching='rows', got {matching!r}")
     wanted = check_layers(backbone, ["expert"] if layers is None else list(layers))
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     classes = len(vocabulary)
@@ -200,9 +214,13 @@ def grouping_scores(
         maps = read_token_maps(backbone, latents, prompt, wanted, tokens, steps_from_end, steps, seed)[0].cpu()
         for i in range(len(wanted)):
             for j, threshold in enumerate(thresholds):
-                proposals, _ = masks.merge_maps(maps[i], threshold)
-                named = metrics.match(masks.label_map(proposals, tuple(target.shape)), target, classes, ignore=-1)
-                totals[i, j] += metrics.confusion(named, target, classes + 1, ignore=-1)
+                proposals, _ = masks.merge_maps(maps[i], threshold, merging=merging)
+                found = masks.label_map(proposals, tuple(target.shape))
+                if matching == "image":
+                    named = metrics.match(found, target, classes, ignore=-1)
+                    totals[i, j] += metrics.confusion(named, target, classes + 1, ignore=-1)
+                else:
+                    totals[i, j] += metrics.match_rows(found, target, classes, ignore=-1)
                 counts[i, j] += len(proposals)
     rows = [
         (

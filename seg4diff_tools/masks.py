@@ -1,6 +1,7 @@
 """From attention maps to masks: the pure tensor steps of Seg4Diff's open-vocabulary segmentation (Eq 9 to 12)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from seg4diff_tools.errors import InputError
+
+Merging = Literal["published", "released"]
 
 
 def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token class"]:
@@ -105,15 +108,20 @@ def label_map(
         size: height and width to upsample the maps to first, one class at a time; None takes the maps as they are.
 
     Returns:
-        Class index at each pixel.
+        Class index at each pixel. A class whose map is NaN throughout, of which no token was read, is the largest
+        everywhere, as it is for argmax in the released code.
 
     Raises:
-        InputError: maps that hold NaN, for which no class is the largest.
+        InputError: other maps that hold NaN, for which no class is the largest.
 
     Source: Seg4Diff, arXiv 2509.18096, equation 12, after equation 11 where a size is given.
     """
-    if maps.isnan().any():
-        raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
+    nan = maps.isnan()
+    if nan.any():
+        unread = nan.flatten(-2).all(-1)
+        if not torch.equal(nan, unread[..., None, None].expand_as(nan)) or unread.all(-1).any():
+            raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
+        maps = maps.nan_to_num(nan=torch.finfo(maps.dtype).max)
     # Class by class this is several times faster on a CPU than argmax over a strided axis, and needs less memory.
     best, labels = None, None
     for index, current in enumerate(maps.unbind(-3)):
@@ -127,7 +135,7 @@ def label_map(
 
 
 def merge_maps(
-    maps: Float[Tensor, "token y x"], threshold: float = 0.035, rounds: int = 3
+    maps: Float[Tensor, "token y x"], threshold: float = 0.035, rounds: int = 3, merging: Merging = "published"
 ) -> tuple[Float[Tensor, "group y x"], Int[Tensor, " token"]]:
     """Groups of tokens that look at the same place, merged greedily into one map each.
 
@@ -140,29 +148,37 @@ def merge_maps(
         threshold: largest symmetric Kullback-Leibler divergence, (KL(p, q) + KL(q, p)) / 2 in nats, inside a group. Such
             softmax distributions are at most 0.46 apart.
         rounds: how often to merge; ends early when nothing merges any more.
+        merging: "published" as above. "released" as the paper's code for it computes: values are stretched to 0..1 over the
+            tokens at each place, not over the places of each token; there is one round; and a map that is left also takes
+            in maps of earlier groups.
 
     Returns:
-        The groups' distributions, in the order of their first tokens, and the group of each token.
+        The groups' distributions, in the order of their first tokens, and the (first) group of each token.
 
     Raises:
-        InputError: no map, or a threshold below zero.
+        InputError: no map, a threshold below zero, or another `merging`.
 
     Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg (Tian
     et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
     if len(maps) == 0 or threshold < 0:
         raise InputError(f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}")
+    if merging not in ("published", "released"):
+        raise InputError(f"expected merging='published' or merging='released', got {merging!r}")
+    released = merging == "released"
     # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
     exact = torch.float32 if maps.device.type == "mps" else torch.float64
-    logs = minmax(maps.to(exact)).flatten(1).log_softmax(-1)
+    maps = maps.to(exact)
+    stretched = _stretched_over_tokens(maps) if released else minmax(maps)
+    logs = stretched.flatten(1).log_softmax(-1)
     members = torch.eye(len(maps))
-    for _ in range(rounds):
+    for _ in range(1 if released else rounds):
         near = _divergences(logs).cpu() <= threshold
         left = torch.ones(len(near), dtype=torch.bool)
         groups = []
         for first in range(len(near)):
             if left[first]:
-                joined = near[first] & left
+                joined = near[first].clone() if released else near[first] & left
                 joined[first] = True
                 left &= ~joined
                 groups.append(joined)
@@ -173,6 +189,12 @@ def merge_maps(
         if len(groups) == len(near):
             break
     return logs.exp().float().unflatten(-1, maps.shape[-2:]), members.argmax(0)
+
+
+def _stretched_over_tokens(maps: Float[Tensor, "token y x"]) -> Float[Tensor, "token y x"]:
+    """Values of each place scaled to 0..1 over its tokens, with the small number in the released code's denominator."""
+    above = maps - maps.amin(0)
+    return above / (above.amax(0) + 1e-6)
 
 
 def _divergences(logs: Float[Tensor, "map place"]) -> Float[Tensor, "map map"]:

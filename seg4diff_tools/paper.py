@@ -1,6 +1,9 @@
-"""Numbers printed in the paper, to stand beside one's own: "Seg4Diff", arXiv 2509.18096 (NeurIPS 2025)."""
+"""Numbers printed in the paper and choices of its code, to stand beside one's own: "Seg4Diff", arXiv 2509.18096."""
 
+from collections.abc import Mapping
 from io import StringIO
+from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 
@@ -52,6 +55,27 @@ softmax,89.0,61.8
 softmax+minmax,88.3,57.0
 """,
 }
+
+
+_COMMON = {"steps_from_end": 8, "steps": 28, "zero_tokens": 77}
+_PADS = {"kinds": ("start", "end", "pad"), "merging": "released"}
+_SWEEP = _COMMON | {"fit": "resize", "cut_prompt": True}
+
+RELEASED: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "segment": _SWEEP | {"head": "mean", "block": "i2t", "normalise": "softmax", "minmax": False},
+        "layer_step_sweep": _SWEEP
+        | {"heads": "mean", "blocks": ("i2t",), "normalise": ("softmax",), "vocabulary": None},
+        "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
+        "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
+    }
+)
+"""Keyword arguments that make a function choose as the authors' released code does, by the function's name.
+
+`segment(backbone, image, names, **paper.RELEASED["segment"])`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca
+(September 2025), configurations eval_ovss and eval_unsup. Left out is what no argument can say: that code draws other noise
+for each image and run, computes in float16, and brings pictures to 640 pixels first.
+"""
 
 
 def table(number: int) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,8 @@ class Prompt:
         text: the prompt.
         tokens: one per text token of the transformer, in order.
         inputs: what the transformer gets of it, by the name of its argument, for one image.
-        classes: exact token indices of each class name, for prompts made by `Backbone.class_prompts`.
+        classes: exact token indices of each class name, for prompts made by `Backbone.class_prompts`; none for a name
+            that was cut off.
     """
 
     text: str
@@ -134,7 +136,7 @@ def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length:
         PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
     """
     room = tokenizers[0].model_max_length - 2
-    pieces = [check_prompt(tokenizer, room, text) for tokenizer in tokenizers]
+    pieces = [check_prompt(tokenizer, room, text, cut=True) for tokenizer in tokenizers]
     if any(other != pieces[0] for other in pieces[1:]):
         warnings.warn(
             f"the text encoders split '{text}' into different tokens, so some columns mix two words; "
@@ -223,27 +225,28 @@ def _too_long(text: str, count: int, room: int, lost: int) -> str:
     )
 
 
-def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str) -> list[tuple[int, int]]:
+def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: bool = False) -> list[tuple[int, int]]:
     """Character range of every token of a prompt, special tokens left out.
 
     Args:
         tokenizer: that reads it.
         room: how many tokens fit.
         text: the prompt, in Unicode NFC.
+        cut: leave out what does not fit, in place of an error.
 
     Raises:
         PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
     """
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = [(start, stop) for start, stop in encoding["offset_mapping"]]
-    if len(spans) > room:
+    if len(spans) > room and not cut:
         raise PromptError(_too_long(text, len(spans), room, spans[room][0]))
     # an unknown piece becomes the end token, and everything after it would be read as padding
     reserved = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     unread = [text[a:b] for (a, b), token in zip(spans, encoding["input_ids"], strict=True) if token in reserved]
     if unread:
         raise PromptError(f"the tokenizer has no token for '{unread[0]}' in the prompt '{text}': leave it out")
-    return spans
+    return spans[:room]
 
 
 def class_texts(
@@ -265,6 +268,40 @@ def class_texts(
         InputError: no names, an empty name, or a name twice.
         PromptError: one name alone is longer than a prompt.
     """
+    _check_names(class_names)
+    # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
+    lengths = [len(check_prompt(tokenizer, room, _plain(name))) for name in class_names]
+    texts = len(_pack(lengths, room))
+    even = max(*lengths, math.ceil(sum(lengths) / texts))
+    while len(_pack(lengths, even)) > texts:
+        even += 1
+    return [_join([class_names[i] for i in group]) for group in _pack(lengths, even)]
+
+
+def cut_class_text(
+    tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str]
+) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """All class names in one text, with the token indices that the paper's released code reads for each.
+
+    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is cut
+    there; names past it have no token.
+
+    Args:
+        tokenizer: the pipeline's first CLIP tokenizer.
+        class_names: distinct names.
+
+    Raises:
+        InputError, PromptError: as `class_texts`.
+    """
+    _check_names(class_names)
+    room = tokenizer.model_max_length - 2
+    lengths = (len(check_prompt(tokenizer, room, _plain(name))) for name in class_names)
+    edges = [min(edge, room + 2) for edge in accumulate(lengths, initial=1)]
+    text, _ = _join(class_names)
+    return text, {name: tuple(range(*ends)) for name, ends in zip(class_names, pairwise(edges), strict=True)}
+
+
+def _check_names(class_names: Sequence[str]) -> None:
     if isinstance(class_names, str):
         raise InputError(f"expected a list of class names, got the string '{class_names}': write ['{class_names}']")
     if not class_names:
@@ -277,14 +314,6 @@ def class_texts(
         if key in seen:
             raise InputError(f"the class '{name}' is given twice: pass each class once, case does not matter")
         seen.add(key)
-
-    # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
-    lengths = [len(check_prompt(tokenizer, room, _plain(name))) for name in class_names]
-    texts = len(_pack(lengths, room))
-    even = max(*lengths, math.ceil(sum(lengths) / texts))
-    while len(_pack(lengths, even)) > texts:
-        even += 1
-    return [_join([class_names[i] for i in group]) for group in _pack(lengths, even)]
 
 
 def _pack(lengths: Sequence[int], room: int) -> list[list[int]]:

@@ -38,7 +38,7 @@ class Segmentation:
             centre (`settings["frame"]` says left, top, right, bottom in pixels of the image).
         class_names: the classes in the order of the argument.
         settings: what made it: model, reading, layer, steps_from_end, steps, seed, head, block, normalise, minmax, fit,
-            frame, zero_tokens, prompts, protocol.
+            frame, zero_tokens, cut_prompt, prompts, protocol.
     """
 
     class_maps: xr.DataArray
@@ -70,11 +70,12 @@ def segment(
     fit: Fit = "resize",
     seed: int = 0,
     zero_tokens: int = 77,
+    cut_prompt: bool = False,
 ) -> Segmentation:
     """Segments an image into named classes with the image-to-text attention of one layer.
 
     The prompt is the class names joined by a space, over several prompts where one does not hold them all (each with a
-    softmax of its own). The forward stops inside the wanted layer.
+    softmax of its own). The forward stops inside the wanted layer. `paper.RELEASED` has the choices of the paper's code.
 
     Args:
         backbone: the model.
@@ -97,6 +98,8 @@ def segment(
             image's own size; "crop" takes the largest centred square, as the paper says, and so does the label map.
         seed: of the noise.
         zero_tokens: zero vectors that stand for T5's tokens; 77 in the released code.
+        cut_prompt: put all names into one prompt that is cut where the text encoder stops reading, as the released code
+            does. The map of a name past the cut is NaN, and the first such name gets every pixel.
 
     Returns:
         Class maps, label map and the settings that made them.
@@ -109,7 +112,7 @@ def segment(
     and tokens, which is the same as before it.
     """
     picture, frame, size, centres = open_framed(backbone, image, fit)
-    prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens)
+    prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens, cut_prompt=cut_prompt)
     latents = backbone.encode_image(picture, fit=fit)
     if layer is None and reading == "layer":
         layer = "expert"
@@ -148,6 +151,7 @@ def segment(
         "fit": fit,
         "frame": frame,
         "zero_tokens": zero_tokens,
+        "cut_prompt": cut_prompt,
         "prompts": tuple(prompt.text for prompt in prompts),
         "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
     }
@@ -192,7 +196,8 @@ def read_class_maps(
         batch: forwards to run at once: a step of an image with one prompt is one.
 
     Returns:
-        For each image its maps in fp32 on the model's device, classes in the order of its prompts.
+        For each image its maps in fp32 on the model's device, classes in the order of its prompts; NaN for a class that
+        was cut off its prompt.
 
     Raises:
         InputError: a layer, step or head out of range, or an unknown kind.
@@ -204,7 +209,7 @@ def read_class_maps(
     grid = backbone.token_grid(latents)
     classes = [sum(len(prompt.classes) for prompt in group) for group in prompts]
     sizes = (len(kinds), len(steps_from_end), len(layers), len(heads))
-    results = [torch.empty(*sizes, count, *grid, device=latents.device) for count in classes]
+    results = [torch.full((*sizes, count, *grid), torch.nan, device=latents.device) for count in classes]
     # one entry for each prompt of each image, with the place of its first class
     entries = [
         (image, prompt, sum(len(earlier.classes) for earlier in group[:position]))
@@ -213,7 +218,7 @@ def read_class_maps(
     ]
     at_once = max(1, batch // len(steps_from_end))
     for part in _batches(entries, at_once):
-        spans = sorted({span for _, prompt, _ in part for span in prompt.classes.values()})
+        spans = sorted({span for _, prompt, _ in part for span in prompt.classes.values() if span})
         columns = sorted({column for span in spans for column in span})
         weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
         weights = weights.to(latents.device)
@@ -222,15 +227,15 @@ def read_class_maps(
             noisy, timestep = backbone.noised(latents[[image for image, _, _ in part]], wanted, steps, seed)
             targets = []
             for row, (image, prompt, place) in enumerate(part):
-                chosen = [spans.index(span) for span in prompt.classes.values()]
-                target = results[image][:, first : first + len(wanted), :, :, place : place + len(chosen)]
-                targets.append((target, slice(row * len(wanted), (row + 1) * len(wanted)), chosen))
+                read = [(place + k, spans.index(span)) for k, span in enumerate(prompt.classes.values()) if span]
+                target = results[image][:, first : first + len(wanted)]
+                targets.append((target, slice(row * len(wanted), (row + 1) * len(wanted)), *zip(*read, strict=True)))
 
             def store(call: JointAttention, columns=columns, weights=weights, targets=targets) -> None:
                 for index, (block, normalise) in enumerate(kinds):
                     maps = span_maps(call, block, normalise, heads, columns, weights).unflatten(-1, grid)
-                    for target, rows, chosen in targets:
-                        target[index, :, layers.index(call.layer)] = maps[rows][:, :, chosen]
+                    for target, rows, places, chosen in targets:
+                        target[index, :, layers.index(call.layer)][:, :, places] = maps[rows][:, :, chosen]
 
             with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
                 backbone.denoise(noisy, timestep, [prompt for _, prompt, _ in part])

@@ -78,6 +78,7 @@ def layer_step_sweep(
     fit: Fit = "resize",
     seed: int = 0,
     zero_tokens: int = 77,
+    cut_prompt: bool = False,
     out: str | Path | None = None,
     batch: int = 8,
     progress: bool = True,
@@ -98,6 +99,7 @@ def layer_step_sweep(
         fit: "resize" or "crop"; with "crop" label maps are cropped alike.
         seed: of the noise, the same for all images.
         zero_tokens: zero vectors that stand for T5's tokens.
+        cut_prompt: as in `segment`.
         out: folder for the counts of each image. A run that was killed goes on from there and ends with the identical
             table; a folder of other settings, another model or other images is refused. More images may be appended.
         batch: forwards to run at once (images times steps).
@@ -138,12 +140,14 @@ def layer_step_sweep(
         "fit": fit,
         "seed": seed,
         "zero_tokens": zero_tokens,
+        "cut_prompt": cut_prompt,
         "dtype": str(backbone.dtype),
     }
     folder = None if out is None else Path(out)
     if folder is not None:
         claim(folder, settings, "a sweep")
-    whole = None if vocabulary is None else backbone.class_prompts(vocabulary, zero_tokens=zero_tokens)
+    wording = {"zero_tokens": zero_tokens, "cut_prompt": cut_prompt}
+    whole = None if vocabulary is None else backbone.class_prompts(vocabulary, **wording)
     records: list[Counts] = []
     with tqdm(total=len(samples), unit="image", disable=not progress, desc=f"{backbone.name} sweep") as bar:
         images_at_once = max(1, batch // len(steps_from_end))
@@ -193,6 +197,31 @@ def per_image_scores(out: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def per_image_counts(out: str | Path, vocabulary: Sequence[str]) -> Int[Tensor, "image configuration true predicted"]:
+    """Pixel counts of each image on its own, such as `metrics.bootstrap_miou` takes them.
+
+    Args:
+        out: the folder that `layer_step_sweep` wrote.
+        vocabulary: the classes of the rows and columns.
+
+    Returns:
+        Configurations in the order of the sweep's rows.
+
+    Raises:
+        CheckpointError: no such folder, or none that a sweep wrote.
+        InputError: a class of the sweep that the vocabulary lacks.
+    """
+    _, records = _open(Path(out))
+    counts = []
+    for record in records:
+        if missing := set(record.predicted) - set(vocabulary):
+            raise InputError(
+                f"expected every class in the vocabulary, got {sorted(missing)} outside it: add them to it"
+            )
+        counts.append(_placed(record, list(vocabulary)))
+    return torch.stack(counts)
+
+
 def _group(
     backbone: Backbone,
     samples: Sequence[Sample],
@@ -217,9 +246,8 @@ def _group(
     # Rounding depends on what shares a batch, so that a batch is taken from the folder as a whole or not at all.
     if None not in kept:
         return kept
-    prompts = [
-        whole or backbone.class_prompts(sample.class_names, zero_tokens=settings["zero_tokens"]) for sample in group
-    ]
+    wording = {key: settings[key] for key in ("zero_tokens", "cut_prompt")}
+    prompts = [whole or backbone.class_prompts(sample.class_names, **wording) for sample in group]
     targets = []
     for index, sample, picture in zip(indices, group, pictures, strict=True):
         names = settings["vocabulary"] or sample.class_names
@@ -282,10 +310,7 @@ def _table(settings: dict[str, Any], records: Sequence[Counts]) -> pd.DataFrame:
     names = sorted({name for record in records for name in record.predicted})
     background = {name for record in records for name in record.background}
     place = {name: index for index, name in enumerate(names)}
-    total = torch.zeros(len(records[0].confusion), len(names), len(names), dtype=torch.int64)
-    for record in records:
-        rows, columns = ([place[name] for name in each] for each in (record.true, record.predicted))
-        total[:, torch.tensor(rows)[:, None], torch.tensor(columns)] += torch.from_numpy(record.confusion).long()
+    total = sum(_placed(record, names) for record in records)
     axes = ("blocks", "normalise", "steps_from_end", "layers", "heads")
     table = pd.DataFrame(
         list(product(*(settings[axis] for axis in axes))),
@@ -302,6 +327,14 @@ def _table(settings: dict[str, Any], records: Sequence[Counts]) -> pd.DataFrame:
         images=len(records),
     )
     return table[[*CONFIGURATION, *SCORES, "images"]]
+
+
+def _placed(record: Counts, names: Sequence[str]) -> Int[Tensor, "configuration true predicted"]:
+    """The counts of one image among the classes of all."""
+    placed = torch.zeros(len(record.confusion), len(names), len(names), dtype=torch.int64)
+    rows, columns = (torch.tensor([names.index(name) for name in each]) for each in (record.true, record.predicted))
+    placed[:, rows[:, None], columns] = torch.from_numpy(record.confusion).long()
+    return placed
 
 
 def _stuff(sample: Sample) -> tuple[str, ...]:

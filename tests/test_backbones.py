@@ -269,6 +269,27 @@ class TestClassPrompts:
         words = [len(prompt.indices("word")) for prompt in prompts]
         assert max(words) - min(words) <= 2 * max(lengths)
 
+    def test_names_past_a_cut_have_no_token(self, tiny_backbone):
+        names = [f"cat {digits:02d}" for digits in range(26)]
+        counts = {len(tiny_backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids) for name in names}
+        assert counts == {3}
+        (prompt,) = tiny_backbone.class_prompts(names, cut_prompt=True)
+        assert [token.kind for token in prompt.tokens[73:78]] == ["word", "word", "word", "end", "zero"]
+        assert prompt.classes == {name: tuple(range(3 * i + 1, min(3 * i + 4, 77))) for i, name in enumerate(names)}
+        assert prompt.classes["cat 24"] == (73, 74, 75)
+        assert prompt.classes["cat 25"] == (76,)
+        # past the cut the text does not count
+        (fewer,) = tiny_backbone.class_prompts(names[:25])
+        assert fewer.classes == {name: prompt.classes[name] for name in names[:25]}
+        torch.testing.assert_close(prompt.inputs["encoder_hidden_states"], fewer.embeds)
+        (more,) = tiny_backbone.class_prompts([*names, "dog"], cut_prompt=True)
+        assert more.classes["dog"] == ()
+
+    def test_a_prompt_that_fits_is_not_cut(self, tiny_backbone):
+        names = ["fire engine", "fire", "Cat"]
+        (cut,), (split) = (tiny_backbone.class_prompts(names, cut_prompt=cut) for cut in (True, False))
+        assert (cut.text, cut.tokens, cut.classes) == (split[0].text, split[0].tokens, split[0].classes)
+
     @pytest.mark.parametrize(
         ("names", "message"),
         [

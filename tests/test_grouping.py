@@ -63,3 +63,6 @@ def test_bad_input(tiny_backbone, samples):
         group(tiny_backbone, np.stack([samples[0].image, samples[1].image]), layer=0)
     with pytest.raises(InputError, match="pass layer=0 to 4"):
         group(tiny_backbone, samples[0].image)
+    unchecked = getattr(grouping_scores, "__wrapped__", grouping_scores)
+    with pytest.raises(InputError, match="matching='image' or matching='rows'"):
+        unchecked(tiny_backbone, samples, [0.1], matching="columns")

@@ -73,6 +73,17 @@ def test_label_map_refuses_nan():
     maps[1, 2, 3] = torch.nan
     with pytest.raises(InputError, match="NaN"):
         masks.label_map(maps)
+    with pytest.raises(InputError, match="float16"):
+        masks.label_map(torch.full((3, 5, 7), torch.nan))
+
+
+def test_label_map_gives_all_to_the_first_class_without_a_token():
+    # what NumPy's and torch's argmax do with NaN
+    maps = torch.rand(2, 5, 7, 11)
+    maps[1, 2:4] = torch.nan
+    labels = masks.label_map(maps, (13, 17))
+    assert torch.equal(labels[0], masks.label_map(maps[0], (13, 17)))
+    assert (labels[1] == 2).all()
 
 
 def divergence(p: list[float], q: list[float]) -> float:
@@ -111,8 +122,27 @@ def test_merging_follows_its_plain_definition(threshold):
     assert [sorted(each) for each in groups] == [(group == i).nonzero().flatten().tolist() for i in range(len(groups))]
 
 
+@pytest.mark.parametrize("threshold", [0.005, 0.02, 0.05, 0.2])
+def test_merging_of_the_released_code_follows_its_plain_definition(threshold):
+    maps = torch.rand(23, 5, 7, generator=torch.Generator().manual_seed(3)).double()
+    stretched = (maps - maps.min(0).values) / (maps.max(0).values - maps.min(0).values + 1e-6)
+    flat = stretched.flatten(1).softmax(-1)
+    first, expected = {}, []
+    for anchor in range(23):
+        if anchor not in first:
+            near = [i for i in range(23) if divergence(flat[anchor].tolist(), flat[i].tolist()) < threshold]
+            first = dict.fromkeys(near, len(expected)) | first
+            expected.append(flat[near].mean(0))
+    merged, group = masks.merge_maps(maps, threshold, merging="released")
+    torch.testing.assert_close(merged.flatten(1).double(), torch.stack(expected), rtol=0, atol=1e-6)
+    assert group.tolist() == [first[i] for i in range(23)]
+
+
 def test_merging_refuses():
     with pytest.raises(InputError, match="at least one map"):
         masks.merge_maps(torch.zeros(0, 2, 3))
     with pytest.raises(InputError, match="threshold from 0"):
         masks.merge_maps(torch.zeros(1, 2, 3), threshold=-0.1)
+    unchecked = getattr(masks.merge_maps, "__wrapped__", masks.merge_maps)
+    with pytest.raises(InputError, match="merging='published' or merging='released'"):
+        unchecked(torch.zeros(1, 2, 3), merging="other")

@@ -123,6 +123,46 @@ def test_matching_by_hand():
     torch.testing.assert_close(metrics.miou(counts).item(), (2 / 3 + 1 / 3) / 2)
 
 
+def test_matching_rows_by_hand():
+    target = torch.tensor([[0, 0, 1, 255], [1, 1, 1, 0]])
+    groups = torch.tensor([[3, 3, 3, 0], [3, 3, 3, 3]])
+    # the first row calls group 3 class 0, the second class 1; the other classes get groups that are not in the row
+    counts = metrics.match_rows(groups, target, 2)
+    assert counts.tolist() == [[2, 1, 0], [1, 3, 0], [0, 0, 0]]
+    # as one row, group 3 is class 1 for the whole image
+    assert metrics.match_rows(groups.view(1, 8), target.view(1, 8), 2).tolist() == [[0, 3, 0], [0, 4, 0], [0, 0, 0]]
+
+
+def test_matching_rows_also_names_groups_for_absent_classes():
+    target = torch.tensor([[0, 0, 0, 0, 0, 0]])
+    groups = torch.tensor([[0, 0, 0, 1, 1, 2]])
+    counts = metrics.match_rows(groups, target, 2)
+    # one of groups 1 and 2 stands for class 1, which is nowhere; the other has no class
+    assert counts[0, 0] == 3
+    assert sorted(counts[0, 1:].tolist()) == [1, 2]
+    assert counts[1:].sum() == 0
+
+
+def test_bootstrap_draws_images():
+    confusions = torch.randint(0, 100, (7, 3, 3), generator=torch.Generator().manual_seed(0))
+    draws = metrics.bootstrap_miou(confusions, draws=300, seed=5)
+    assert draws.shape == (300,)
+    assert torch.equal(draws, metrics.bootstrap_miou(confusions, draws=300, seed=5))
+    assert not torch.equal(draws, metrics.bootstrap_miou(confusions, draws=300, seed=6))
+    assert draws.min() < metrics.miou(confusions.sum(0)) < draws.max()
+    # every draw of equal images is the set itself
+    equal = metrics.bootstrap_miou(confusions[:1].expand(5, 3, 3), draws=11)
+    torch.testing.assert_close(equal, metrics.miou(confusions[0]).expand(11))
+
+
+def test_bootstrap_with_two_images_by_hand():
+    # one pixel each, one right and one wrong: of two draws 0, 1 or 2 are right
+    confusions = torch.tensor([[[1, 0], [0, 0]], [[0, 1], [0, 0]]])
+    draws = metrics.bootstrap_miou(confusions, draws=400)
+    shares = [(draws == value).double().mean().item() for value in (0, 0.5, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.08)
+
+
 def test_matching_takes_the_most_pixels_in_all():
     target = torch.tensor([[0] * 5 + [1] * 4])
     groups = torch.tensor([[0] * 4 + [1] + [0] * 4])

@@ -139,6 +139,17 @@ def test_per_image_scores(tiny_backbone, samples, tmp_path):
     assert isinstance(scores.sort_values("mIoU").iloc[0]["image"], (int, np.integer))
 
 
+def test_per_image_counts_add_up_to_the_table(tiny_backbone, samples, tmp_path):
+    table = sweep(tiny_backbone, samples, layers=[1, 3], out=tmp_path, batch=1)
+    counts = sweeps.per_image_counts(tmp_path, VOCABULARY)
+    assert counts.shape == (len(samples), 2, 5, 5)
+    torch.testing.assert_close(metrics.miou(counts.sum(0)), torch.tensor(table["mIoU"].to_numpy()))
+    shown = [VOCABULARY.index(name) for name in samples[1].class_names]
+    assert counts[1].sum() == counts[1][:, shown][:, :, shown].sum() > 0
+    with pytest.raises(InputError, match="outside it"):
+        sweeps.per_image_counts(tmp_path, VOCABULARY[1:])
+
+
 def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tiny_folder, samples, tmp_path):
     sweep(tiny_backbone, samples[:2], layers=[1], out=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
