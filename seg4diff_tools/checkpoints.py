@@ -71,7 +71,7 @@ def load_pipeline(
             names = [name for name in MODELS if name not in dropped and index.get(name, [None])[0]]
             models = {name: _load_model(source, name, dtype, *index[name]) for name in names}
             pipe = getattr(diffusers, pipeline).from_pretrained(
-                str(source), **models, **dropped, dtype=dtype, use_safetensors=True
+                str(source), **models, **dropped, **_as_argument(dtype), use_safetensors=True
             )
     except CheckpointError:
         raise
@@ -106,12 +106,22 @@ def read_card(source: Path | str) -> dict:
 def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
     # one by one, because only this tells which weights were missing and drawn at random instead
     model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
-        str(source), subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
+        str(source),
+        subfolder=name,
+        **_as_argument(dtype, library),
+        use_safetensors=True,
+        output_loading_info=True,
     )
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"the {name} in '{source}' lacks {len(missing)} weight(s), such as '{missing[0]}'")
     return model
+
+
+def _as_argument(dtype: torch.dtype, library: str = "diffusers") -> dict[str, torch.dtype]:
+    # diffusers before 0.40 has another name for it, which later ones warn of
+    old = library == "diffusers" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
+    return {"torch_dtype" if old else "dtype": dtype}
 
 
 def best_device() -> str:

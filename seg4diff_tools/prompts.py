@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
+import regex
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools.errors import InputError, PromptError
 
+# of a word, in every script: re's \w would leave out the vowel signs of Indic ones, and regex' own numbers such as ²
+LETTER = r"[\w\p{N}]"
 Kind = Literal["start", "word", "end", "pad", "zero", "template"]
 
 
@@ -61,7 +63,7 @@ class Prompt:
     @property
     def words(self) -> tuple[str, ...]:
         """The words of the prompt in order, punctuation left out."""
-        return tuple(re.findall(r"\w+(?:['’-]\w+)*", self.text))
+        return tuple(regex.findall(rf"{LETTER}+(?:['’-]{LETTER}+)*", self.text))
 
     @property
     def pads(self) -> tuple[int, ...]:
@@ -95,8 +97,8 @@ class Prompt:
         parts = unicodedata.normalize("NFC", phrase).split()
         if not parts:
             raise PromptError("expected a word or phrase of the prompt, got an empty one")
-        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, parts)) + r"(?!\w)"
-        found = [match.span() for match in re.finditer(pattern, self.text, re.IGNORECASE)]
+        pattern = rf"(?<!{LETTER})" + r"\s+".join(map(regex.escape, parts)) + rf"(?!{LETTER})"
+        found = [match.span() for match in regex.finditer(pattern, self.text, regex.IGNORECASE)]
         if not found:
             raise PromptError(self._missing(" ".join(parts)))
         if occurrence is not None:
@@ -218,7 +220,7 @@ def label_template(
 
 def _too_long(text: str, count: int, room: int, lost: int) -> str:
     """What to say of a prompt whose characters from `lost` on do not fit."""
-    words = [word.group() for word in re.finditer(r"\S+", text) if word.end() > lost]
+    words = [word.group() for word in regex.finditer(r"\S+", text) if word.end() > lost]
     return (
         f"the prompt has {count} tokens and the text encoder reads {room}: these words do not fit: {' '.join(words)}; "
         "shorten the prompt, or split class names with class_prompts"

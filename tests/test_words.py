@@ -1,0 +1,48 @@
+"""Words of any prompt are found again, in order, in every family's tokenizer."""
+
+from unicodedata import normalize
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import BUILDERS, build
+
+from seg4diff_tools.backbones import wrap_pipeline
+from seg4diff_tools.errors import PromptError
+
+# letters, marks and digits of every script, in words short enough for the shortest of the text encoders
+WORDS = st.lists(
+    st.text(st.characters(categories=["L", "M", "N"], max_codepoint=0xFFFF), min_size=1, max_size=4), min_size=1
+)
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def backbone(request):
+    return wrap_pipeline(build(request.param), request.param)
+
+
+@given(words=WORDS.map(lambda words: [normalize("NFC", word) for word in words[:5]]))
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+def test_words_of_any_prompt_are_found_in_order(backbone, words):
+    prompt = backbone.encode_prompt(" ".join(words))
+    assert prompt.words == tuple(words)
+    start, taken = 0, []
+    for place, word in enumerate(words):
+        same = regex.compile(regex.escape(word), regex.IGNORECASE)
+        span = prompt.span(word, occurrence=sum(same.fullmatch(other) is not None for other in words[:place]))
+        tokens = [prompt.tokens[index] for index in span]
+        assert min(token.start for token in tokens) == start and max(token.stop for token in tokens) == start + len(
+            word
+        )
+        taken += span
+        start += len(word) + 1
+    # each token belongs to one word, and none is left over
+    assert tuple(taken) == prompt.indices("word")
+
+
+def test_a_part_of_a_hindi_word_is_no_word(backbone):
+    prompt = backbone.encode_prompt("एक हिन्दी किताब")
+    assert prompt.words == ("एक", "हिन्दी", "किताब")
+    with pytest.raises(PromptError, match="'हिन' is not in the prompt"):
+        prompt.span("हिन")
