@@ -281,7 +281,7 @@ class TestClassPrompts:
         # past the cut the text does not count
         (fewer,) = tiny_backbone.class_prompts(names[:25])
         assert fewer.classes == {name: prompt.classes[name] for name in names[:25]}
-        torch.testing.assert_close(prompt.inputs["encoder_hidden_states"], fewer.embeds)
+        torch.testing.assert_close(prompt.inputs["encoder_hidden_states"], fewer.inputs["encoder_hidden_states"])
         (more,) = tiny_backbone.class_prompts([*names, "dog"], cut_prompt=True)
         assert more.classes["dog"] == ()
 
