@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# of the range in pyproject.toml, and the tests that depend on it most
+OLDEST = $(shell sed -nE 's/.*"diffusers>=([0-9.]+).*/\1/p' pyproject.toml)
+OLDEST_TESTS = families architectures attention backbones lora perturb recorder words
 BUILD_BOOK = $(BIN)/jupyter-book build book -W --keep-going
 
 # Nothing may wait for a model hub, unless a model on one is asked for.
@@ -9,10 +12,10 @@ ifndef SEG4DIFF_MODEL
 export HF_HUB_OFFLINE = 1
 endif
 
-.PHONY: help report book test check format lab lock clean
+.PHONY: help report book test test-oldest check format lab lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 report: $(VENV)/book.stamp  ## execute the chapters and build the report
 	$(BIN)/python book/execute.py notebooks/*.ipynb
@@ -25,6 +28,11 @@ book: $(VENV)/book.stamp  ## build the report from the stored outputs
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: $(VENV)/oldest.stamp  ## run the tests of models on the oldest diffusers
+	@PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -c 'import diffusers; print("diffusers", diffusers.__version__)'
+	PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -m pytest -W "ignore:CUDA is not available:UserWarning" \
+	  $(OLDEST_TESTS:%=tests/test_%.py) $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff and the type checker
 	$(BIN)/ruff check .
@@ -63,3 +71,8 @@ $(VENV)/book.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 $(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,dev]"
 	touch $@ $(VENV)/book.stamp
+
+# Before the packages of the environment, which stays as it is; diffusers before 0.42 wants an older huggingface_hub too.
+$(VENV)/oldest.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/oldest diffusers==$(OLDEST) "huggingface_hub<2"
+	touch $@

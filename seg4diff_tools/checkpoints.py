@@ -63,6 +63,10 @@ def load_pipeline(
         raise UnknownArchitectureError(
             f"'{source}' holds a pipeline of class {pipeline}; supported: {', '.join(sorted(supported))}"
         )
+    if not hasattr(diffusers, pipeline):
+        raise CheckpointError(
+            f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U diffusers"
+        )
     device = torch.device(device or best_device())
     dtype = dtype or _best_dtype(device)
     try:

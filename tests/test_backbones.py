@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from seg4diff_tools.backbones import load_backbone, wrap_pipeline
+from seg4diff_tools.checkpoints import load_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, PromptError, UnknownArchitectureError
 from seg4diff_tools.images import crop_box, fit_image, open_images
 
@@ -127,6 +128,12 @@ class TestLoading:
         (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanPipeline"}))
         with pytest.raises(UnknownArchitectureError, match="WanPipeline.*supported: .*StableDiffusion3Pipeline"):
             load_backbone(copied)
+
+    def test_a_pipeline_that_came_after_the_installed_diffusers_is_named(self, copied):
+        index = json.loads((copied / "model_index.json").read_text())
+        (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "FuturePipeline"}))
+        with pytest.raises(CheckpointError, match=r"needs FuturePipeline, which diffusers .* pip install -U diffusers"):
+            load_pipeline(copied, {"FuturePipeline": ()})
 
     def test_t5_is_refused(self):
         pipe = tiny_pipeline()
