@@ -23,6 +23,7 @@ AXES = {
     "norm": "mean L2 norm of values",
     "scale": "scale of perturbed guidance",
     "threshold": "threshold of merging (nats)",
+    "difference": "difference in mIoU (points)",
 }
 """What is written along an axis for a column; other columns are written as they are."""
 
@@ -245,6 +246,50 @@ def scatter(
     figure.update_xaxes(title=AXES.get(x, x))
     figure.update_yaxes(title=_score_title([y], percent))
     return _finished(figure, title, height=380)
+
+
+def intervals(
+    table: pd.DataFrame,
+    y: str,
+    x: str = "difference",
+    low: str = "low",
+    high: str = "high",
+    *,
+    percent: bool = True,
+    title: str = "",
+) -> go.Figure:
+    """Values with their intervals, a row each, against a line at zero: differences to a base, and what chance does to them.
+
+    Args:
+        table: one row for each value, from top to bottom.
+        y: column that names the rows.
+        x: column of the values.
+        low: column of the intervals' lower ends.
+        high: column of their upper ends.
+        percent: show shares (-1 to 1) in points of 100.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: a column that is not there.
+    """
+    require_columns(table, [y, x, low, high])
+    unit = 100 if percent else 1
+    value, least, most = (unit * table[column].to_numpy(dtype=np.float64) for column in (x, low, high))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=value.round(2),
+        y=table[y].astype(str).tolist(),
+        mode="markers",
+        marker={"size": 9, "color": OKABE_ITO[0]},
+        error_x={"array": (most - value).round(2), "arrayminus": (value - least).round(2), "color": "gray"},
+    )
+    figure.add_vline(0, line={"dash": "dot", "color": "gray", "width": 1})
+    figure.update_xaxes(title=AXES.get(x, x))
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return _finished(figure, title, height=150 + 28 * len(table))
 
 
 def map_slider(

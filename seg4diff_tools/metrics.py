@@ -203,8 +203,7 @@ def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, 
     Returns:
         Values from 0 to 1, or NaN.
     """
-    hits, true, predicted = _counts(confusion)
-    return torch.where(true > 0, hits / (true + predicted - hits), torch.nan)
+    return _iou(*_counts(confusion))
 
 
 def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
@@ -283,7 +282,8 @@ def bootstrap_miou(
     """
     count = len(confusions)
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
-    return torch.stack([miou(confusions[row].sum(0)) for row in drawn])
+    times = torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    return _iou(*(times @ each for each in _counts(confusions))).nanmean(-1)
 
 
 def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) -> pd.DataFrame:
@@ -317,6 +317,10 @@ def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # in float64 every count below 2^53 is exact; on the CPU because Apple's GPUs have no float64
     exact = confusion.cpu().double()
     return exact.diagonal(dim1=-2, dim2=-1), exact.sum(-1), exact.sum(-2)
+
+
+def _iou(hits: Tensor, true: Tensor, predicted: Tensor) -> Tensor:
+    return torch.where(true > 0, hits / (true + predicted - hits), torch.nan)
 
 
 def _select(values: Tensor, classes: Sequence[int] | None) -> Tensor:

@@ -178,6 +178,17 @@ def test_bars_with_error_bars():
         charts.bars(table, "loss", spread="seeds")
 
 
+def test_intervals():
+    table = pd.DataFrame(
+        {"choice": ["a", "b"], "difference": [0.01, -0.2], "low": [-0.02, -0.25], "high": [0.05, -0.19]}
+    )
+    (points,) = charts.intervals(table, "choice").data
+    assert list(points.x) == [1, -20] and list(points.y) == ["a", "b"]
+    assert list(points.error_x.array) == [4, 1] and list(points.error_x.arrayminus) == [3, 5]
+    with pytest.raises(InputError, match="most"):
+        charts.intervals(table, "choice", high="most")
+
+
 @pytest.mark.parametrize("several", [True, False])
 def test_map_slider(several):
     recorded = maps(branch=1, token=3, step=4)
