@@ -202,13 +202,14 @@ def label_template(
         raise PromptError(_too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
     tokens, reader = [], reader_name(tokenizer)
     for (start, stop), token in pieces[skipped:]:
-        # sentence pieces carry the space before them
-        start += len(whole[start:stop]) - len(whole[start:stop].lstrip())
-        if start < last and stop > first:
+        piece = whole[start:stop]
+        # sentence pieces carry the space before them, and a space alone belongs to no word
+        start += len(piece) - len(piece.lstrip())
+        if first < stop and start < min(stop, last):
             start, stop = max(start, first) - first, min(stop, last) - first
             tokens.append(Token(len(tokens), text[start:stop], "word", start, stop, reader))
-        elif stop > start or specials is False:
-            tokens.append(Token(len(tokens), whole[start:stop], "template", reader=reader))
+        elif piece or specials is False:
+            tokens.append(Token(len(tokens), piece, "template", reader=reader))
         else:
             kind = "end" if token == tokenizer.eos_token_id else "start"
             tokens.append(Token(len(tokens), f"<{kind}>", kind, reader=reader))

@@ -56,7 +56,8 @@ QWEN_IMAGE = Family(
     label=_label,
     reader=_reader,
     clock=(0.0, 1e-3),
-    text_inputs=("encoder_hidden_states", "encoder_hidden_states_mask"),
+    # the last one before diffusers 0.37
+    text_inputs=("encoder_hidden_states", "encoder_hidden_states_mask", "txt_seq_lens"),
     packed=True,
     channels=lambda pipe: pipe.vae.config.z_dim,
     encode=encode_frame,
