@@ -63,7 +63,9 @@ def load_pipeline(
         raise UnknownArchitectureError(
             f"'{source}' holds a pipeline of class {pipeline}; supported: {', '.join(sorted(supported))}"
         )
-    if not hasattr(diffusers, pipeline):
+    with _quiet(isinstance(source, Path)):
+        known = hasattr(diffusers, pipeline)
+    if not known:
         raise CheckpointError(
             f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U diffusers"
         )

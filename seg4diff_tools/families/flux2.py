@@ -1,8 +1,8 @@
 """FLUX.2 dev and klein: [language model's tokens, image, reference images], double blocks first, then single ones."""
 
+import sys
 from typing import Any
 
-from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +17,8 @@ TOKENS = 512
 def _chat(pipe: Any) -> tuple[Any, Render]:
     """The tokenizer, and what puts a prompt into the template: dev has a system message, klein none."""
     if hasattr(pipe, "system_message"):
+        # the pipeline's own; its module is slow to import for those who use another model
+        format_input = sys.modules[type(pipe).__module__].format_input
 
         def render(text: str) -> str:
             messages = format_input([text], pipe.system_message)
