@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 from PIL import Image
-from tiny_models import BUILDERS, SIDE, build
+from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
 from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone, wrap_pipeline
+from seg4diff_tools.backbones import Backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families.record import image_then_text
@@ -321,6 +321,30 @@ def test_features_norms_and_budget(backbone):
         np.testing.assert_allclose(shares, 1, atol=1e-5)
     else:
         assert ((shares > 0) & (shares < 1)).all()
+
+
+# diffusers' own, about a name inside of diffusers
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")
+def test_a_saved_model_reads_prompts_as_before(backbone, tmp_path):
+    backbone.pipe.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path, "cpu")
+    for name in ("tokenizer_max_length", "tokenizer_2_max_length", "default_sample_size"):
+        if hasattr(backbone.pipe, name):
+            setattr(loaded.pipe, name, getattr(backbone.pipe, name))
+    before, after = backbone.encode_prompt(PROMPT), loaded.encode_prompt(PROMPT)
+    assert after.tokens == before.tokens
+    name = backbone.family.text_inputs[0]
+    torch.testing.assert_close(after.inputs[name], before.inputs[name])
+
+
+def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
+    """Not the mean velocity until the end of the step that happened to be rehearsed."""
+    backbone = wrap_pipeline(tiny_hunyuan_image(distilled=True), "distilled")
+    backbone.pipe.default_sample_size = SIDE // backbone.pipe.vae_scale_factor
+    latents, timesteps = backbone.noised(torch.zeros(2, *backbone.latent_shape), [8, 3])
+    inputs = backbone.inputs(latents, timesteps, ["a cat", "a dog"])
+    assert torch.equal(inputs["timestep"], timesteps) and torch.equal(inputs["timestep_r"], timesteps)
+    assert inputs["guidance"].tolist() == [3250.0] * 4
 
 
 def test_masked_pads_get_exactly_nothing():

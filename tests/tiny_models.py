@@ -214,8 +214,8 @@ def tiny_z_image() -> ZImagePipeline:
     )
 
 
-def tiny_hunyuan_image() -> HunyuanImagePipeline:
-    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 13 letters of ByT5."""
+def tiny_hunyuan_image(distilled: bool = False) -> HunyuanImagePipeline:
+    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 29 letters of ByT5."""
     tokenizer = tiny_qwen_tokenizer()
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
@@ -228,6 +228,8 @@ def tiny_hunyuan_image() -> HunyuanImagePipeline:
         text_embed_dim=20,
         text_embed_2_dim=22,
         rope_axes_dim=(4, 6),
+        guidance_embeds=distilled,
+        use_meanflow=distilled,
     )
     vae = AutoencoderKLHunyuanImage(
         in_channels=3,
