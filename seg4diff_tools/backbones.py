@@ -479,7 +479,8 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
     """
     family = family_of(pipe.transformer)
     if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
-        raise InputError(f"expected a pipeline without {' and '.join(left)}: load it with {left[0]}=None")
+        kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
+        raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

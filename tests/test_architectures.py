@@ -347,16 +347,53 @@ def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
     assert inputs["guidance"].tolist() == [3250.0] * 4
 
 
-def test_masked_pads_get_exactly_nothing():
-    backbone = wrap_pipeline(build("hunyuan-image"))
-    prompt = backbone.encode_prompt('a sign "tree" and a cat')
+def test_hunyuan_image_reads_quoted_text_before_words():
+    prompt = wrap_pipeline(build("hunyuan-image")).encode_prompt('a sign "tree" and a cat')
     letters = [token for token in prompt.tokens if token.reader == "ByT5" and token.kind == "template"]
     assert "".join(token.text for token in letters).startswith('Text "tree"')
     assert prompt.span("cat")[0] > letters[-1].index
+
+
+@pytest.mark.parametrize("name", ["hunyuan-image", "krea2"])
+def test_masked_pads_get_exactly_nothing(name):
+    backbone = wrap_pipeline(build(name))
+    prompt = backbone.encode_prompt('a sign "tree" and a cat')
     (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
     columns = first.i2t().sum(dim=(0, 1, 2))
     pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
-    assert (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+    assert pads.any() and (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "ernie-image"])
+def test_the_shorter_prompt_of_a_batch_is_filled_with_what_gets_nothing(name):
+    backbone, seen = wrap_pipeline(build(name)), []
+    lengths = [len(prompt.tokens) for prompt in backbone.encode_prompt([PROMPT, "a dog"])]
+    with intercept(backbone.transformer, seen.append, layers=[0]):
+        backbone.generate([PROMPT, "a dog"], steps=1, guidance_scale=1.0, negative_prompt="", progress=False)
+    columns = seen[0].i2t().sum(dim=(1, 2))
+    assert columns.shape == (2, lengths[0]) and lengths[1] < lengths[0]
+    assert (columns[0] > 0).all() and (columns[1, : lengths[1]] > 0).all() and (columns[1, lengths[1] :] == 0).all()
+
+
+def test_latents_of_ernie_image_are_those_of_its_pipeline():
+    """It adds 1e-5 to the variance, whatever the configuration of the VAE says."""
+    backbone = wrap_pipeline(build("ernie-image"))
+    pipe, norm = backbone.pipe, backbone.pipe.vae.bn
+    assert pipe.vae.config.batch_norm_eps == 1e-4
+    norm.running_var.fill_(1e-3)
+    pixels = pipe.image_processor.preprocess(Image.fromarray(IMAGE))
+    with torch.no_grad():
+        cells = pipe.vae.encode(pixels).latent_dist.mode()
+    patches = torch.stack([cells[:, :, y::2, x::2] for y in (0, 1) for x in (0, 1)], 2).flatten(1, 2)
+    expected = (patches - norm.running_mean[:, None, None]) / (1e-3 + 1e-5) ** 0.5
+    torch.testing.assert_close(backbone.encode_image(IMAGE), expected)
+
+
+def test_ernie_image_is_refused_with_what_rewrites_prompts():
+    pipe = build("ernie-image")
+    pipe.register_modules(pe=pipe.text_encoder, pe_tokenizer=pipe.tokenizer)
+    with pytest.raises(InputError, match=r"without pe and pe_tokenizer \(.*\): load it with pe=None"):
+        wrap_pipeline(pipe)
 
 
 @pytest.mark.parametrize("name", ["flux-kontext", "flux2-dev", "flux2-klein"])
