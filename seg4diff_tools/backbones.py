@@ -475,11 +475,12 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
 
     Raises:
         UnknownArchitectureError: no family is known for its transformer.
-        InputError: it has a T5 encoder.
+        InputError: it has a part that the family leaves out, such as SD3's T5 encoder.
     """
     family = family_of(pipe.transformer)
     if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
-        raise InputError(f"expected a pipeline without {' and '.join(left)} (T5): load it with {left[0]}=None")
+        kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
+        raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

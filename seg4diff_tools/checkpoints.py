@@ -90,11 +90,13 @@ def load_pipeline(
     ):
         # a processor of text and images keeps its tokenizer inside
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        # a model of text and images says this of its language model alone
+        entries = encoder.config.get_text_config().vocab_size
         # without its files transformers makes an empty tokenizer and says nothing
-        if not encoder.config.vocab_size / 2 < len(tokenizer) <= encoder.config.vocab_size:
+        if not entries / 2 < len(tokenizer) <= entries:
             raise CheckpointError(
                 f"'{source}' has a tokenizer of {len(tokenizer)} entries for a text encoder of "
-                f"{encoder.config.vocab_size}: its tokenizer files are missing or belong to another model"
+                f"{entries}: its tokenizer files are missing or belong to another model"
             )
     return pipe.to(device)
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 from PIL import Image
-from tiny_models import BUILDERS, SIDE, build
+from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
 from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone, wrap_pipeline
+from seg4diff_tools.backbones import Backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families.record import image_then_text
@@ -323,16 +323,77 @@ def test_features_norms_and_budget(backbone):
         assert ((shares > 0) & (shares < 1)).all()
 
 
-def test_masked_pads_get_exactly_nothing():
-    backbone = wrap_pipeline(build("hunyuan-image"))
-    prompt = backbone.encode_prompt('a sign "tree" and a cat')
+# diffusers' own, about a name inside of diffusers
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")
+def test_a_saved_model_reads_prompts_as_before(backbone, tmp_path):
+    backbone.pipe.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path, "cpu")
+    for name in ("tokenizer_max_length", "tokenizer_2_max_length", "default_sample_size"):
+        if hasattr(backbone.pipe, name):
+            setattr(loaded.pipe, name, getattr(backbone.pipe, name))
+    before, after = backbone.encode_prompt(PROMPT), loaded.encode_prompt(PROMPT)
+    assert after.tokens == before.tokens
+    name = backbone.family.text_inputs[0]
+    torch.testing.assert_close(after.inputs[name], before.inputs[name])
+
+
+def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
+    """Not the mean velocity until the end of the step that happened to be rehearsed."""
+    backbone = wrap_pipeline(tiny_hunyuan_image(distilled=True), "distilled")
+    backbone.pipe.default_sample_size = SIDE // backbone.pipe.vae_scale_factor
+    latents, timesteps = backbone.noised(torch.zeros(2, *backbone.latent_shape), [8, 3])
+    inputs = backbone.inputs(latents, timesteps, ["a cat", "a dog"])
+    assert torch.equal(inputs["timestep"], timesteps) and torch.equal(inputs["timestep_r"], timesteps)
+    assert inputs["guidance"].tolist() == [3250.0] * 4
+
+
+def test_hunyuan_image_reads_quoted_text_before_words():
+    prompt = wrap_pipeline(build("hunyuan-image")).encode_prompt('a sign "tree" and a cat')
     letters = [token for token in prompt.tokens if token.reader == "ByT5" and token.kind == "template"]
     assert "".join(token.text for token in letters).startswith('Text "tree"')
     assert prompt.span("cat")[0] > letters[-1].index
+
+
+@pytest.mark.parametrize("name", ["hunyuan-image", "krea2"])
+def test_masked_pads_get_exactly_nothing(name):
+    backbone = wrap_pipeline(build(name))
+    prompt = backbone.encode_prompt('a sign "tree" and a cat')
     (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
     columns = first.i2t().sum(dim=(0, 1, 2))
     pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
-    assert (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+    assert pads.any() and (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "ernie-image"])
+def test_the_shorter_prompt_of_a_batch_is_filled_with_what_gets_nothing(name):
+    backbone, seen = wrap_pipeline(build(name)), []
+    lengths = [len(prompt.tokens) for prompt in backbone.encode_prompt([PROMPT, "a dog"])]
+    with intercept(backbone.transformer, seen.append, layers=[0]):
+        backbone.generate([PROMPT, "a dog"], steps=1, guidance_scale=1.0, negative_prompt="", progress=False)
+    columns = seen[0].i2t().sum(dim=(1, 2))
+    assert columns.shape == (2, lengths[0]) and lengths[1] < lengths[0]
+    assert (columns[0] > 0).all() and (columns[1, : lengths[1]] > 0).all() and (columns[1, lengths[1] :] == 0).all()
+
+
+def test_latents_of_ernie_image_are_those_of_its_pipeline():
+    """It adds 1e-5 to the variance, whatever the configuration of the VAE says."""
+    backbone = wrap_pipeline(build("ernie-image"))
+    pipe, norm = backbone.pipe, backbone.pipe.vae.bn
+    assert pipe.vae.config.batch_norm_eps == 1e-4
+    norm.running_var.fill_(1e-3)
+    pixels = pipe.image_processor.preprocess(Image.fromarray(IMAGE))
+    with torch.no_grad():
+        cells = pipe.vae.encode(pixels).latent_dist.mode()
+    patches = torch.stack([cells[:, :, y::2, x::2] for y in (0, 1) for x in (0, 1)], 2).flatten(1, 2)
+    expected = (patches - norm.running_mean[:, None, None]) / (1e-3 + 1e-5) ** 0.5
+    torch.testing.assert_close(backbone.encode_image(IMAGE), expected)
+
+
+def test_ernie_image_is_refused_with_what_rewrites_prompts():
+    pipe = build("ernie-image")
+    pipe.register_modules(pe=pipe.text_encoder, pe_tokenizer=pipe.tokenizer)
+    with pytest.raises(InputError, match=r"without pe and pe_tokenizer \(.*\): load it with pe=None"):
+        wrap_pipeline(pipe)
 
 
 @pytest.mark.parametrize("name", ["flux-kontext", "flux2-dev", "flux2-klein"])

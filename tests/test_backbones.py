@@ -138,7 +138,7 @@ class TestLoading:
     def test_t5_is_refused(self):
         pipe = tiny_pipeline()
         pipe.text_encoder_3 = torch.nn.Linear(1, 1)
-        with pytest.raises(InputError, match=r"without text_encoder_3 \(T5\)"):
+        with pytest.raises(InputError, match=r"without text_encoder_3 \(Linear\)"):
             wrap_pipeline(pipe)
 
 

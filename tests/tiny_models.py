@@ -43,6 +43,7 @@ from tiny_parts import (
     tiny_t5_tokenizer,
     tiny_vae,
 )
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     ByT5Tokenizer,
     CLIPTextModel,
@@ -80,6 +81,22 @@ def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
     )
 
 
+def tiny_flux2_vae() -> AutoencoderKLFlux2:
+    """A VAE of 4-pixel cells with running statistics of patches."""
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 6, 10),
+        layers_per_block=1,
+        latent_channels=5,
+        norm_num_groups=2,
+        sample_size=56,
+    )
+    torch.nn.init.uniform_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    return vae.eval()
+
+
 def tiny_flux2(dev: bool) -> DiffusionPipeline:
     """FLUX.2 dev or klein: 2 double blocks and 3 single ones, 3 heads of 8."""
     transformer = Flux2Transformer2DModel(
@@ -93,19 +110,8 @@ def tiny_flux2(dev: bool) -> DiffusionPipeline:
         axes_dims_rope=(2, 2, 2, 2),
         guidance_embeds=dev,
     )
-    vae = AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 6, 10),
-        layers_per_block=1,
-        latent_channels=5,
-        norm_num_groups=2,
-        sample_size=56,
-    )
-    torch.nn.init.uniform_(vae.bn.running_mean)
-    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    parts = {"scheduler": scheduler, "vae": vae.eval(), "transformer": sharpened(transformer)}
+    parts = {"scheduler": scheduler, "vae": tiny_flux2_vae(), "transformer": sharpened(transformer)}
     if dev:
         encoder, processor = tiny_mistral(14)
         return Flux2Pipeline(text_encoder=encoder, tokenizer=processor, **parts)
@@ -214,8 +220,8 @@ def tiny_z_image() -> ZImagePipeline:
     )
 
 
-def tiny_hunyuan_image() -> HunyuanImagePipeline:
-    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 13 letters of ByT5."""
+def tiny_hunyuan_image(distilled: bool = False) -> HunyuanImagePipeline:
+    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 29 letters of ByT5."""
     tokenizer = tiny_qwen_tokenizer()
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
@@ -228,6 +234,8 @@ def tiny_hunyuan_image() -> HunyuanImagePipeline:
         text_embed_dim=20,
         text_embed_2_dim=22,
         rope_axes_dim=(4, 6),
+        guidance_embeds=distilled,
+        use_meanflow=distilled,
     )
     vae = AutoencoderKLHunyuanImage(
         in_channels=3,
@@ -321,6 +329,37 @@ def tiny_krea2() -> DiffusionPipeline:
     )
 
 
+def tiny_ernie_image() -> DiffusionPipeline:
+    """ERNIE-Image: 5 blocks, 3 heads of 10, without the enhancer of prompts."""
+    from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
+
+    encoder, processor = tiny_mistral(14, layers=4)
+    tokenizer = processor.tokenizer
+    start = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=start)
+    tokenizer.model_max_length, tokenizer.padding_side = 211, "right"
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=30,
+        num_attention_heads=3,
+        num_layers=5,
+        ffn_hidden_size=37,
+        in_channels=4 * 5,
+        out_channels=4 * 5,
+        text_in_dim=14,
+        rope_axes_dim=(2, 4, 4),
+    )
+    # fresh ones are zero, and what attention puts out would be lost
+    for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return ErnieImagePipeline(
+        transformer=sharpened(transformer),
+        vae=tiny_flux2_vae(),
+        text_encoder=encoder.model,
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
@@ -336,10 +375,11 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "hunyuan-image": tiny_hunyuan_image,
     "ovis-image": tiny_ovis_image,
     "krea2": tiny_krea2,
+    "ernie-image": tiny_ernie_image,
 }
 
 
-SINCE = {"flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "krea2": "0.42.0"}
+SINCE = {"flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
 
 

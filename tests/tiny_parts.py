@@ -85,8 +85,8 @@ class TextProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template)
 
 
-def tiny_mistral(width: int) -> tuple[Mistral3ForConditionalGeneration, TextProcessor]:
-    """A small Mistral 3 of 30 layers, of which only the language model runs, and what reads its chats."""
+def tiny_mistral(width: int, layers: int = 30) -> tuple[Mistral3ForConditionalGeneration, TextProcessor]:
+    """A small Mistral 3, of which only the language model runs, and what reads its chats."""
     tokenizer = tiny_qwen_tokenizer(padding_side="left", bos_token="<s>")
     tokenizer.add_tokens(["<s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], special_tokens=True)
     template = (
@@ -94,7 +94,7 @@ def tiny_mistral(width: int) -> tuple[Mistral3ForConditionalGeneration, TextProc
         "[SYSTEM_PROMPT]{{ message.content[0].text }}[/SYSTEM_PROMPT]{% else %}"
         "[INST]{{ message.content[0].text }}[/INST]{% endif %}{% endfor %}"
     )
-    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": 30, "head_dim": 6}
+    text = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": layers, "head_dim": 6}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
     vision = {"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
     config = Mistral3Config(

@@ -12,6 +12,7 @@ from torch import nn
 from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.chroma import CHROMA
+from seg4diff_tools.families.ernie import ERNIE_IMAGE
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
 from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
@@ -23,7 +24,9 @@ from seg4diff_tools.families.sd3 import SD3
 from seg4diff_tools.families.transformers import transformer_of, uncompiled
 from seg4diff_tools.families.zimage import Z_IMAGE
 
-FAMILIES: list[Family] = [SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2]
+FAMILIES: list[Family] = [
+    *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
+]
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight", "transformer_of", "uncompiled"]
 

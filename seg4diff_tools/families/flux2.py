@@ -45,21 +45,29 @@ def _reader(pipe: Any) -> tuple[Any, int]:
     return tokenizer, chat_room(tokenizer, render, TOKENS)
 
 
-def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(pipe: Any, like: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     norm = pipe.vae.bn
-    deviation = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    deviation = (norm.running_var + (pipe.vae.config.batch_norm_eps if eps is None else eps)).sqrt()
     mean, deviation = (value.view(1, -1, 1, 1).to(like) for value in (norm.running_mean, deviation))
     return mean, deviation
 
 
-def _encode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps: float | None = None) -> Latents:
+    """Latents of FLUX.2's VAE, cut into patches of 2 x 2 cells and normalised by its running statistics.
+
+    Args:
+        pipe: the pipeline.
+        pixels: from -1 to 1.
+        eps: what the pipeline adds to the variance; None for what the VAE's configuration says.
+    """
     latents = pipe._patchify_latents(pipe.vae.encode(pixels).latent_dist.mode())
-    mean, deviation = _statistics(pipe, latents)
+    mean, deviation = _statistics(pipe, latents, eps)
     return (latents - mean) / deviation
 
 
-def _decode(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
-    mean, deviation = _statistics(pipe, latents)
+def decode_patches(pipe: Any, latents: Latents, eps: float | None = None) -> Float[Tensor, "image 3 height width"]:
+    """Pixels from -1 to 1 of what `encode_patches` gave."""
+    mean, deviation = _statistics(pipe, latents, eps)
     return pipe.vae.decode(pipe._unpatchify_latents(latents * deviation + mean), return_dict=False)[0]
 
 
@@ -79,8 +87,8 @@ FLUX2 = Family(
     takes_packed=False,
     cell=lambda pipe: 2 * pipe.vae_scale_factor,
     channels=lambda pipe: pipe.transformer.config.in_channels,
-    encode=_encode,
-    decode=_decode,
+    encode=encode_patches,
+    decode=decode_patches,
     # dev reads the scale; klein's first forward is the prompt's in any case
     plain={},
     guidance_scale=4.0,

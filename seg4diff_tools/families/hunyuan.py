@@ -39,6 +39,14 @@ def _reader(pipe: Any) -> tuple[Any, int]:
     return pipe.tokenizer, pipe.tokenizer_max_length + pipe.prompt_template_encode_start_idx - frame
 
 
+def _at_an_instant(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The distilled model predicts the mean velocity of the time until `timestep_r`; of no time, it is the velocity itself.
+
+    A departure from the pipeline, which gives it the next timestep of its schedule; a timestep alone has none.
+    """
+    return inputs if inputs.get("timestep_r") is None else inputs | {"timestep_r": inputs["timestep"]}
+
+
 HUNYUAN_IMAGE = Family(
     name="hunyuan-image",
     pipelines=("HunyuanImagePipeline",),
@@ -50,6 +58,7 @@ HUNYUAN_IMAGE = Family(
     text_inputs=(*STREAMS, "encoder_attention_mask", "encoder_attention_mask_2"),
     streams=STREAMS,
     cells=1,
+    adjust=_at_an_instant,
     plain={},
     scale_name="distilled_guidance_scale",
     guidance_scale=3.25,

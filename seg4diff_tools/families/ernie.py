@@ -1,0 +1,47 @@
+"""ERNIE-Image: [image, language model's tokens] in single blocks; as many text tokens as the longest prompt has, pads are masked."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from seg4diff_tools.families.flux2 import decode_patches, encode_patches
+from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
+from seg4diff_tools.prompts import Token, label_template
+
+EPS = 1e-5
+
+
+def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
+    patch = transformer.config.patch_size
+    rows, columns = (side // patch for side in inputs["hidden_states"].shape[-2:])
+    return image_then_text((rows, columns), inputs["text_bth"].shape[1])
+
+
+def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    return label_template(pipe.tokenizer, text, length)
+
+
+def _reader(pipe: Any) -> tuple[Any, int]:
+    return pipe.tokenizer, pipe.tokenizer.model_max_length - pipe.tokenizer.num_special_tokens_to_add()
+
+
+# The prompt enhancer is left out: it would replace the words that are looked for.
+ERNIE_IMAGE = Family(
+    name="ernie-image",
+    pipelines=("ErnieImagePipeline",),
+    transformer="ErnieImageTransformer2DModel",
+    layout=_layout,
+    label=_label,
+    reader=_reader,
+    stacks=(("layers", "self_attention"),),
+    text_inputs=("text_bth", "text_lens"),
+    cells=1,
+    native=lambda pipe: getattr(pipe, "default_sample_size", 64) * pipe.vae_scale_factor,
+    channels=lambda pipe: pipe.transformer.config.in_channels,
+    # the pipeline's own number, not that of the VAE's configuration
+    encode=partial(encode_patches, eps=EPS),
+    decode=partial(decode_patches, eps=EPS),
+    guidance_scale=4.0,
+    dropped=("pe", "pe_tokenizer"),
+)
