@@ -5,11 +5,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.guiders import AdaptiveProjectedMixGuidance
+from packaging.version import Version
 from PIL import Image
 from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
 from torch.overrides import TorchFunctionMode
@@ -366,6 +368,8 @@ def test_masked_pads_get_exactly_nothing(name):
 
 @pytest.mark.parametrize("name", ["qwen-image", "ernie-image"])
 def test_the_shorter_prompt_of_a_batch_is_filled_with_what_gets_nothing(name):
+    if Version(diffusers.__version__) < Version("0.37"):
+        pytest.skip(f"diffusers {diffusers.__version__} lets images attend to what fills a prompt up")
     backbone, seen = wrap_pipeline(build(name)), []
     lengths = [len(prompt.tokens) for prompt in backbone.encode_prompt([PROMPT, "a dog"])]
     with intercept(backbone.transformer, seen.append, layers=[0]):
