@@ -245,7 +245,7 @@ class Backbone:
         """
         if steps < 1:
             raise InputError(f"expected at least one step, got steps={steps}")
-        key = "schedule", self._pixels(size), steps
+        key = "schedule", self._pixels(size), steps, self.pipe.scheduler
         if key not in self._rehearsed:
             scheduler = self._rehearse("", size, steps).scheduler
             self._rehearsed[key] = scheduler.timesteps.cpu().float()[:steps], scheduler.sigmas.cpu().float()[:steps]
@@ -336,7 +336,7 @@ class Backbone:
             **{name: rows([value] * len(noisy)) for name, value in shared.items()},
             **stack_prompts(prompts, share),
             self.family.latents: self.pack(noisy.to(self.device, self.dtype)),
-            self.family.timestep: timestep if slope == 1.0 else start + slope * timestep,
+            self.family.timestep: start + slope * timestep,
             "return_dict": False,
         }
         return self.family.adjust(inputs)
@@ -377,9 +377,7 @@ class Backbone:
             PromptError: a prompt does not fit.
             InputError: a size that the model cannot take, or seeds that do not match the prompts.
         """
-        prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
-        if not prompts:
-            raise InputError("expected at least one prompt, got an empty list")
+        prompts = _listed(prompt)
         texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
         for text in (*texts, negative_prompt or ""):
             check_prompt(*self.family.reader(self.pipe), text)
@@ -433,10 +431,7 @@ class Backbone:
         return height, width
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:
-        prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
-        if not prompts:
-            raise InputError("expected at least one prompt, got an empty list")
-        return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in prompts]
+        return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in _listed(prompt)]
 
 
 def load_backbone(
@@ -493,6 +488,13 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         card.get("expert_layer", published),
         float(card.get("guidance_scale", family.guidance_scale)),
     )
+
+
+def _listed(prompt: Prompts) -> list[str | Prompt]:
+    prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
+    if not prompts:
+        raise InputError("expected at least one prompt, got an empty list")
+    return prompts
 
 
 def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.datasets import Sample
+from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.readings import read
 
@@ -54,7 +52,7 @@ def reading_scores(
         raise InputError(f"expected samples and readings, got {len(samples)} samples and {len(readings)} readings")
     common: dict[str, Any] = {"steps_from_end": steps_from_end, "steps": steps, "seed": seed}
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
-    things = [i for i, name in enumerate(vocabulary) if all(name not in _stuff(sample) for sample in samples)]
+    things = [i for i, name in enumerate(vocabulary) if all(name not in background_of(sample) for sample in samples)]
     counts = torch.zeros(len(readings), len(samples), len(vocabulary), len(vocabulary), dtype=torch.int64)
     seconds = np.zeros((len(readings), len(samples)))
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} readings")):
@@ -69,7 +67,7 @@ def reading_scores(
             found = metrics.renumber(labels, sample.class_names, vocabulary, ignore=-1)
             counts[row, index] = metrics.confusion(found, target, len(vocabulary), ignore=-1)
     totals = counts.sum(1)
-    drawn = np.stack([_drawn_miou(each, draws) for each in counts])
+    drawn = np.stack([metrics.bootstrap_miou(each, draws).numpy() for each in counts])
     low, high = np.nanquantile(drawn, [0.025, 0.975], axis=1)
     gain_low, gain_high = np.nanquantile(drawn - drawn[0], [0.025, 0.975], axis=1)
     scores = metrics.miou(totals).numpy()
@@ -88,17 +86,3 @@ def reading_scores(
             "images": len(samples),
         }
     )
-
-
-def _drawn_miou(counts: Int[Tensor, "image true predicted"], draws: int) -> Float[np.ndarray, " draw"]:
-    """mIoU of sets of images that are drawn with replacement; the same draws for each call."""
-    images, classes = counts.shape[:2]
-    often = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=draws)
-    # in fp64 these sums of pixels are exact
-    sums = torch.from_numpy(often).double() @ counts.flatten(1).double()
-    return metrics.miou(sums.long().unflatten(1, (classes, classes))).numpy()
-
-
-def _stuff(sample: Sample) -> tuple[str, ...]:
-    background = getattr(sample, "background", ())
-    return (background,) if isinstance(background, str) else tuple(background)

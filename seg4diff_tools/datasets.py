@@ -36,6 +36,16 @@ class Sample(Protocol):
     caption: str
 
 
+def background_of(sample: Sample) -> tuple[str, ...]:
+    """Names of a sample's classes that are stuff and not objects.
+
+    Args:
+        sample: its `background` is one name or several, or is missing.
+    """
+    background = getattr(sample, "background", ())
+    return (background,) if isinstance(background, str) else tuple(background)
+
+
 @dataclass(frozen=True)
 class LabelledImage:
     """An image with its label map.

@@ -233,14 +233,14 @@ def attention_budget(
 
             def add(call: JointAttention, part: slice, step=step) -> None:
                 keys = call.query.shape[2]
-                masses = call.masses().mean(1).double().cpu()
-                for query, block, own in (("image", "i2t", masses[:, 0]), ("text", "t2t", masses[:, 2])):
+                for query, block in (("image", "i2t"), ("text", "t2t")):
                     columns = call.head_mean(block).mean(1).double().cpu()
+                    others = call.mass_of_others(block[0]).mean(1).double().cpu()
                     for row, kinds in enumerate(parts[part]):
                         shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
                         counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
                         whole = columns[row].sum().item()
-                        shares |= {"text": whole, "image": own[row].item()}
+                        shares |= {"text": whole, "image": 1 - whole - others[row].item()}
                         counts |= {"text": call.text_tokens / keys, "image": call.image_tokens / keys}
                         for name, share in shares.items():
                             key = call.layer, step, query, name

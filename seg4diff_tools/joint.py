@@ -144,19 +144,20 @@ class JointAttention:
         ones = self.query.new_ones(self.text_tokens, 1, dtype=working_dtype(self.query))
         i2t = self.block("i2t", heads=heads, spans=ones, workspace=workspace).mean(dim=(2, 3))
         t2t = self.block("t2t", heads=heads, workspace=workspace).sum(dim=3).mean(dim=2)
-        i2i, t2i = 1 - i2t, 1 - t2t
-        if self.image_tokens + self.text_tokens < self.query.shape[2]:
-            i2i, t2i = (
-                i2i - self._mass_of_others("i", heads, workspace),
-                t2i - self._mass_of_others("t", heads, workspace),
-            )
+        i2i = 1 - i2t - self.mass_of_others("i", heads, workspace=workspace)
+        t2i = 1 - t2t - self.mass_of_others("t", heads, workspace=workspace)
         return torch.stack([i2i, i2t, t2i, t2t], dim=-1)
 
-    def _mass_of_others(
-        self, side: str, heads: Sequence[int] | None, workspace: int | None
+    def mass_of_others(
+        self, side: Literal["i", "t"], heads: Sequence[int] | None = None, *, workspace: int | None = None
     ) -> Float[Tensor, "batch heads"]:
-        """What queries of a side give to keys that are neither image nor text, summed over keys, averaged over queries."""
+        """What queries of a side give to keys that are neither image nor text, summed over keys, averaged over queries.
+
+        Args: side is "i" for image queries or "t" for text queries; the others as for `block`.
+        """
         heads = range(self.query.shape[1]) if heads is None else heads
+        if self.image_tokens + self.text_tokens == self.query.shape[2]:
+            return self.lse.new_zeros(len(self.query), len(heads), dtype=working_dtype(self.query))
         sums = [
             sum(piece.sum(dim=(1, 2, 3)) for _, piece in self._pieces(f"{side}2o", [head], None, None, workspace))
             for head in heads

@@ -4,6 +4,7 @@ An edit is a matrix M on the text axis, A_I2T becomes A_I2T M, so that the outpu
 A_I2T (M - 1) V_text, and only this thin product is computed. The model itself is never touched.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
     if scale < 0:
         raise InputError(f"expected a guidance scale of at least 0, got {scale}")
     transformer, pipeline = transformer_of(model), getattr(model, "pipe", model)
-    family, turn = family_of(transformer), []
+    family, turns = family_of(transformer), Counter[float]()
 
     def guide(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         inputs = family.forward_inputs(module, args, kwargs)
@@ -196,9 +197,11 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
         batch, weight = len(inputs[family.latents]), guidance_weight(pipeline)
         rows = slice(0, batch)
         if weight is not None and family.sequential:
-            turn.append(family.timesteps(inputs)[0].item())
             # the branch of this forward follows from how many ran at its timestep before
-            if family.branches[(turn.count(turn[-1]) - 1) % len(family.branches)] != "cond":
+            timestep = family.timesteps(inputs)[0].item()
+            branch = family.branches[turns[timestep] % len(family.branches)]
+            turns[timestep] += 1
+            if branch != "cond":
                 return
         elif weight is not None:
             share = batch // len(family.branches)

@@ -213,10 +213,13 @@ def label_template(
         else:
             kind = "end" if token == tokenizer.eos_token_id else "start"
             tokens.append(Token(len(tokens), f"<{kind}>", kind, reader=reader))
-    pads = [Token(i, "<pad>", "pad", reader=reader) for i in range(length - len(tokens))]
-    if left:
-        return (*pads, *(replace(token, index=token.index + len(pads)) for token in tokens))
-    return (*tokens, *(replace(pad, index=pad.index + len(tokens)) for pad in pads))
+    pads = [Token(0, "<pad>", "pad", reader=reader)] * (length - len(tokens))
+    return numbered([*pads, *tokens] if left else [*tokens, *pads])
+
+
+def numbered(tokens: Sequence[Token]) -> tuple[Token, ...]:
+    """Tokens in this order, each with its place as index."""
+    return tuple(replace(token, index=index) for index, token in enumerate(tokens))
 
 
 def _too_long(text: str, count: int, room: int, lost: int) -> str:

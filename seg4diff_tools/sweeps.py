@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.cache import model_fingerprint
-from seg4diff_tools.datasets import Sample
+from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import Fit, open_images
 from seg4diff_tools.prompts import Prompt
@@ -276,7 +276,9 @@ def _group(
         predicted = list(settings["vocabulary"] or sample.class_names)
         true = [name for name in predicted if name in sample.class_names]
         counts = _confusion(one, target.to(one.device), settings)[:, [predicted.index(name) for name in true]]
-        record = Counts(index, counts.astype(np.int32), tuple(true), tuple(predicted), _stuff(sample), fingerprint)
+        record = Counts(
+            index, counts.astype(np.int32), tuple(true), tuple(predicted), background_of(sample), fingerprint
+        )
         records.append(record)
     for record, path in zip(records, paths, strict=True):
         if path is not None:
@@ -337,15 +339,10 @@ def _placed(record: Counts, names: Sequence[str]) -> Int[Tensor, "configuration 
     return placed
 
 
-def _stuff(sample: Sample) -> tuple[str, ...]:
-    background = getattr(sample, "background", ())
-    return (background,) if isinstance(background, str) else tuple(background)
-
-
 def _fingerprint(sample: Sample, picture: Image.Image) -> str:
     content = hashlib.sha256(picture.tobytes())
     content.update(np.asarray(sample.label_map).astype(np.int64).tobytes())
-    content.update(repr((list(sample.class_names), _stuff(sample))).encode())
+    content.update(repr((list(sample.class_names), background_of(sample))).encode())
     return content.hexdigest()
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_pipeline
 from tiny_parts import sharpened
 
-from seg4diff_tools import comparisons, metrics, readings
+from seg4diff_tools import metrics, readings
 from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.comparisons import reading_scores
 from seg4diff_tools.datasets import LabelledImage
@@ -67,21 +67,6 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
     assert table.loc[0, ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
     # the comparison is not one of a reading with itself
     assert (table.mIoU.nunique(), (table.gain_low < table.gain_high)[1:].all()) == (3, True)
-
-
-def test_bootstrap_by_a_plain_loop():
-    counts = torch.from_numpy(np.random.default_rng(1).integers(0, 50, (7, 3, 3)))
-    counts[:5, 2] = 0  # a class that some draws miss
-    often = np.random.default_rng(0).multinomial(7, [1 / 7] * 7, size=13)
-    assert (often[:, 5:].sum(1) == 0).any()
-    expected = []
-    for draw in often:
-        total = sum(int(times) * one for times, one in zip(draw, counts, strict=True))
-        ious = [
-            total[k, k] / (total[k].sum() + total[:, k].sum() - total[k, k]) for k in range(3) if total[k].sum() > 0
-        ]
-        expected.append(float(sum(ious) / len(ious)))
-    np.testing.assert_allclose(comparisons._drawn_miou(counts, 13), expected, rtol=1e-6)
 
 
 def test_same_image_again_has_no_interval(backbone, samples):

@@ -155,6 +155,21 @@ def test_bootstrap_draws_images():
     torch.testing.assert_close(equal, metrics.miou(confusions[0]).expand(11))
 
 
+def test_bootstrap_by_a_plain_loop():
+    counts = torch.from_numpy(np.random.default_rng(1).integers(0, 50, (7, 3, 3)))
+    counts[:5, 2] = 0  # a class that some draws miss
+    drawn = torch.randint(7, (13, 7), generator=torch.Generator().manual_seed(0))
+    assert (drawn < 5).all(1).any()
+    expected = []
+    for draw in drawn:
+        total = sum(counts[image] for image in draw)
+        ious = [
+            total[k, k] / (total[k].sum() + total[:, k].sum() - total[k, k]) for k in range(3) if total[k].sum() > 0
+        ]
+        expected.append(float(sum(ious) / len(ious)))
+    np.testing.assert_allclose(metrics.bootstrap_miou(counts, 13), expected, rtol=1e-6)
+
+
 def test_bootstrap_with_two_images_by_hand():
     # one pixel each, one right and one wrong: of two draws 0, 1 or 2 are right
     confusions = torch.tensor([[[1, 0], [0, 0]], [[0, 1], [0, 0]]])

@@ -1,25 +1,17 @@
 """AuraFlow: [registers, T5 tokens, image], joint blocks first, then single ones; pads are zero vectors."""
 
 import math
-from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.families.record import Family, Inputs, Layout, text_then_image
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.families.record import Family, Inputs, Layout, label_alone, patch_grid, text_then_image
 
 T5_TOKENS = 256
 
 
 def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
-    patch = transformer.config.patch_size
-    rows, columns = (side // patch for side in inputs["hidden_states"].shape[-2:])
-    registers = transformer.register_tokens.shape[1]
-    return text_then_image((rows, columns), inputs["encoder_hidden_states"].shape[1], registers=registers)
-
-
-def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    return label_template(pipe.tokenizer, text, length)
+    grid, registers = patch_grid(transformer, inputs["hidden_states"]), transformer.register_tokens.shape[1]
+    return text_then_image(grid, inputs["encoder_hidden_states"].shape[1], registers=registers)
 
 
 AURAFLOW = Family(
@@ -27,7 +19,7 @@ AURAFLOW = Family(
     pipelines=("AuraFlowPipeline",),
     transformer="AuraFlowTransformer2DModel",
     layout=_layout,
-    label=_label,
+    label=label_alone,
     reader=lambda pipe: (pipe.tokenizer, T5_TOKENS - 2),
     stacks=(("joint_transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
     clock=(0.0, 1e-3),

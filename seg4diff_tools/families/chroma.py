@@ -5,12 +5,7 @@ from typing import Any
 import torch
 
 from seg4diff_tools.families.flux import T5_TOKENS, packed_layout
-from seg4diff_tools.families.record import Family
-from seg4diff_tools.prompts import Token, label_template
-
-
-def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    return label_template(pipe.tokenizer, text, length)
+from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, label_alone
 
 
 def _with_mask_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -25,9 +20,9 @@ CHROMA = Family(
     pipelines=("ChromaPipeline",),
     transformer="ChromaTransformer2DModel",
     layout=packed_layout,
-    label=_label,
+    label=label_alone,
     reader=lambda pipe: (pipe.tokenizer, T5_TOKENS - 1),
-    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    stacks=DOUBLE_AND_SINGLE,
     clock=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "txt_ids", "attention_mask"),
     packed=True,

@@ -6,20 +6,13 @@ from typing import Any
 from torch import nn
 
 from seg4diff_tools.families.flux2 import decode_patches, encode_patches
-from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text, label_alone, patch_grid
 
 EPS = 1e-5
 
 
 def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
-    patch = transformer.config.patch_size
-    rows, columns = (side // patch for side in inputs["hidden_states"].shape[-2:])
-    return image_then_text((rows, columns), inputs["text_bth"].shape[1])
-
-
-def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    return label_template(pipe.tokenizer, text, length)
+    return image_then_text(patch_grid(transformer, inputs["hidden_states"]), inputs["text_bth"].shape[1])
 
 
 def _reader(pipe: Any) -> tuple[Any, int]:
@@ -32,12 +25,11 @@ ERNIE_IMAGE = Family(
     pipelines=("ErnieImagePipeline",),
     transformer="ErnieImageTransformer2DModel",
     layout=_layout,
-    label=_label,
+    label=label_alone,
     reader=_reader,
     stacks=(("layers", "self_attention"),),
     text_inputs=("text_bth", "text_lens"),
     cells=1,
-    native=lambda pipe: getattr(pipe, "default_sample_size", 64) * pipe.vae_scale_factor,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     # the pipeline's own number, not that of the VAE's configuration
     encode=partial(encode_patches, eps=EPS),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.families.record import Family, Inputs, Layout, text_then_image
+from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Inputs, Layout, text_then_image
 from seg4diff_tools.prompts import Token, label_template
 
 T5_TOKENS = 512
@@ -33,7 +33,7 @@ FLUX = Family(
     layout=packed_layout,
     label=_label,
     reader=lambda pipe: (pipe.tokenizer_2, T5_TOKENS - 1),
-    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    stacks=DOUBLE_AND_SINGLE,
     clock=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "pooled_projections", "txt_ids"),
     packed=True,

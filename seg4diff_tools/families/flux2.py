@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
-from seg4diff_tools.families.record import Family, Latents
+from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Latents
 from seg4diff_tools.prompts import Token
 
 TOKENS = 512
@@ -79,7 +79,7 @@ FLUX2 = Family(
     layout=packed_layout,
     label=_label,
     reader=_reader,
-    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    stacks=DOUBLE_AND_SINGLE,
     clock=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "txt_ids"),
     cells=1,

@@ -5,16 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
-from seg4diff_tools.prompts import Token, label_template
+from seg4diff_tools.families.chat import chat_room
+from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Inputs, Layout, image_then_text, patch_grid
+from seg4diff_tools.prompts import Token, label_template, numbered
 
 STREAMS = ("encoder_hidden_states", "encoder_hidden_states_2")
 
 
 def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
-    sides = zip(inputs["hidden_states"].shape[-2:], transformer.config.patch_size, strict=True)
-    rows, columns = (side // patch for side, patch in sides)
-    return image_then_text((rows, columns), HUNYUAN_IMAGE.text_length(inputs))
+    return image_then_text(patch_grid(transformer, inputs["hidden_states"]), HUNYUAN_IMAGE.text_length(inputs))
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
@@ -28,15 +27,12 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
     read = [token for token in words if token.kind != "pad"]
     pads = [Token(0, "<pad>", "pad", reader="ByT5")] * (glyphs - len(ids))
     rest = [token for token in words if token.kind == "pad"]
-    return tuple(
-        Token(index, token.text, token.kind, token.start, token.stop, token.reader)
-        for index, token in enumerate([*letters, *read, *pads, *rest])
-    )
+    return numbered([*letters, *read, *pads, *rest])
 
 
 def _reader(pipe: Any) -> tuple[Any, int]:
-    frame = len(pipe.tokenizer(pipe.prompt_template_encode.format("")).input_ids)
-    return pipe.tokenizer, pipe.tokenizer_max_length + pipe.prompt_template_encode_start_idx - frame
+    tokens = pipe.tokenizer_max_length + pipe.prompt_template_encode_start_idx
+    return pipe.tokenizer, chat_room(pipe.tokenizer, pipe.prompt_template_encode.format, tokens)
 
 
 def _at_an_instant(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +50,7 @@ HUNYUAN_IMAGE = Family(
     layout=_layout,
     label=_label,
     reader=_reader,
-    stacks=(("transformer_blocks", "attn"), ("single_transformer_blocks", "attn")),
+    stacks=DOUBLE_AND_SINGLE,
     text_inputs=(*STREAMS, "encoder_attention_mask", "encoder_attention_mask_2"),
     streams=STREAMS,
     cells=1,

@@ -1,14 +1,14 @@
 """Krea 2: [language model's tokens, image] in single blocks with grouped keys; pads, before the template's end, are masked."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from seg4diff_tools.families.chat import chat_room
 from seg4diff_tools.families.qwen import decode_frame, encode_frame
 from seg4diff_tools.families.record import Family, Inputs, Layout, text_then_image
-from seg4diff_tools.prompts import Token, label_template, reader_name
+from seg4diff_tools.prompts import Token, label_template, numbered, reader_name
 
 TOKENS = 512
 
@@ -27,13 +27,12 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
     last = [
         Token(0, pipe.tokenizer.decode([number]), "template", reader=reader_name(pipe.tokenizer)) for number in ending
     ]
-    return tuple(replace(token, index=index) for index, token in enumerate([*tokens, *last]))
+    return numbered([*tokens, *last])
 
 
 def _reader(pipe: Any) -> tuple[Any, int]:
-    frame = len(pipe.tokenizer(pipe.prompt_template_encode_prefix).input_ids)
-    skipped, ending = pipe.prompt_template_encode_start_idx, pipe.prompt_template_encode_num_suffix_tokens
-    return pipe.tokenizer, TOKENS + skipped - ending - frame
+    tokens = TOKENS + pipe.prompt_template_encode_start_idx - pipe.prompt_template_encode_num_suffix_tokens
+    return pipe.tokenizer, chat_room(pipe.tokenizer, lambda text: pipe.prompt_template_encode_prefix + text, tokens)
 
 
 def _with_places_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +56,6 @@ KREA2 = Family(
     encode=encode_frame,
     decode=decode_frame,
     adjust=_with_places_of_the_image,
-    native=lambda pipe: getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor,
     plain={"guidance_scale": 0.0},
     guidance_scale=4.5,
     surplus=1.0,

@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn, tensor
 
+from seg4diff_tools.families.chat import chat_room
 from seg4diff_tools.families.record import Family, Inputs, Latents, Layout, text_then_image
 from seg4diff_tools.prompts import Token, label_template
 
@@ -23,8 +24,8 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
 
 
 def _reader(pipe: Any) -> tuple[Any, int]:
-    frame = pipe.tokenizer(pipe.prompt_template_encode.format("")).input_ids
-    return pipe.tokenizer, TOKENS - len(frame) + pipe.prompt_template_encode_start_idx
+    tokens = TOKENS + pipe.prompt_template_encode_start_idx
+    return pipe.tokenizer, chat_room(pipe.tokenizer, pipe.prompt_template_encode.format, tokens)
 
 
 def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.prompts import Token
+from seg4diff_tools.prompts import Token, label_template
 
 Inputs = Mapping[str, Any]
 """What a pipeline hands to its transformer, by name."""
@@ -51,6 +51,28 @@ def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, ref
     """
     start, image = registers + text, grid[0] * grid[1]
     return Layout(grid, slice(start, start + image), slice(registers, start), start + image + references)
+
+
+def patch_grid(transformer: nn.Module, latents: Tensor) -> tuple[int, int]:
+    """Rows and columns of image tokens, where the transformer cuts latents [... rows columns] into patches by itself."""
+    patch = transformer.config.patch_size
+    down, across = (patch, patch) if isinstance(patch, int) else patch
+    return latents.shape[-2] // down, latents.shape[-1] // across
+
+
+def label_alone(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
+    """Names of text tokens, where the pipeline's one tokenizer reads the prompt as it is."""
+    return label_template(pipe.tokenizer, text, length)
+
+
+def native_side(pipe: Any) -> int:
+    """Side in pixels of the square that a pipeline makes where it is asked for no size; a megapixel where it does not say."""
+    cells = getattr(pipe, "default_sample_size", None)
+    return 1024 if cells is None else cells * pipe.vae_scale_factor
+
+
+DOUBLE_AND_SINGLE = (("transformer_blocks", "attn"), ("single_transformer_blocks", "attn"))
+"""The stacks of blocks with two streams, then of those with one, as FLUX.1 names them."""
 
 
 def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
@@ -122,7 +144,7 @@ class Family:
     packed: bool = False
     takes_packed: bool = True
     adjust: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
-    native: Callable[[Any], int] = lambda pipe: pipe.default_sample_size * pipe.vae_scale_factor
+    native: Callable[[Any], int] = native_side
     widest: Callable[[nn.Module], int | None] = lambda transformer: None
     cell: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
@@ -177,8 +199,7 @@ class Family:
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""
         start, slope = self.clock
-        read = torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1)
-        return read if self.clock == (0.0, 1.0) else (read - start) / slope
+        return (torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1) - start) / slope
 
     def expert_layer(self, transformer: nn.Module) -> int:
         """The published expert layer of a model of this depth.

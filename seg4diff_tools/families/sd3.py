@@ -4,14 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text
+from seg4diff_tools.families.record import Family, Inputs, Layout, image_then_text, patch_grid
 from seg4diff_tools.prompts import Token, label_clip
 
 
 def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
-    patch = transformer.config.patch_size
-    rows, columns = (side // patch for side in inputs["hidden_states"].shape[-2:])
-    return image_then_text((rows, columns), inputs["encoder_hidden_states"].shape[1])
+    return image_then_text(patch_grid(transformer, inputs["hidden_states"]), inputs["encoder_hidden_states"].shape[1])
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:

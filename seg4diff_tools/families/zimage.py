@@ -64,7 +64,6 @@ Z_IMAGE = Family(
     clock=(1.0, -1e-3),
     text_inputs=("cap_feats",),
     adjust=_as_lists_of_frames,
-    native=lambda pipe: getattr(pipe, "default_sample_size", 128) * pipe.vae_scale_factor,
     velocity=_velocity,
     plain={"guidance_scale": 0.0},
     guidance_scale=5.0,
