@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int, Integer, Num
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -280,10 +280,28 @@ def bootstrap_miou(
 
     Source: Efron, "Bootstrap methods", Annals of Statistics 1979.
     """
-    count = len(confusions)
+    return bootstrap(*_counts(confusions), draws, seed)
+
+
+def bootstrap(
+    hits: Num[Tensor, "image class"],
+    true: Num[Tensor, "image class"],
+    predicted: Num[Tensor, "image class"],
+    draws: int = 1000,
+    seed: int = 0,
+) -> Float[Tensor, " draw"]:
+    """`bootstrap_miou` from what it needs of the confusion matrices.
+
+    Args:
+        hits: pixels of each class that were found.
+        true: pixels of each class.
+        predicted: pixels that were taken for each class.
+        draws, seed: as for `bootstrap_miou`.
+    """
+    count = len(hits)
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     times = torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    return _iou(*(times @ each for each in _counts(confusions))).nanmean(-1)
+    return _iou(*(times @ each.double() for each in (hits, true, predicted))).nanmean(-1)
 
 
 def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) -> pd.DataFrame:

@@ -78,6 +78,38 @@ for each image and run, computes in float16, and brings pictures to 640 pixels f
 """
 
 
+_COLUMNS = {
+    "voc20": "VOC20",
+    "voc21": "VOC21",
+    "pc59": "PC59",
+    "coco-object": "Object",
+    "coco-stuff27": "Stuff-27",
+    "ade150": "ADE",
+    "cityscapes": "City",
+}
+
+
+def scores_of(dataset: str, number: int) -> pd.DataFrame:
+    """What table 1 or 2 prints for one data set.
+
+    Args:
+        dataset: a name of `datasets.published`.
+        number: 1 or 2.
+
+    Returns:
+        Columns model, backbone, trained_on, mIoU (0..1); no rows for a data set that the table does not have.
+
+    Raises:
+        InputError: another table.
+    """
+    printed, column = table(number), _COLUMNS.get(dataset, dataset)
+    if number not in (1, 2):
+        raise InputError(f"expected table 1 or 2 of the paper, got {number!r}")
+    if column not in printed:
+        return printed[["model", "backbone", "trained_on"]].head(0).assign(mIoU=[])
+    return printed[["model", "backbone", "trained_on", column]].rename(columns={column: "mIoU"})
+
+
 def table(number: int) -> pd.DataFrame:
     """One of the paper's tables as a wide table: a row as printed, a column for each data set.
 

@@ -61,10 +61,20 @@ def replace_file(path: Path, content: bytes) -> None:
     Args:
         path: of the file.
         content: all of it.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written to; what was there before stays.
     """
     partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"expected to write {path}, got an error ({error.strerror}): what was written before is kept; make room, and "
+            "run again to go on from there"
+        ) from error
 
 
 def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:

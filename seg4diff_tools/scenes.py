@@ -294,6 +294,11 @@ class Scenes(Sequence):
     length: int = 500
     config: SceneConfig = SceneConfig()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The whole vocabulary: all objects that scenes may show, then all backgrounds."""
+        return self.config.concepts + self.config.backgrounds
+
     def __len__(self) -> int:
         return self.length
 

@@ -1,10 +1,7 @@
 """Which layer, step and head segments best: whole runs over a data set, which a kill does not cost."""
 
-import hashlib
-import io
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +9,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools.counts import SCORES, Counts, Opened, Tally, count_images, placed, stored_counts
 from seg4diff_tools.datasets import Sample, background_of
-from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.images import Fit, open_images
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import Fit
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.runs import claim, read_settings, replace_file
+from seg4diff_tools.runs import claim, read_settings
 from seg4diff_tools.segmentation import (
     Block,
     Head,
@@ -37,31 +35,9 @@ from seg4diff_tools.segmentation import (
 
 NORMALISATIONS = ("softmax", "softmax+minmax", "scores", "scores+minmax")
 CONFIGURATION = ["model", "protocol", "block", "normalise", "layer", "steps_from_end", "head"]
-SCORES = ["pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU"]
 
 # Label maps of this many pixels are made at once; more is no faster and needs more memory.
 PIXELS_AT_ONCE = 1 << 22
-
-
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """The confusion counts of one image in every configuration of a sweep.
-
-    Attributes:
-        index: the image's place in the data set.
-        confusion: pixel counts; configurations in the order block, normalise, step, layer, head.
-        true: names of the rows, the classes that the image shows.
-        predicted: names of the columns, the classes that could be chosen.
-        background: those of the true classes that are stuff.
-        fingerprint: of the image, its label map and its names.
-    """
-
-    index: int
-    confusion: Int[np.ndarray, "configuration true predicted"]
-    true: tuple[str, ...]
-    predicted: tuple[str, ...]
-    background: tuple[str, ...]
-    fingerprint: str
 
 
 def layer_step_sweep(
@@ -148,14 +124,18 @@ def layer_step_sweep(
         claim(folder, settings, "a sweep")
     wording = {"zero_tokens": zero_tokens, "cut_prompt": cut_prompt}
     whole = None if vocabulary is None else backbone.class_prompts(vocabulary, **wording)
-    records: list[Counts] = []
+    tally = Tally()
+    at_once = max(1, batch // len(steps_from_end))
+    compute = partial(_counts, backbone, settings, whole, batch)
     with tqdm(total=len(samples), unit="image", disable=not progress, desc=f"{backbone.name} sweep") as bar:
-        images_at_once = max(1, batch // len(steps_from_end))
-        for start in range(0, len(samples), images_at_once):
-            indices = range(start, min(start + images_at_once, len(samples)))
-            records += _group(backbone, samples, indices, whole, settings, folder, batch)
-            bar.update(len(indices))
-    return _table(settings, records)
+        for shard in count_images(samples, compute, folder=folder, at_once=at_once):
+            for record in shard.records:
+                tally.add(record)
+            bar.update(len(shard.records))
+    if folder is not None and PartialState().num_processes > 1:
+        PartialState().wait_for_everyone()
+        tally = Tally(record for record in stored_counts(folder) if record.index < len(samples))
+    return _table(settings, tally)
 
 
 def read_sweep(out: str | Path) -> pd.DataFrame:
@@ -170,8 +150,7 @@ def read_sweep(out: str | Path) -> pd.DataFrame:
     Raises:
         CheckpointError: no such folder, or none that a sweep wrote.
     """
-    settings, records = _open(Path(out))
-    return _table(settings, list(records))
+    return _table(read_settings(Path(out), "a sweep"), Tally(stored_counts(Path(out))))
 
 
 def per_image_scores(out: str | Path) -> pd.DataFrame:
@@ -187,10 +166,9 @@ def per_image_scores(out: str | Path) -> pd.DataFrame:
     Raises:
         CheckpointError: no such folder, or none that a sweep wrote.
     """
-    settings, records = _open(Path(out))
-    tables = []
-    for record in records:
-        table = _table(settings, [record]).drop(columns="images")
+    settings, tables = read_settings(Path(out), "a sweep"), []
+    for record in stored_counts(Path(out)):
+        table = _table(settings, Tally([record])).drop(columns="images")
         table.insert(0, "image", record.index)
         table.insert(1, "class_names", ", ".join(record.true))
         tables.append(table)
@@ -211,58 +189,26 @@ def per_image_counts(out: str | Path, vocabulary: Sequence[str]) -> Int[Tensor, 
         CheckpointError: no such folder, or none that a sweep wrote.
         InputError: a class of the sweep that the vocabulary lacks.
     """
-    _, records = _open(Path(out))
+    read_settings(Path(out), "a sweep")
     counts = []
-    for record in records:
+    for record in stored_counts(Path(out)):
         if missing := set(record.predicted) - set(vocabulary):
             raise InputError(
                 f"expected every class in the vocabulary, got {sorted(missing)} outside it: add them to it"
             )
-        counts.append(_placed(record, list(vocabulary)))
+        counts.append(placed(record, vocabulary))
     return torch.stack(counts)
 
 
-def _group(
-    backbone: Backbone,
-    samples: Sequence[Sample],
-    indices: Sequence[int],
-    whole: list[Prompt] | None,
-    settings: dict[str, Any],
-    folder: Path | None,
-    batch: int,
+def _counts(
+    backbone: Backbone, settings: dict[str, Any], whole: list[Prompt] | None, batch: int, group: Sequence[Opened]
 ) -> list[Counts]:
-    """The counts of a few images: from the folder if all of them are there, else computed anew and written."""
-    group = [samples[index] for index in indices]
-    pictures = [open_images(sample.image)[0] for sample in group]
-    fingerprints = [_fingerprint(*pair) for pair in zip(group, pictures, strict=True)]
-    paths = [None if folder is None else folder / f"{index:06d}.npz" for index in indices]
-    kept = [_read(path) if path is not None and path.exists() else None for path in paths]
-    for record, fingerprint in zip(kept, fingerprints, strict=True):
-        if record is not None and record.fingerprint != fingerprint:
-            raise InputError(
-                f"expected in {folder} counts of these samples, got those of another image as number {record.index}: "
-                "choose another folder for other samples"
-            )
-    # Rounding depends on what shares a batch, so that a batch is taken from the folder as a whole or not at all.
-    if None not in kept:
-        return kept
+    """The counts of a few images in every configuration."""
     wording = {key: settings[key] for key in ("zero_tokens", "cut_prompt")}
-    prompts = [whole or backbone.class_prompts(sample.class_names, **wording) for sample in group]
-    targets = []
-    for index, sample, picture in zip(indices, group, pictures, strict=True):
-        names = settings["vocabulary"] or sample.class_names
-        target = metrics.true_classes(sample.label_map, sample.class_names, names)
-        if target.shape != (picture.height, picture.width):
-            raise InputError(
-                f"expected a label map of the image's size {(picture.height, picture.width)} for sample {index}, got "
-                f"{tuple(target.shape)}: check that it belongs to this image"
-            )
-        left, top, right, bottom = label_frame(backbone, target.shape, settings["fit"])
-        targets.append(target[top:bottom, left:right])
     maps = read_class_maps(
         backbone,
-        torch.cat([backbone.encode_image(picture, fit=settings["fit"]) for picture in pictures]),
-        prompts,
+        torch.cat([backbone.encode_image(each.picture, fit=settings["fit"]) for each in group]),
+        [whole or backbone.class_prompts(each.sample.class_names, **wording) for each in group],
         layers=settings["layers"],
         steps_from_end=settings["steps_from_end"],
         steps=settings["steps"],
@@ -272,17 +218,14 @@ def _group(
         batch=batch,
     )
     records = []
-    for index, sample, target, one, fingerprint in zip(indices, group, targets, maps, fingerprints, strict=True):
-        predicted = list(settings["vocabulary"] or sample.class_names)
-        true = [name for name in predicted if name in sample.class_names]
-        counts = _confusion(one, target.to(one.device), settings)[:, [predicted.index(name) for name in true]]
-        record = Counts(
-            index, counts.astype(np.int32), tuple(true), tuple(predicted), background_of(sample), fingerprint
-        )
-        records.append(record)
-    for record, path in zip(records, paths, strict=True):
-        if path is not None:
-            _write(path, record)
+    for each, one in zip(group, maps, strict=True):
+        predicted = tuple(settings["vocabulary"] or each.sample.class_names)
+        true = tuple(name for name in predicted if name in each.sample.class_names)
+        target = metrics.true_classes(each.sample.label_map, each.sample.class_names, predicted)
+        left, top, right, bottom = label_frame(backbone, target.shape, settings["fit"])
+        counts = _confusion(one, target[top:bottom, left:right].to(one.device), settings)
+        rows = counts[:, [predicted.index(name) for name in true]]
+        records.append(Counts(each.index, rows, true, predicted, background_of(each.sample), each.fingerprint))
     return records
 
 
@@ -307,62 +250,13 @@ def _confusion(
     return np.concatenate(parts)
 
 
-def _table(settings: dict[str, Any], records: Sequence[Counts]) -> pd.DataFrame:
-    """Scores of every configuration from the sum of the images' counts."""
-    names = sorted({name for record in records for name in record.predicted})
-    background = {name for record in records for name in record.background}
-    place = {name: index for index, name in enumerate(names)}
-    total = sum(_placed(record, names) for record in records)
+def _table(settings: dict[str, Any], tally: Tally) -> pd.DataFrame:
+    """Scores of every configuration."""
     axes = ("blocks", "normalise", "steps_from_end", "layers", "heads")
     table = pd.DataFrame(
         list(product(*(settings[axis] for axis in axes))),
         columns=["block", "normalise", "steps_from_end", "layer", "head"],
     )
-    table = table.assign(
-        model=settings["model"],
-        protocol=settings["protocol"],
-        pACC=metrics.pixel_accuracy(total).numpy(),
-        mACC=metrics.mean_accuracy(total).numpy(),
-        mIoU=metrics.miou(total).numpy(),
-        object_mIoU=metrics.miou(total, [place[name] for name in names if name not in background]).numpy(),
-        background_mIoU=metrics.miou(total, [place[name] for name in names if name in background]).numpy(),
-        images=len(records),
-    )
+    common = {"model": settings["model"], "protocol": settings["protocol"], "images": tally.images}
+    table = table.assign(**common).join(tally.scores())
     return table[[*CONFIGURATION, *SCORES, "images"]]
-
-
-def _placed(record: Counts, names: Sequence[str]) -> Int[Tensor, "configuration true predicted"]:
-    """The counts of one image among the classes of all."""
-    placed = torch.zeros(len(record.confusion), len(names), len(names), dtype=torch.int64)
-    rows, columns = (torch.tensor([names.index(name) for name in each]) for each in (record.true, record.predicted))
-    placed[:, rows[:, None], columns] = torch.from_numpy(record.confusion).long()
-    return placed
-
-
-def _fingerprint(sample: Sample, picture: Image.Image) -> str:
-    content = hashlib.sha256(picture.tobytes())
-    content.update(np.asarray(sample.label_map).astype(np.int64).tobytes())
-    content.update(repr((list(sample.class_names), background_of(sample))).encode())
-    return content.hexdigest()
-
-
-def _open(folder: Path) -> tuple[dict[str, Any], Iterator[Counts]]:
-    settings, paths = read_settings(folder, "a sweep"), sorted(folder.glob("*.npz"))
-    if not paths:
-        raise CheckpointError(f"expected counts of images in {folder}, got none yet: run layer_step_sweep first")
-    return settings, map(_read, paths)
-
-
-def _write(path: Path, record: Counts) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **vars(record))
-    replace_file(path, buffer.getvalue())
-
-
-def _read(path: Path) -> Counts:
-    try:
-        with path.open("rb") as file, np.load(file) as stored:
-            names = {key: tuple(map(str, stored[key])) for key in ("true", "predicted", "background")}
-            return Counts(int(stored["index"]), stored["confusion"], **names, fingerprint=str(stored["fingerprint"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"expected counts of an image, got {path} ({error}): delete it and run again") from error

@@ -27,10 +27,10 @@ FLOORS = [
     {"families", "joint"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
-    {"composition", "effects", "generation", "pretrain", "segmentation"},
-    {"comparisons", "grouping", "heads", "sweeps", "widgets"},
-    {"magnet", "quality"},
-    {"model_cards"},
+    {"composition", "counts", "effects", "generation", "pretrain", "segmentation"},
+    {"combination", "grouping", "heads", "sweeps", "widgets"},
+    {"magnet", "methods", "quality"},
+    {"evaluation", "model_cards"},
     {"__main__"},
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from seg4diff_tools import metrics, sweeps
+from seg4diff_tools import counts, metrics, sweeps
 from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -72,9 +72,9 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
 def test_equals_segment_exactly_without_batching(tiny_backbone, samples):
     table = sweep(tiny_backbone, samples[1:2], layers=[3], batch=1)
     result = segment(tiny_backbone, samples[1].image, samples[1].class_names, layer=3)
-    counts = metrics.confusion(torch.tensor(result.label_map), torch.tensor(samples[1].label_map), 3)
-    assert table["mIoU"].item() == metrics.miou(counts).item()
-    assert table["background_mIoU"].item() == metrics.miou(counts, [2]).item()
+    pixels = metrics.confusion(torch.tensor(result.label_map), torch.tensor(samples[1].label_map), 3)
+    assert table["mIoU"].item() == metrics.miou(pixels).item()
+    assert table["background_mIoU"].item() == metrics.miou(pixels, [2]).item()
 
 
 def test_all_heads_and_layers(tiny_backbone, samples):
@@ -100,22 +100,23 @@ def test_killed_run_resumes_to_the_identical_table(tiny_backbone, samples, tmp_p
     some = [*samples[:broken], replace(samples[broken], image=tmp_path / "late.png"), *samples[broken + 1 :]]
     with pytest.raises(InputError, match="no image file"):
         sweep(tiny_backbone, some, out=tmp_path / "killed", **options)
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.npz")}
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed/counts").glob("*.parquet")}
     together = max(1, batch // 2)
-    assert len(done) == broken // together * together
+    assert len(done) == broken // together
     photograph.save(tmp_path / "late.png")
     resumed = sweep(tiny_backbone, some, out=tmp_path / "killed", **options)
     assert_frame_equal(resumed, straight, check_exact=True)
     assert_frame_equal(resumed, sweep(tiny_backbone, samples, **options), check_exact=True)
     # what was done was not done again
-    assert all((tmp_path / "killed" / name).stat().st_mtime_ns == time for name, time in done.items())
+    assert all((tmp_path / "killed/counts" / name).stat().st_mtime_ns == time for name, time in done.items())
     assert_frame_equal(sweeps.read_sweep(tmp_path / "killed"), straight, check_exact=True)
-    assert not list((tmp_path / "killed").glob("*.partial"))
+    assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
 def test_missing_image_of_a_batch_is_computed_with_its_batch(tiny_backbone, samples, tmp_path):
     straight = sweep(tiny_backbone, samples, out=tmp_path, batch=3)
-    (tmp_path / "000001.npz").unlink()
+    path = tmp_path / "counts/000000.parquet"
+    counts.write_shard(path, counts.Shard(counts.read_shard(path).records[::2], {}))
     assert_frame_equal(sweep(tiny_backbone, samples, out=tmp_path, batch=3), straight, check_exact=True)
 
 
@@ -133,9 +134,9 @@ def test_per_image_scores(tiny_backbone, samples, tmp_path):
     assert row["class_names"] == "grass, red car, dog"
     result = segment(tiny_backbone, samples[1].image, VOCABULARY, layer=3)
     target = metrics.renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
-    counts = metrics.confusion(torch.tensor(result.label_map), target, 5)
-    assert row["mIoU"] == metrics.miou(counts).item()
-    assert row["object_mIoU"] == metrics.miou(counts, [2, 3]).item()
+    pixels = metrics.confusion(torch.tensor(result.label_map), target, 5)
+    assert row["mIoU"] == metrics.miou(pixels).item()
+    assert row["object_mIoU"] == metrics.miou(pixels, [2, 3]).item()
     assert isinstance(scores.sort_values("mIoU").iloc[0]["image"], (int, np.integer))
 
 
@@ -152,7 +153,7 @@ def test_per_image_counts_add_up_to_the_table(tiny_backbone, samples, tmp_path):
 
 def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tiny_folder, samples, tmp_path):
     sweep(tiny_backbone, samples[:2], layers=[1], out=tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
     with pytest.raises(InputError, match=r"layers: \[1\] there, \[2\] now"):
         sweep(tiny_backbone, samples[:2], layers=[2], out=tmp_path)
     with pytest.raises(InputError, match="protocol: present there, full now"):
@@ -166,7 +167,7 @@ def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tin
     for other in (trained, reworded, shifted):
         with pytest.raises(InputError, match="fingerprint: .* there"):
             sweep(other, samples[:2], layers=[1], out=tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
@@ -177,11 +178,11 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         sweep(tiny_backbone, samples, out=tmp_path)
     folder = tmp_path / "run"
     sweep(tiny_backbone, samples[:1], layers=[1], out=folder)
-    content = (folder / "000000.npz").read_bytes()
-    (folder / "000000.npz").write_bytes(content[: len(content) // 2])
+    content = (folder / "counts/000000.parquet").read_bytes()
+    (folder / "counts/000000.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="delete it and run again"):
         sweep(tiny_backbone, samples[:1], layers=[1], out=folder)
-    (folder / "000000.npz").unlink()
+    (folder / "counts/000000.parquet").unlink()
     with pytest.raises(CheckpointError, match="none yet"):
         sweeps.per_image_scores(folder)
     assert json.loads((folder / "settings.json").read_text())["layers"] == [1]
@@ -223,7 +224,7 @@ def test_vocabulary_of_hundreds_of_classes(tiny_backbone, samples):
     [
         ({"label_map": np.zeros((31, 23), np.int64)}, "image's size"),
         ({"label_map": np.full((23, 31), 2)}, "labels from 0 to 1"),
-        ({"class_names": ()}, "at least one class"),
+        ({"class_names": ()}, "one class name for each label"),
     ],
 )
 def test_wrong_samples_are_refused(tiny_backbone, samples, wrong, message):

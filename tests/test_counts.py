@@ -1,0 +1,154 @@
+"""Counts on disk: what is written is read, damage and second runs are named, nothing is lost."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import filelock
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from seg4diff_tools import metrics
+from seg4diff_tools.counts import Counts, Shard, Tally, count_images, placed, read_shard, stored_shards, write_shard
+from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.runs import replace_file
+
+
+def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree"), configurations=3):
+    confusion = np.random.default_rng(index).integers(0, 9, (configurations, len(true), len(predicted)))
+    confusion[:, :, 1:2] = 0  # a class that is never chosen
+    return Counts(index, confusion, true, predicted, ("grass",), f"picture {index}")
+
+
+def test_round_trip(tmp_path):
+    written = Shard([record(4), record(2, true=("dog",)), record(7, true=(), predicted=("cat",))], {5: "it is damaged"})
+    write_shard(tmp_path / "000000.parquet", written)
+    read = read_shard(tmp_path / "000000.parquet")
+    assert read.faults == {5: "it is damaged"}
+    for before, after in zip(written.records, read.records, strict=True):
+        names = sorted({*before.true, *before.predicted})
+        assert torch.equal(placed(before, names), placed(after, names))
+        assert (after.index, after.true, after.background) == (before.index, before.true, before.background)
+        assert after.fingerprint == before.fingerprint and "dog" not in after.predicted
+
+
+def test_any_table_library_opens_it(tmp_path):
+    write_shard(tmp_path / "000000.parquet", Shard([record(4), record(2)], {}))
+    table = pd.read_parquet(tmp_path)
+    assert list(table.columns) == ["image", "configuration", "true", "predicted", "pixels"]
+    cell = table.query("image == 2 and configuration == 1 and true == 'grass' and predicted == 'cat'")
+    assert cell["pixels"].item() == record(2).confusion[1, 1, 2]
+    assert (table["pixels"] > 0).all()
+
+
+def test_nothing_read_is_still_a_file(tmp_path):
+    write_shard(tmp_path / "000000.parquet", Shard([], {3: "gone"}))
+    assert read_shard(tmp_path / "000000.parquet").faults == {3: "gone"}
+
+
+def test_scores_do_not_depend_on_the_order():
+    records = [record(0), record(1, true=("tree", "dog", "cat")), record(2, true=("dog",))]
+    pd.testing.assert_frame_equal(Tally(records).scores(), Tally(records[::-1]).scores(), check_exact=True)
+    names = ["cat", "dog", "grass", "tree"]
+    total = sum(placed(each, names) for each in records)
+    scores = Tally(records).scores()
+    np.testing.assert_allclose(scores["mIoU"], metrics.miou(total))
+    np.testing.assert_allclose(scores["object_mIoU"], metrics.miou(total, [0, 1, 3]))
+    np.testing.assert_allclose(scores["background_mIoU"], metrics.miou(total, [2]))
+    assert Tally().scores().empty
+
+
+def sample(index):
+    generator = np.random.default_rng(index)
+    pixels = generator.integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    return LabelledImage(pixels, ("cat", "grass"), generator.integers(0, 2, (7, 11)), background=("grass",))
+
+
+def compute(group):
+    return [replace(record(each.index), fingerprint=each.fingerprint) for each in group]
+
+
+def indices(shards):
+    return [[each.index for each in shard.records] for shard in shards]
+
+
+def test_groups_in_any_order(tmp_path):
+    samples = [sample(index) for index in range(5)]
+    order = [3, 0, 4, 1, 2]
+    assert indices(count_images(samples, compute, order, folder=tmp_path, at_once=2)) == [[3, 0], [4, 1], [2]]
+    assert indices(stored_shards(tmp_path)) == [[3, 0], [4, 1], [2]]
+
+    def never(group):
+        raise AssertionError(group)
+
+    assert indices(count_images(samples, never, order, folder=tmp_path, at_once=2)) == [[3, 0], [4, 1], [2]]
+    # fewer images use what is there, and leave it there
+    assert indices(count_images(samples, never, order[:1], folder=tmp_path, at_once=2)) == [[3]]
+    assert indices(stored_shards(tmp_path)) == [[3, 0], [4, 1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"image": "late.jpg"}, "late.jpg"),
+        ({"label_map": np.zeros((11, 7), np.int64)}, r"image's size \(7, 11\) for sample 1, got \(11, 7\)"),
+        ({"label_map": np.full((7, 11), 2)}, "labels from 0 to 1"),
+    ],
+)
+def test_samples_that_cannot_be_read(tmp_path, broken, message):
+    samples = [sample(0), replace(sample(1), **broken), sample(2)]
+    with pytest.raises(InputError, match=message):
+        list(count_images(samples, compute, at_once=3))
+    (shard,) = count_images(samples, compute, folder=tmp_path, at_once=3, skip=True)
+    assert indices([shard]) == [[0, 2]] and list(shard.faults) == [1]
+    (stored,) = stored_shards(tmp_path)
+    assert stored.faults == shard.faults
+    # repaired, it is computed with its group, and no fault is left
+    (shard,) = count_images([sample(0), sample(1), sample(2)], compute, folder=tmp_path, at_once=3, skip=True)
+    assert indices([shard]) == [[0, 1, 2]] and shard.faults == {}
+    assert indices(stored_shards(tmp_path)) == [[0, 1, 2]]
+    # broken after it was counted, its counts stay
+    (shard,) = count_images(samples, compute, folder=tmp_path, at_once=3, skip=True)
+    assert indices([shard]) == [[0, 1, 2]] and shard.faults == {}
+
+
+def test_second_run_on_a_folder_is_refused(tmp_path):
+    holder = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    command = [sys.executable, "-c", holder, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="no other run writes to"):
+            list(count_images([sample(0)], compute, folder=tmp_path))
+        other.kill()
+    # a run that was killed holds nothing
+    assert indices(count_images([sample(0)], compute, folder=tmp_path)) == [[0]]
+    assert not filelock.FileLock(tmp_path / ".lock").is_locked
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and so on", None])
+def test_damaged_files_are_named(tmp_path, content):
+    list(count_images([sample(0)], compute, folder=tmp_path))
+    path = tmp_path / "counts/000000.parquet"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(CheckpointError, match="000000.parquet .*delete it and run again"):
+        list(count_images([sample(0)], compute, folder=tmp_path))
+
+
+def test_table_of_another_kind_is_named(tmp_path):
+    pd.DataFrame({"image": [1]}).to_parquet(tmp_path / "000000.parquet")
+    with pytest.raises(CheckpointError, match="delete it"):
+        read_shard(tmp_path / "000000.parquet")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: the full disk is tried on Linux")
+def test_full_disk_keeps_what_was_there(tmp_path):
+    path = tmp_path / "table.csv"
+    replace_file(path, b"before")
+    path.with_suffix(".partial").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="No space left on device.*make room"):
+        replace_file(path, b"after")
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

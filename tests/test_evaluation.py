@@ -1,0 +1,344 @@
+"""Evaluations against segment and metrics; runs that are killed, split and damaged end with the same table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_pipeline
+from pandas.testing import assert_frame_equal
+from PIL import Image
+from tiny_parts import sharpened
+
+from seg4diff_tools import masks, metrics, readings
+from seg4diff_tools.backbones import wrap_pipeline
+from seg4diff_tools.combination import choose_combination
+from seg4diff_tools.datasets import LabelledImage, folder
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.evaluation import evaluate, read_evaluation
+from seg4diff_tools.grouping import grouping_scores
+from seg4diff_tools.methods import Pads, Words
+from seg4diff_tools.segmentation import segment
+from seg4diff_tools.sweeps import layer_step_sweep
+
+VOCABULARY = ["cat", "dog", "grass", "red car", "tree"]
+METHODS = {
+    "one": Words(layers=(3,), steps_from_end=(4,)),
+    "all": Words(reading="daam", steps_from_end=(2, 5)),
+    "spread": Words(reading=partial(readings.refined, times=1), layers=(2,)),
+}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    found = []
+    for index, (names, size) in enumerate(
+        ((["dog", "grass"], (23, 31)), (["cat", "tree"], (37, 19)), (["tree", "grass", "red car"], (29, 41)))
+    ):
+        generator = np.random.default_rng(index)
+        label_map = generator.integers(0, len(names), size)
+        label_map[:3, 5:7] = metrics.IGNORE
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found.append(LabelledImage(pixels, tuple(names), label_map, background=("grass",)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """A random model whose readings differ in their label maps."""
+    pipe = tiny_pipeline()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sharpened(pipe.transformer)
+    return replace(wrap_pipeline(pipe), expert_layer=3)
+
+
+def run(*args, **kwargs):
+    return evaluate(*args, progress=False, **kwargs)
+
+
+def counted(pairs):
+    """A confusion matrix by a plain loop over pixels."""
+    total = torch.zeros(5, 5, dtype=torch.int64)
+    for sample, label_map, names in pairs:
+        for true, found in zip(sample.label_map.flat, label_map.flat, strict=True):
+            if true != metrics.IGNORE:
+                total[VOCABULARY.index(sample.class_names[true]), VOCABULARY.index(names[found])] += 1
+    return total
+
+
+def test_rows_equal_segment_and_metrics(backbone, samples):
+    result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY)
+    table = result.table(draws=11)
+    assert table["method"].tolist() == ["one", "one", "all", "all", "spread", "spread"]
+    assert table["protocol"].tolist() == ["present", "full"] * 3
+    for row in table.itertuples():
+        method = METHODS[row.method]
+        pairs = []
+        for sample in samples:
+            names = VOCABULARY if row.protocol == "full" else sample.class_names
+            options = {"steps_from_end": method.steps_from_end, "reading": method.reading}
+            pairs.append((sample, segment(backbone, sample.image, names, method.layers, **options).label_map, names))
+        total = counted(pairs)
+        close = {"abs": 4e-3}
+        assert row.mIoU == pytest.approx(metrics.miou(total).item(), **close)
+        assert row.object_mIoU == pytest.approx(metrics.miou(total, [0, 1, 3, 4]).item(), **close)
+        assert row.background_mIoU == pytest.approx(metrics.miou(total, [2]).item(), **close)
+        assert row.mACC == pytest.approx(metrics.mean_accuracy(total).item(), **close)
+        assert row.pACC == pytest.approx(metrics.pixel_accuracy(total).item(), **close)
+        first = table.query("method == 'one' and protocol == @row.protocol").iloc[0]
+        assert row.gain == row.mIoU - first.mIoU
+        assert row.low <= row.high and row.images == 3 and row.skipped == 0
+    assert (table.loc[:1, ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
+    assert table.mIoU.nunique() == 6 and (table.gain_low < table.gain_high)[2:].all()
+    assert set(result.pace) == {(row.method, row.protocol) for row in table.itertuples()}
+    assert min(result.pace.values()) > 0 and "3 images at" in result.throughput()
+
+
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+def test_as_it_stands_it_is_the_sweep(backbone, samples, vocabulary):
+    row = (
+        run(backbone, samples, protocol="full" if vocabulary else "present", vocabulary=vocabulary, batch=2)
+        .table()
+        .iloc[0]
+    )
+    swept = layer_step_sweep(backbone, samples, [3], vocabulary=vocabulary, batch=2, progress=False).iloc[0]
+    for score in ("pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU", "images"):
+        assert row[score] == swept[score]
+
+
+@pytest.mark.parametrize("matching", ["image", "rows"])
+def test_pads_are_grouping_scores(backbone, samples, matching):
+    method = Pads(layer=2, threshold=0.01, matching=matching)
+    row = run(backbone, samples, {"pads": method}, vocabulary=VOCABULARY, batch=1).table().iloc[0]
+    expected = grouping_scores(backbone, samples, [0.01], [2], matching=matching, progress=False).iloc[0]
+    assert row["protocol"] == "matched"
+    for score in ("pACC", "mACC", "mIoU"):
+        assert row[score] == pytest.approx(expected[score])
+
+
+def test_by_class_size_and_image(backbone, samples):
+    result = run(backbone, samples, {"one": METHODS["one"]})
+    label_maps = [segment(backbone, s.image, s.class_names, 3, 4).label_map for s in samples]
+    tree = result.by_class().query("`class` == 'tree'").iloc[0]
+    hits = union = 0
+    for sample, labels in zip(samples, label_maps, strict=True):
+        kept = sample.label_map != metrics.IGNORE
+        names = np.array(sample.class_names)
+        true, found = names[np.where(kept, sample.label_map, 0)] == "tree", names[labels] == "tree"
+        hits, union = hits + (true & found & kept).sum(), union + ((true | found) & kept).sum()
+    assert tree["IoU"] == pytest.approx(hits / union, abs=4e-3) and tree["images"] == 2
+    assert result.by_class()["pixels"].sum() == sum((s.label_map != metrics.IGNORE).sum() for s in samples)
+    # grass is stuff, and every other class covers more than a fifth of its image
+    sizes = result.by_size().set_index("size")
+    assert sizes["objects"].to_dict() == {"under 1 %": 0, "1 to 5 %": 0, "5 to 20 %": 0, "over 20 %": 5}
+    assert sizes["IoU"].isna().tolist() == [True, True, True, False]
+    images = result.of_images().set_index("image")["mIoU"]
+    total = counted([(samples[1], label_maps[1], samples[1].class_names)])
+    assert images[1] == pytest.approx(metrics.miou(total).item(), abs=4e-3)
+
+
+def test_same_image_again_has_no_interval(backbone, samples):
+    table = run(backbone, samples[:1] * 3, METHODS, batch=1).table(draws=17)
+    np.testing.assert_allclose(table.low, table.mIoU)
+    np.testing.assert_allclose(table.high, table.mIoU)
+
+
+def test_limit_and_order(backbone, samples, tmp_path):
+    methods = {"one": METHODS["one"]}
+    order = np.random.default_rng(5).permutation(3).tolist()
+    assert order != [0, 1, 2]
+    result = run(backbone, samples, methods, out=tmp_path, limit=2, shuffle_seed=5, batch=1)
+    assert result.pixels["image"].values.tolist() == order[:2]
+    assert_frame_equal(result.table(), run(backbone, [samples[i] for i in order[:2]], methods, batch=1).table())
+    # the rest may follow in the same folder
+    whole = run(backbone, samples, methods, out=tmp_path, shuffle_seed=5, batch=1)
+    assert whole.done == 1
+    assert_frame_equal(whole.table(), run(backbone, samples, methods, shuffle_seed=5, batch=1).table())
+    with pytest.raises(InputError, match="shuffle_seed: 5 there, 6 now"):
+        run(backbone, samples, methods, out=tmp_path, shuffle_seed=6, batch=1)
+
+
+def test_folder_says_all(backbone, samples, tmp_path):
+    result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY, out=tmp_path)
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert told["settings"]["methods"]["spread"]["reading"] == {
+        "function": "seg4diff_tools.readings.refined",
+        "times": 1,
+    }
+    assert told["settings"]["methods"]["one"]["layers"] == [3] and told["versions"]["torch"] == torch.__version__
+    assert told["settings"]["rows"][1] == ["one", "full"] and told["processes"] == 1
+    stored = read_evaluation(tmp_path)
+    assert_frame_equal(stored.table(), result.table(), check_exact=True)
+    assert_frame_equal(stored.by_size(), result.by_size(), check_exact=True)
+    assert stored.throughput() == "all images were done before"
+    assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), result.table())
+    with pytest.raises(InputError, match="methods: .* there"):
+        run(backbone, samples, {"one": Words(layers=(1,))}, ["present", "full"], VOCABULARY, out=tmp_path)
+    with pytest.raises(CheckpointError, match="folder of an evaluation"):
+        read_evaluation(tmp_path / "nowhere")
+
+
+def test_image_without_a_class_counts_nothing(backbone, samples):
+    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    with_it = run(backbone, [empty, *samples], {"one": METHODS["one"]}, batch=4)
+    without = run(backbone, samples, {"one": METHODS["one"]}, batch=3)
+    assert with_it.table()["mIoU"].item() == without.table()["mIoU"].item() and len(with_it.skipped) == 0
+
+
+def photographs_in(path):
+    """A data set of 11 small photographs as files."""
+    generator = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    for index in range(11):
+        pixels = generator.integers(0, 256, (19, 23, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / "images" / f"{index:02d}.jpg")
+        Image.fromarray(generator.integers(0, 5, (19, 23), dtype=np.uint8)).save(path / "masks" / f"{index:02d}.png")
+    (path / "classes.txt").write_text("\n".join(VOCABULARY))
+    return path
+
+
+def read(photographs):
+    return folder(photographs / "images", photographs / "masks", VOCABULARY)
+
+
+def damage(path: Path, how: str):
+    if how == "truncated image":
+        (path / "images/04.jpg").write_bytes((path / "images/04.jpg").read_bytes()[:200])
+    elif how == "size":
+        Image.new("L", (23, 20)).save(path / "masks/04.png")
+    elif how == "value":
+        Image.new("L", (23, 19), 7).save(path / "masks/04.png")
+    elif how == "truncated mask":
+        (path / "masks/04.png").write_bytes((path / "masks/04.png").read_bytes()[:60])
+    elif how == "gone":
+        (path / "masks/04.png").unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated image", "truncated mask", "size", "value", "gone"])
+def test_damaged_samples_are_named_and_left_out(backbone, tmp_path, how):
+    photographs = photographs_in(tmp_path / "set")
+    methods, sound = {"one": METHODS["one"]}, read(photographs)
+    others = [sound[index] for index in range(11) if index != 4]
+    expected = run(backbone, others, methods, vocabulary=VOCABULARY, batch=1).table()
+    whole = run(backbone, sound, methods, batch=1).table()
+    damage(photographs, how)
+    with pytest.warns(UserWarning, match=r"1 of 11 samples .* number 4: .*04\.(jpg|png)"):
+        result = run(backbone, sound, methods, out=tmp_path / "run", batch=1)
+    table = result.table()
+    assert table["skipped"].item() == 1 and list(result.skipped) == [4]
+    assert_frame_equal(table.drop(columns="skipped"), expected.drop(columns="skipped"))
+    assert read_evaluation(tmp_path / "run").table()["skipped"].item() == 1
+    # mended, the same run takes it in
+    photographs_in(photographs)
+    again = run(backbone, sound, methods, out=tmp_path / "run", batch=1)
+    assert again.done == 1
+    assert_frame_equal(again.table(), whole)
+
+
+def command(model, photographs, out, *more):
+    words = ["-m", "seg4diff_tools", "evaluate", "--model", model, "--dataset", "folder", "--root", photographs]
+    words += ["--classes", photographs / "classes.txt", "--out", out, "--layer", 3, "--batch", 2]
+    words += ["--protocol", "present", "--protocol", "full", *more]
+    return [str(word) for word in words]
+
+
+QUIET = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def stored(out):
+    """The table of a run of the command, and the counts of each image."""
+    counts = pd.read_parquet(out / "counts").astype({"true": str, "predicted": str})
+    return (out / "table.csv").read_text(), counts.sort_values(list(counts)[:4], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_folder, tmp_path_factory):
+    """Photographs, and a run of the command over them without a stop."""
+    path = tmp_path_factory.mktemp("straight")
+    words = [sys.executable, *command(tiny_folder, photographs_in(path / "set"), path / "run")]
+    subprocess.run(words, env=QUIET, check=True, capture_output=True, timeout=300)
+    return path / "set", stored(path / "run")
+
+
+def same(one, other):
+    assert one[0] == other[0]
+    assert_frame_equal(one[1], other[1])
+
+
+def test_two_processes_end_with_the_table_of_one(tiny_folder, straight, tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    words = [sys.executable, *launch, *command(tiny_folder, straight[0], tmp_path / "two")]
+    result = subprocess.run(words, env=QUIET, check=False, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("table.csv, result.json") == 1
+    same(stored(tmp_path / "two"), straight[1])
+    assert json.loads((tmp_path / "two/result.json").read_text())["processes"] == 2
+
+
+def test_killed_command_goes_on(tiny_folder, straight, tmp_path):
+    words, counts = [sys.executable, *command(tiny_folder, straight[0], tmp_path)], tmp_path / "counts"
+    with subprocess.Popen(words, env=QUIET, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        # killed as soon as anything is there
+        deadline = time.monotonic() + 120
+        while not list(counts.glob("*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert 0 < len(list(counts.glob("*.parquet"))) < 6
+    subprocess.run(words, env=QUIET, check=True, capture_output=True, timeout=300)
+    same(stored(tmp_path), straight[1])
+
+
+def test_combination_is_the_best_of_plain_means(backbone, samples):
+    moves = choose_combination(backbone, samples, [0, 2, 3], (3, 8), progress=False)
+    assert moves["mIoU"].is_monotonic_increasing and moves["mIoU"].is_unique
+
+    def plain(layers, steps):
+        pairs = []
+        for sample in samples:
+            parts = [
+                torch.from_numpy(segment(backbone, sample.image, sample.class_names, layer, step).class_maps.values)
+                for layer in layers
+                for step in steps
+            ]
+            labels = masks.label_map(torch.stack(parts).mean(0), sample.label_map.shape)
+            pairs.append((sample, labels.numpy(), sample.class_names))
+        return metrics.miou(counted(pairs)).item()
+
+    single = {((layer,), (step,)): plain((layer,), (step,)) for layer in (0, 2, 3) for step in (3, 8)}
+    first = moves.iloc[0]
+    assert single[first["layers"], first["steps_from_end"]] == pytest.approx(max(single.values()), abs=4e-3)
+    last = moves.iloc[-1]
+    assert plain(last["layers"], last["steps_from_end"]) == pytest.approx(last["mIoU"], abs=4e-3)
+    for _, row in moves.iterrows():
+        assert list(row["layers"]) == sorted(row["layers"]) and set(row["layers"]) <= {0, 2, 3}
+    with pytest.raises(InputError, match="at least one sample"):
+        choose_combination(backbone, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": []}, "got 0 samples"),
+        ({"methods": {}}, "0 methods"),
+        ({"protocol": []}, "protocol 'present' or 'full'"),
+        ({"protocol": "full"}, "pass vocabulary="),
+        ({"protocol": "full", "vocabulary": VOCABULARY[1:]}, "outside it"),
+        ({"methods": {"deep": Words(layers=(7,))}}, "layers from 0 to 4"),
+        ({"methods": {"early": Words(steps_from_end=(29,))}}, "from 1 to 28"),
+    ],
+)
+def test_wrong_input_is_refused(backbone, samples, arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(backbone, **({"samples": samples} | arguments))
