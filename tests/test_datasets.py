@@ -72,7 +72,7 @@ def test_coloured_mask_is_refused(folders):
 
 
 def test_label_without_a_name_is_refused(folders):
-    with pytest.raises(InputError, match="labels below 2"):
+    with pytest.raises(InputError, match="labels 0 to 1 or 255, got 2"):
         datasets.folder(*folders, NAMES[:2])[0]
 
 

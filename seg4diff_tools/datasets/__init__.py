@@ -1,0 +1,26 @@
+"""Images with label maps or masks: folders of index PNGs, published benchmarks, COCO's panoptic format, SA-1B's files."""
+
+from seg4diff_tools.datasets.benchmarks import BENCHMARKS, Benchmark, published
+from seg4diff_tools.datasets.coco import CocoInstances, CocoPanoptic, coco_panoptic
+from seg4diff_tools.datasets.folders import Folder, folder
+from seg4diff_tools.datasets.samples import IGNORE, LabelledImage, Sample, background_of
+from seg4diff_tools.datasets.segment_anything import Sa1b, sa1b
+from seg4diff_tools.datasets.synonyms import SYNONYMS
+
+__all__ = [
+    "BENCHMARKS",
+    "IGNORE",
+    "SYNONYMS",
+    "Benchmark",
+    "CocoInstances",
+    "CocoPanoptic",
+    "Folder",
+    "LabelledImage",
+    "Sa1b",
+    "Sample",
+    "background_of",
+    "coco_panoptic",
+    "folder",
+    "published",
+    "sa1b",
+]

@@ -1,0 +1,190 @@
+"""COCO's formats: panoptic PNGs with the class of each segment, and instances as outlines in a JSON."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from seg4diff_tools.datasets.files import open_png, read_captions, read_json, require_folder
+from seg4diff_tools.datasets.folders import Labelled, Labels
+from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import open_image
+
+
+@dataclass(frozen=True)
+class CocoPanoptic(Sequence):
+    """Images annotated in COCO's panoptic format, read one by one; made by `coco_panoptic`.
+
+    Attributes:
+        images: folder of the photographs.
+        masks: folder of the PNGs whose colours are segments.
+        annotations: of each image: its file, its PNG, and the class of each segment.
+        class_names: the whole vocabulary.
+        background: those of the names that are stuff.
+    """
+
+    images: Path
+    masks: Path
+    annotations: tuple[Mapping[str, Any], ...] = field(repr=False)
+    class_names: tuple[str, ...] = field(repr=False)
+    background: tuple[str, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        entry = self.annotations[index]
+        picture, path = open_image(self.images / entry["image"]), self.masks / entry["mask"]
+        colours = np.asarray(open_png(path, "panoptic PNG").convert("RGB")).astype(np.int64)
+        segments = colours @ [1, 256, 256**2]
+        if segments.shape != (picture.height, picture.width):
+            raise InputError(
+                f"expected a panoptic PNG of the image's size {picture.size}, got {segments.shape[::-1]} in {path}: it does "
+                f"not belong to {entry['image']}"
+            )
+        names = tuple(dict.fromkeys(name for _, name, _ in entry["segments"]))
+        label_map, masks = np.full(segments.shape, IGNORE, dtype=np.int64), []
+        for number, name, crowd in entry["segments"]:
+            mask = segments == number
+            label_map[mask] = names.index(name)
+            # a crowd is many things under one mask
+            masks += [] if crowd else [mask]
+        stuff = tuple(name for name in names if name in self.background)
+        stacked = np.stack(masks) if masks else np.zeros((0, *segments.shape), bool)
+        return LabelledImage(picture, names, label_map, entry["caption"], stuff, entry["image"], stacked)
+
+
+def coco_panoptic(
+    images: str | Path, masks: str | Path, annotations: str | Path, captions: str | Path | None = None
+) -> CocoPanoptic:
+    """Reads a data set in COCO's panoptic format.
+
+    Args:
+        images: folder of the photographs, such as `train2017`.
+        masks: folder of the PNGs, such as `panoptic_train2017`.
+        annotations: JSON, such as `panoptic_train2017.json`.
+        captions: JSON in COCO's caption format, such as `captions_train2017.json`, of which each image gets its first
+            one, or an object that gives each file name its caption; without it the caption is the class names.
+
+    Returns:
+        A sequence of samples; COCO's suffixes and hyphens of stuff are left out of class names ("wall-brick" is "wall
+        brick", "floor-other-merged" is "floor"). `masks` of a sample are its segments, crowds excepted.
+
+    Raises:
+        InputError: no such folder, a JSON that is not in this format, and on reading a damaged image or PNG.
+    """
+    for path in (Path(images), Path(masks)):
+        require_folder(path)
+    content = read_json(Path(annotations))
+    try:
+        classes = {entry["id"]: _spoken(entry["name"]) for entry in content["categories"]}
+        stuff = tuple(dict.fromkeys(classes[entry["id"]] for entry in content["categories"] if not entry["isthing"]))
+        files = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        entries = []
+        told = {} if captions is None else read_captions(Path(captions), files)
+        for annotation in content["annotations"]:
+            file = files[annotation["image_id"]]
+            segments = tuple(
+                (s["id"], classes[s["category_id"]], bool(s["iscrowd"])) for s in annotation["segments_info"]
+            )
+            caption = told.get(file) or " ".join(dict.fromkeys(name for _, name, _ in segments))
+            entries.append({"image": file, "mask": annotation["file_name"], "segments": segments, "caption": caption})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"expected COCO's panoptic format in {annotations} (categories, images, annotations with segments_info), got "
+            f"one without {error}"
+        ) from error
+    if not entries:
+        raise InputError(f"expected annotated images in {annotations}, got none")
+    entries.sort(key=lambda entry: entry["image"])
+    return CocoPanoptic(Path(images), Path(masks), tuple(entries), tuple(dict.fromkeys(classes.values())), stuff)
+
+
+@dataclass(frozen=True)
+class CocoInstances(Labelled):
+    """Images whose classes are drawn from the outlines of single things, read one by one; made by `published`.
+
+    A thing's value is its category's number less one, as in COCO-Stuff's pixel maps, and other pixels are 255. Crowds are
+    drawn first and then things, larger before smaller, so that what lies on a table stays visible.
+
+    Attributes:
+        images: path of each image.
+        numbers: COCO's number of each image.
+        coco: the annotations.
+        source: the JSON that they came from.
+    """
+
+    images: tuple[Path, ...] = field(repr=False)
+    numbers: tuple[int, ...] = field(repr=False)
+    coco: COCO = field(repr=False)
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        photograph, number = self.images[index], self.numbers[index]
+        try:
+            shape = self.coco.imgs[number]["height"], self.coco.imgs[number]["width"]
+            things = [
+                (bool(entry.get("iscrowd")), entry["category_id"] - 1, self.coco.annToMask(entry).astype(bool))
+                for entry in self.coco.imgToAnns.get(number, ())
+            ]
+        # what pycocotools raises depends on what is wrong
+        except Exception as error:
+            raise InputError(
+                f"expected instances in COCO's format for {photograph.name} in {self.source}, got others ({error!r})"
+            ) from error
+        values = np.full(shape, IGNORE, dtype=np.int64)
+        for _, value, mask in sorted(things, key=lambda thing: (not thing[0], -int(thing[2].sum()))):
+            values[mask] = value
+        single = [mask for crowd, _, mask in things if not crowd]
+        masks = np.stack(single) if single else np.zeros((0, *shape), dtype=bool)
+        return self.labels.sample(photograph, values, self.source, masks)
+
+
+def coco_instances(images: Path, annotations: Path, labels: Labels) -> CocoInstances:
+    """Reads images annotated in COCO's instance format: all that the JSON lists, also those that show no thing.
+
+    Args:
+        images: folder of the photographs.
+        annotations: JSON, such as `instances_val2017.json`.
+        labels: what the numbers of categories, less one, mean.
+
+    Raises:
+        InputError: another JSON, or an image that the folder lacks.
+    """
+    coco = COCO()
+    try:
+        coco.dataset = read_json(annotations)
+        if missing := {"categories", "images", "annotations"} - set(coco.dataset):
+            raise KeyError(*sorted(missing))
+        # pycocotools reports its progress
+        with redirect_stdout(StringIO()):
+            coco.createIndex()
+        listed = sorted((entry["file_name"], entry["id"]) for entry in coco.dataset["images"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"expected COCO's instance format in {annotations} (categories, images, annotations), got one without {error}"
+        ) from error
+    present = {path.name for path in images.iterdir()}
+    for name, _ in listed:
+        if name not in present:
+            raise InputError(f"expected {name} in {images}, which {annotations.name} lists, got no such file")
+    if not listed:
+        raise InputError(f"expected images in {annotations}, got none")
+    paths, numbers = tuple(images / name for name, _ in listed), tuple(number for _, number in listed)
+    return CocoInstances(labels, paths, numbers, coco, annotations)
+
+
+def _spoken(name: str) -> str:
+    """A class name of COCO's stuff as a word of a prompt."""
+    for suffix in ("-merged", "-other", "-stuff"):
+        name = name.removesuffix(suffix)
+    return name.replace("-", " ")

@@ -1,0 +1,65 @@
+"""Images with nameless masks as SA-1B has them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as rle
+
+from seg4diff_tools.datasets.files import read_captions, read_json, require_folder
+from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import open_image
+
+
+@dataclass(frozen=True)
+class Sa1b(Sequence):
+    """Images with nameless masks as SA-1B has them, read one by one; made by `sa1b`.
+
+    Attributes:
+        images: path of each image; its masks are in the JSON beside it.
+        captions: of each image, by file name.
+    """
+
+    images: tuple[Path, ...] = field(repr=False)
+    captions: Mapping[str, str] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        photograph = self.images[index]
+        picture, path = open_image(photograph), photograph.with_suffix(".json")
+        try:
+            masks = rle.decode([annotation["segmentation"] for annotation in read_json(path)["annotations"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"expected masks in COCO's run-length encoding in {path}, got others ({error!r})"
+            ) from error
+        if masks.shape[:2] != (picture.height, picture.width):
+            raise InputError(f"expected masks of the image's size {picture.size}, got {masks.shape[1::-1]} in {path}")
+        blank = np.full(masks.shape[:2], IGNORE, dtype=np.int64)
+        caption = self.captions.get(photograph.name, "")
+        return LabelledImage(picture, (), blank, caption, (), photograph.name, masks.transpose(2, 0, 1).astype(bool))
+
+
+def sa1b(folder: str | Path, captions: str | Path | None = None) -> Sa1b:
+    """Reads images of SA-1B: `sa_1.jpg` with its masks in `sa_1.json`, in one folder or in folders below it.
+
+    Args:
+        folder: where an archive of SA-1B was unpacked.
+        captions: JSON object that gives each file name its caption; without it captions are empty.
+
+    Returns:
+        A sequence of samples without class names, for fine-tuning on masks (`MagnetConfig(maps="heads")`).
+
+    Raises:
+        InputError: no such folder, no image with a JSON beside it, and on reading a damaged file.
+    """
+    path = Path(folder)
+    require_folder(path)
+    found = tuple(photograph for photograph in sorted(path.rglob("*.jpg")) if photograph.with_suffix(".json").is_file())
+    if not found:
+        raise InputError(f"expected images with masks in {path}, such as sa_1.jpg and sa_1.json, got no pair")
+    return Sa1b(found, {} if captions is None else read_captions(Path(captions), {}))
