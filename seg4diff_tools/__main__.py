@@ -185,16 +185,15 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     tensorboard: Annotated[bool, typer.Option(help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Align a layer's attention with masks by a LoRA (MAGNET); several processes: accelerate launch -m seg4diff_tools finetune.
+    """Align a layer's attention with masks by a LoRA (MAGNET); several GPUs: accelerate launch -m seg4diff_tools finetune.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
     from dataclasses import replace
 
-    from accelerate import PartialState
-
     from . import datasets, magnet
     from .backbones import load_backbone
+    from .runs import processes
     from .scenes import Scenes
 
     if coco and sa1b:
@@ -203,12 +202,11 @@ def finetune(
     config = replace(magnet.preset(preset.value), seed=seed, **{k: v for k, v in changed.items() if v is not None})
     samples: Sequence = Scenes("train", scenes)
     if coco:
-        annotations = coco / f"panoptic_{split}.json"
-        samples = datasets.coco_panoptic(coco / split, coco / f"panoptic_{split}", annotations, captions)
+        samples = _coco(coco, split, captions)
     if sa1b:
         samples = datasets.sa1b(sa1b, captions)
     folder = magnet.finetune(
-        load_backbone(model, device=PartialState().device),
+        load_backbone(model, device=processes().device),
         samples,
         config,
         out,
@@ -220,7 +218,7 @@ def finetune(
         gradient_checkpointing=gradient_checkpointing,
         tensorboard=tensorboard,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         typer.echo(
             f"{folder}: load it with pipe.load_lora_weights({str(folder)!r}), or with magnet.lora(backbone, ...)"
         )
@@ -243,19 +241,18 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of each prompt's first picture; the next one has the next seed.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
 ) -> None:
-    """Write a benchmark's pictures (GenEval, T2I-CompBench++); several processes: accelerate launch -m seg4diff_tools generate.
+    """Write a benchmark's pictures (GenEval, T2I-CompBench++); several GPUs: accelerate launch -m seg4diff_tools generate.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
     from contextlib import nullcontext
 
-    from accelerate import PartialState
-
     from . import lora as loras
     from .backbones import load_backbone
     from .generation import generate_benchmark
+    from .runs import processes
 
-    backbone = load_backbone(model, device=PartialState().device)
+    backbone = load_backbone(model, device=processes().device)
     with loras.lora(backbone, lora) if lora else nullcontext():
         folder = generate_benchmark(
             backbone,
@@ -268,7 +265,7 @@ def generate(
             seed=seed,
             batch=batch,
         )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         typer.echo(f"{folder}: now judge it with the benchmark's own code")
 
 
@@ -278,7 +275,7 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            help="scenes, scenes-style, voc20, voc21, pc59, coco-object, coco-stuff27, ade150, cityscapes, or folder."
+            help="scenes, scenes-style, voc20, voc21, pc59, coco-object, coco-stuff27, ade150, cityscapes, coco-panoptic, or folder."
         ),
     ] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Where the data set lies, as it was published.")] = None,
@@ -320,19 +317,18 @@ def evaluate(
     shuffle_seed: Annotated[int | None, typer.Option(help="Take images in the order that this seed draws.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Forwards to run at once.")] = 8,
 ) -> None:
-    """Score segmentation on a data set (Tables 1 and 2); several processes: accelerate launch -m seg4diff_tools evaluate.
+    """Score segmentation on a data set (Tables 1 and 2); several GPUs: accelerate launch -m seg4diff_tools evaluate.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
     from contextlib import nullcontext
-
-    from accelerate import PartialState
 
     from . import datasets, paper
     from . import lora as loras
     from .backbones import load_backbone
     from .evaluation import evaluate as run
     from .methods import Method, Pads, Words
+    from .runs import processes
 
     samples = _samples(dataset, root, split, classes)
     at = tuple(steps_from_end or (8,))
@@ -357,7 +353,7 @@ def evaluate(
             tiles=tiles,
             upsampling="guided" if guided else "bilinear",
         )
-    backbone = load_backbone(model, device=PartialState().device)
+    backbone = load_backbone(model, device=processes().device)
     protocols = [each.value for each in protocol or (Protocol.present,)]
     with loras.lora(backbone, lora) if lora else nullcontext():
         result = run(
@@ -370,7 +366,7 @@ def evaluate(
             shuffle_seed=shuffle_seed,
             batch=batch,
         )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         typer.echo(result.table().drop(columns=["gain", "gain_low", "gain_high"]).round(3).to_string(index=False))
         typer.echo(result.throughput())
         number = 2 if unsupervised else 1
@@ -390,11 +386,20 @@ def _samples(dataset: str, root: Path | None, split: str, classes: Path | None) 
         return Scenes("test" if dataset == "scenes" else "test-style", 500)
     if root is None:
         raise InputError(f"expected where {dataset} lies, got no --root")
+    if dataset == "coco-panoptic":
+        return _coco(root, f"{split}2017")
     if dataset != "folder":
         return datasets.published(dataset, root, split)
     if classes is None or not classes.is_file():
         raise InputError(f"expected a text file with a class on each line, got --classes {classes}")
     return datasets.folder(root / "images", root / "masks", classes.read_text(encoding="utf-8").split("\n"))
+
+
+def _coco(root: Path, split: str, captions: Path | None = None) -> Sequence:
+    from . import datasets
+
+    panoptic = root / f"panoptic_{split}"
+    return datasets.coco_panoptic(root / split, panoptic, panoptic.with_suffix(".json"), captions)
 
 
 def _background(told: str) -> Any:

@@ -25,7 +25,7 @@ from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import open_images
 from seg4diff_tools.operators import chunks
-from seg4diff_tools.runs import replace_file
+from seg4diff_tools.runs import processes, replace_file
 
 COUNTS = "counts"
 """Name of the folder of Parquet files in the folder of a run."""
@@ -112,7 +112,7 @@ def count_images(
             or another run that writes to it.
         CheckpointError: a damaged file of counts, or one that cannot be written.
     """
-    indices, state = range(len(samples)) if indices is None else indices, PartialState()
+    indices, state = range(len(samples)) if indices is None else indices, processes()
     if folder is None and state.num_processes > 1:
         raise InputError(f"expected a folder that {state.num_processes} processes share, got none: pass out=...")
     with _alone(folder, state):
@@ -136,7 +136,7 @@ def count_images(
 
 def own_groups(count: int, at_once: int) -> list[slice]:
     """The groups of images that this process takes: of several processes each takes every n-th."""
-    state = PartialState()
+    state = processes()
     return chunks(count, at_once)[state.process_index :: state.num_processes]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from accelerate import PartialState
 from jaxtyping import Int
 from tqdm.auto import tqdm
 
@@ -26,7 +25,7 @@ from seg4diff_tools.counts import Counts, Opened, Shard, Tally, count_images, ow
 from seg4diff_tools.datasets import background_of
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.methods import Method, Pads, Words, Workplace, label_maps, pad_confusion, pad_groups
-from seg4diff_tools.runs import claim, read_settings, replace_file
+from seg4diff_tools.runs import claim, processes, read_settings, replace_file
 from seg4diff_tools.segmentation import label_frame
 
 Protocol = Literal["present", "full"]
@@ -220,7 +219,7 @@ def evaluate(
         "shuffle_seed": shuffle_seed,
         "batch": batch,
     }
-    folder, state = None if out is None else Path(out), PartialState()
+    folder, state = None if out is None else Path(out), processes()
     if folder is not None:
         with state.main_process_first():
             claim(folder, settings, "an evaluation")
@@ -404,7 +403,7 @@ def _write_table(folder: Path, result: Evaluation) -> None:
         "versions": {name: version(name) for name in ("seg4diff-tools", "torch", "diffusers", "transformers")},
         "python": platform.python_version(),
         "device": str(torch.accelerator.current_accelerator() or "cpu"),
-        "processes": PartialState().num_processes,
+        "processes": processes().num_processes,
         "seconds": dict(result.seconds),
     }
     replace_file(folder / "result.json", json.dumps(told, indent=1).encode())

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.prompts import check_prompt
-from seg4diff_tools.runs import claim, replace_file
+from seg4diff_tools.runs import claim, processes, replace_file
 
 Layout = Literal["geneval", "t2i-compbench"]
 IMAGES: dict[Layout, int] = {"geneval": 4, "t2i-compbench": 10}
@@ -132,7 +131,7 @@ def generate_benchmark(
         "model": backbone.name,
         "weights": model_fingerprint(backbone)[:16],
     }
-    state = PartialState()
+    state = processes()
     with state.main_process_first():
         claim(out, settings, "a benchmark's pictures")
 

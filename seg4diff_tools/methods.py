@@ -25,6 +25,8 @@ from seg4diff_tools.segmentation import check_layers, label_frame, read_class_ma
 BACKGROUND = "background"
 """The class of everything that a data set has no name for."""
 
+CLASSES_AT_ONCE = 16
+
 Maps = Float[Tensor, "class y x"]
 Labels = Int[Tensor, "height width"]
 
@@ -369,11 +371,15 @@ def _frame(backbone: Backbone, picture: PIL.Image.Image, method: Words) -> PIL.I
 def _labels(maps: Maps, owners: Tensor, names: Sequence[str], frame: PIL.Image.Image, method: Words) -> Labels:
     """The class with the largest map at each pixel of the frame."""
     size = frame.height, frame.width
-    threshold = isinstance(method.background, float | int) and BACKGROUND in names
     if method.upsampling == "guided":
-        maps, size = masks.upsample_guided(maps, frame), None
-    labels = owners[masks.label_map(maps, size)]
-    if threshold:
-        best = (maps if size is None else masks.upsample(maps, size)).amax(0)
+        # maps as large as the image, a few at a time
+        parts = [masks.upsample_guided(maps[part], frame).max(0) for part in chunks(len(maps), CLASSES_AT_ONCE)]
+        best, part = torch.stack([values for values, _ in parts]).max(0)
+        labels = torch.stack([index for _, index in parts]).gather(0, part[None])[0] + part * CLASSES_AT_ONCE
+    else:
+        labels = masks.label_map(maps, size)
+        best = masks.upsample(maps, size).amax(0) if isinstance(method.background, float | int) else maps
+    labels = owners[labels]
+    if isinstance(method.background, float | int) and BACKGROUND in names:
         labels[best < method.background] = list(names).index(BACKGROUND)
     return labels

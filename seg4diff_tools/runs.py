@@ -7,9 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
 from seg4diff_tools.errors import CheckpointError, InputError
 
 SETTINGS = "settings.json"
+
+
+def processes() -> PartialState:
+    """The processes that work together, and this one's place among them.
+
+    `accelerate launch` starts one for each GPU; on CPUs, several come from `torchrun`.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def claim(folder: Path, settings: Mapping[str, Any], kind: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.runs import claim, read_settings
+from seg4diff_tools.runs import claim, processes, read_settings
 from seg4diff_tools.segmentation import (
     Block,
     Head,
@@ -132,8 +131,8 @@ def layer_step_sweep(
             for record in shard.records:
                 tally.add(record)
             bar.update(len(shard.records))
-    if folder is not None and PartialState().num_processes > 1:
-        PartialState().wait_for_everyone()
+    if folder is not None and processes().num_processes > 1:
+        processes().wait_for_everyone()
         tally = Tally(record for record in stored_counts(folder) if record.index < len(samples))
     return _table(settings, tally)
 

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,10 @@ SENTENCES = [
     "a fire engine and a fire at night",
     "cat tree grass water sand snow road sky",
 ]
+
+
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+"""Starts the script or module that follows twice, as one run."""
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>", max_length: int = 77) -> CLIPTokenizer:

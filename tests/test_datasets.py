@@ -231,3 +231,18 @@ def test_real_coco_photographs():
     for sample in samples:
         assert sample.label_map.shape == sample.masks.shape[1:] == (sample.image.height, sample.image.width)
         assert set(np.unique(sample.label_map)) <= {*range(len(sample.class_names)), 255}
+
+
+def test_renamed_classes_of_one_name_become_one():
+    label_map = np.array([[0, 1, 2], [2, 3, datasets.IGNORE]])
+    sample = datasets.LabelledImage(
+        np.zeros((2, 3, 3), np.uint8), ("cat", "sand", "dog", "snow"), label_map, "", ("sand", "snow")
+    )
+
+    class Set(list):
+        class_names = ("cat", "sand", "dog", "snow", "tree")
+
+    found = datasets.renamed(Set([sample]), {"sand": "background", "snow": "background", "cat": "kitten"})
+    assert found.class_names == ("kitten", "background", "dog", "tree") and len(found) == 1
+    assert found[0].class_names == ("kitten", "background", "dog") and found[0].background == ("background",)
+    assert found[0].label_map.tolist() == [[0, 1, 2], [2, 1, datasets.IGNORE]]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_pipeline
+from conftest import TWO_PROCESSES, tiny_pipeline
 from pandas.testing import assert_frame_equal
 from PIL import Image
 from tiny_parts import sharpened
@@ -277,9 +277,7 @@ def same(one, other):
 
 
 def test_two_processes_end_with_the_table_of_one(tiny_folder, straight, tmp_path):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    words = [sys.executable, *launch, *command(tiny_folder, straight[0], tmp_path / "two")]
+    words = [*TWO_PROCESSES, *command(tiny_folder, straight[0], tmp_path / "two")]
     result = subprocess.run(words, env=QUIET, check=False, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("table.csv, result.json") == 1

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from conftest import TWO_PROCESSES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -93,21 +93,10 @@ def pixels_of(content: bytes) -> np.ndarray:
 
 
 def test_two_processes_share_the_prompts(tiny_folder, tiny_backbone, geneval, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = ["-m", "seg4diff_tools", "generate", "--model", str(tiny_folder), "--layout", "geneval", "--steps", "2"]
     command += ["--prompts", str(geneval), "--out", str(tmp_path / "two"), "--images", "1", "--guidance-scale", "1"]
     run = subprocess.run(
-        [*launch, *command],
+        [*TWO_PROCESSES, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
         capture_output=True,

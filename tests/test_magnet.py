@@ -3,7 +3,6 @@
 import csv
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import is_tensorboard_available
+from conftest import TWO_PROCESSES
 from PIL import Image
 from tiny_models import build
 from tiny_run import SCENES
@@ -426,23 +426,12 @@ finetune(load_backbone(sys.argv[2]), Scenes("train", 40, SCENES), config, sys.ar
 
 def test_two_processes_train_as_one(tiny_folder, tiny_backbone, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     given = {
         name: getattr(QUICK, name) for name in ("steps", "batch", "learning_rate", "warmup", "clip_gradients", "layers")
     }
     config = given | {"zero_tokens": 5, "rank": 2}
     run = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), repr(config), str(tiny_folder), str(tmp_path / "two")],
+        [*TWO_PROCESSES, str(tmp_path / "script.py"), repr(config), str(tiny_folder), str(tmp_path / "two")],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
         check=False,
         capture_output=True,

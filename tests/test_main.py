@@ -150,3 +150,62 @@ def test_finetune_wants_one_data_set(tmp_path):
     words = ["finetune", "--out", str(tmp_path / "x"), "--coco", str(tmp_path), "--sa1b", str(tmp_path)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and "error: expected one data set" in result.output
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Two pictures in the folders of PASCAL VOC."""
+    root = tmp_path / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for index in range(2):
+        Image.fromarray(generator.integers(0, 256, (23, 31, 3), np.uint8)).save(root / f"JPEGImages/{index}.jpg")
+        labels = Image.fromarray(generator.choice([0, 8, 12, 255], (23, 31)).astype(np.uint8)).convert("P")
+        labels.save(root / f"SegmentationClass/{index}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("0\n1\n")
+    return root
+
+
+def evaluate(*words: object):
+    return CliRunner().invoke(app, ["evaluate", *map(str, words)])
+
+
+def test_evaluate_a_published_data_set(tiny_folder, voc, tmp_path):
+    options = ["--model", tiny_folder, "--root", voc, "--layer", 1, "--layer", 3, "--seed", 0, "--seed", 4]
+    options += ["--synonyms", "--tiles", 2, "--guided", "--protocol", "present", "--protocol", "full"]
+    result = evaluate("--dataset", "voc20", "--out", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    assert "2 images at" in result.stdout and "attention" in result.stdout
+    # the paper's numbers stand beside, each with its model
+    assert "table 1" in result.stdout and "0.892" in result.stdout and "ProxyCLIP" in result.stdout
+    told = json.loads((tmp_path / "run/result.json").read_text())
+    method = told["settings"]["methods"]["words"]
+    assert (method["layers"], method["seeds"], method["tiles"], method["upsampling"]) == ([1, 3], [0, 4], 2, "guided")
+    assert method["synonyms"]["pottedplant"][0] == "potted plant" and len(told["settings"]["vocabulary"]) == 20
+    assert [row["protocol"] for row in told["table"]] == ["present", "full"]
+    # the same command again finds all done
+    assert "all images were done before" in evaluate("--dataset", "voc20", "--out", tmp_path / "run", *options).stdout
+
+
+def test_evaluate_without_words(tiny_folder, voc, tmp_path):
+    options = ["--model", tiny_folder, "--root", voc, "--unsupervised", "--layer", 2, "--threshold", 0.01]
+    result = evaluate("--dataset", "voc21", "--out", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    assert "matched" in result.stdout and "table 2" in result.stdout and "DiffCut" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "voc20"], "expected where voc20 lies, got no --root"),
+        (["--dataset", "voc", "--root", "."], "'voc'"),
+        (["--dataset", "folder", "--root", "."], "class on each line"),
+        (["--unsupervised", "--layer", 1, "--layer", 2], "one layer, step and seed"),
+        (["--reading", "best"], "expected a reading"),
+        (["--second-pass", 1], "less than 1"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(tiny_folder, tmp_path, words, message):
+    result = evaluate("--model", tiny_folder, "--out", tmp_path / "run", *words)
+    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output

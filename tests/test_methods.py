@@ -208,3 +208,10 @@ def test_wrong_choices_are_refused(options, message):
         object.__setattr__(method, name, value)  # past the type check, which only tests have
     with pytest.raises(InputError, match=message):
         method.__post_init__()
+
+
+def test_guided_upsampling_of_many_classes(backbone, picture):
+    names = [f"thing {index}" for index in range(37)]
+    found = labels(backbone, picture, names, upsampling="guided")
+    expected = masks.upsample_guided(maps(backbone, picture, names), picture).argmax(0)
+    assert share(found, expected) > 0.99 and found.max() >= 16

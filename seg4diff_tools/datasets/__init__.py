@@ -3,7 +3,7 @@
 from seg4diff_tools.datasets.benchmarks import BENCHMARKS, Benchmark, published
 from seg4diff_tools.datasets.coco import CocoInstances, CocoPanoptic, coco_panoptic
 from seg4diff_tools.datasets.folders import Folder, folder
-from seg4diff_tools.datasets.samples import IGNORE, LabelledImage, Sample, background_of
+from seg4diff_tools.datasets.samples import IGNORE, LabelledImage, Renamed, Sample, background_of, renamed
 from seg4diff_tools.datasets.segment_anything import Sa1b, sa1b
 from seg4diff_tools.datasets.synonyms import SYNONYMS
 
@@ -16,11 +16,13 @@ __all__ = [
     "CocoPanoptic",
     "Folder",
     "LabelledImage",
+    "Renamed",
     "Sa1b",
     "Sample",
     "background_of",
     "coco_panoptic",
     "folder",
     "published",
+    "renamed",
     "sa1b",
 ]

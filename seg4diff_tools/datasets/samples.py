@@ -1,7 +1,7 @@
 """What segmentation needs to know of an image: the image, its classes, a label map."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,3 +60,48 @@ class LabelledImage:
     background: tuple[str, ...] = ()
     name: str = ""
     masks: Bool[np.ndarray, "mask y x"] | None = None
+
+
+@dataclass(frozen=True)
+class Renamed(Sequence):
+    """Samples whose classes have other names; made by `renamed`.
+
+    Attributes:
+        samples: as they were.
+        names: new name of each class that gets one.
+    """
+
+    samples: Any = field(repr=False)
+    names: Mapping[str, str]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The whole vocabulary."""
+        return self._new(self.samples.class_names)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        sample = self.samples[index]
+        names, old = self._new(sample.class_names), np.asarray(sample.label_map)
+        label_map = np.full(old.shape, IGNORE, dtype=np.int64)
+        for value, name in enumerate(sample.class_names):
+            label_map[old == value] = names.index(self.names.get(name, name))
+        return LabelledImage(sample.image, names, label_map, sample.caption, self._new(background_of(sample)))
+
+    def _new(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.names.get(name, name) for name in names))
+
+
+def renamed(samples: Sequence, names: Mapping[str, str]) -> Renamed:
+    """Gives classes other names, such as those of another data set; classes of one name become one.
+
+    Args:
+        samples: images with label maps, with `class_names` for their vocabulary.
+        names: new name of each class that gets one.
+
+    Returns:
+        A sequence of samples, read from the old one as they are asked for.
+    """
+    return Renamed(samples, dict(names))
