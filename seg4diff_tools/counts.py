@@ -119,17 +119,15 @@ def count_images(
         for part in own_groups(len(indices), at_once):
             group, faults = _open_group(samples, indices[part], skip)
             path = None if folder is None else folder / COUNTS / f"{part.start:06d}.parquet"
-            stored = Shard([], {}) if path is None or not path.exists() else read_shard(path)
+            there = path is not None and path.exists()
+            stored = _part(read_shard(path), indices[part]) if there else Shard([], {})
             _check_same(stored.records, group, folder)
-            kept = [record for record in stored.records if record.index in indices[part]]
-            done = {record.index for record in kept}
+            done = {record.index for record in stored.records}
             faults = {index: message for index, message in faults.items() if index not in done}
-            # a group is taken from the folder as a whole or not at all
-            if complete := {each.index for each in group} <= done:
-                shard = Shard(kept, faults)
-            else:
-                shard = Shard(compute(group), faults)
-            if path is not None and not (complete and stored.faults == faults and path.exists()):
+            # a group is computed as a whole or not at all
+            complete = {each.index for each in group} <= done
+            shard = Shard(stored.records if complete else compute(group), faults)
+            if path is not None and not (there and complete and stored.faults == faults):
                 write_shard(path, shard)
             yield shard
 
@@ -302,6 +300,12 @@ def placed(record: Counts, names: Sequence[str]) -> Int[Tensor, "configuration t
     )
     result[:, rows[:, None], columns] = torch.from_numpy(record.confusion).long()
     return result
+
+
+def _part(shard: Shard, indices: Sequence[int]) -> Shard:
+    """What a shard has of these samples; it may be of a run over more of them."""
+    records = [record for record in shard.records if record.index in indices]
+    return Shard(records, {index: message for index, message in shard.faults.items() if index in indices})
 
 
 def _open_group(samples: Sequence, indices: Sequence[int], skip: bool) -> tuple[list[Opened], dict[int, str]]:

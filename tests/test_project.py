@@ -31,6 +31,7 @@ FLOORS = [
     {"combination", "grouping", "heads", "sweeps", "widgets"},
     {"magnet", "methods", "quality"},
     {"evaluation", "model_cards"},
+    {"commands"},
     {"__main__"},
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -1,0 +1,151 @@
+"""Scores of segmentation."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seg4diff_tools.commands.options import Lora, ModelName
+from seg4diff_tools.commands.options import coco as coco_panoptic
+from seg4diff_tools.errors import InputError
+
+
+class Protocol(StrEnum):
+    """Which classes a prompt names: those that an image shows, or the whole vocabulary."""
+
+    present = "present"
+    full = "full"
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of the run: counts of each image, table.csv, result.json.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="scenes, scenes-style, voc20, voc21, pc59, coco-object, coco-stuff27, ade150, cityscapes, coco-panoptic, or folder."
+        ),
+    ] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies, as it was published.")] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="For folder (ROOT/images, ROOT/masks): text file, line i names the mask's value i."),
+    ] = None,
+    model: ModelName = "mini",
+    lora: Lora = None,
+    protocol: Annotated[
+        list[Protocol] | None, typer.Option(help="Several times for several; present by default.")
+    ] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="0-based; of several the mean; the expert by default.")
+    ] = None,
+    steps_from_end: Annotated[
+        list[int] | None, typer.Option(help="Noise levels; of several the mean; 8 by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Length of the schedule.")] = 28,
+    seed: Annotated[list[int] | None, typer.Option(help="Of the noise; of several the mean; 0 by default.")] = None,
+    reading: Annotated[
+        str, typer.Option(help="Of the attention: layer, daam, concept, goca, cosine, refined.")
+    ] = "layer",
+    background: Annotated[
+        str, typer.Option(help="'word', words joined by commas, or a number of times an even share of attention.")
+    ] = "word",
+    synonyms: Annotated[bool, typer.Option(help="Ask for everyday words beside the names of classes.")] = False,
+    classes_per_prompt: Annotated[int | None, typer.Option(min=1, help="As many as it holds by default.")] = None,
+    second_pass: Annotated[
+        float, typer.Option(help="Drop classes below this share of the image and prompt again.")
+    ] = 0.0,
+    tiles: Annotated[int, typer.Option(min=1, help="2 also reads nine windows of half the image's side.")] = 1,
+    guided: Annotated[bool, typer.Option(help="Upsample along the edges of the image.")] = False,
+    unsupervised: Annotated[bool, typer.Option(help="Group by the pads of an empty prompt instead (Table 2).")] = False,
+    threshold: Annotated[float, typer.Option(help="Of merging pads.")] = 0.035,
+    zero_tokens: Annotated[int, typer.Option(min=0, help="Zero vectors in the place of T5's tokens.")] = 77,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate no more images than this.")] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Take images in the order that this seed draws.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Forwards to run at once.")] = 8,
+) -> None:
+    """Score segmentation on a data set (Tables 1 and 2); several GPUs: accelerate launch -m seg4diff_tools evaluate.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from contextlib import nullcontext
+
+    from .. import datasets, paper
+    from .. import lora as loras
+    from ..backbones import load_backbone
+    from ..evaluation import evaluate as run
+    from ..methods import Method, Pads, Words
+    from ..runs import processes
+
+    samples = _samples(dataset, root, split, classes)
+    at = tuple(steps_from_end or (8,))
+    method: Method
+    if unsupervised:
+        if any(len(each or ()) > 1 for each in (layer, steps_from_end, seed)):
+            raise InputError("expected one layer, step and seed with --unsupervised, got several: give each once")
+        own = {"threshold": threshold, "steps": steps, "seed": (seed or [0])[0], "zero_tokens": zero_tokens}
+        method = Pads(layer=layer[0] if layer else None, steps_from_end=at[0], **own)
+    else:
+        method = Words(
+            reading=reading,
+            layers=tuple(layer) if layer else None,
+            steps_from_end=at,
+            steps=steps,
+            seeds=tuple(seed or (0,)),
+            zero_tokens=zero_tokens,
+            synonyms=datasets.SYNONYMS if synonyms else {},
+            classes_per_prompt=classes_per_prompt,
+            second_pass=second_pass,
+            background=_background(background),
+            tiles=tiles,
+            upsampling="guided" if guided else "bilinear",
+        )
+    backbone = load_backbone(model, device=processes().device)
+    protocols = [each.value for each in protocol or (Protocol.present,)]
+    with loras.lora(backbone, lora) if lora else nullcontext():
+        result = run(
+            backbone,
+            samples,
+            {"pads" if unsupervised else "words": method},
+            protocols,
+            out=out,
+            limit=limit,
+            shuffle_seed=shuffle_seed,
+            batch=batch,
+        )
+    if processes().is_main_process:
+        typer.echo(result.table().drop(columns=["gain", "gain_low", "gain_high"]).round(3).to_string(index=False))
+        typer.echo(result.throughput())
+        number = 2 if unsupervised else 1
+        printed = paper.scores_of(dataset, number)
+        if len(printed):
+            typer.echo(
+                f"mIoU that the paper prints (table {number}), each with its own model:\n{printed.to_string(index=False)}"
+            )
+        typer.echo(f"{out}: table.csv, result.json with every setting, and counts of each image in Parquet")
+
+
+def _samples(dataset: str, root: Path | None, split: str, classes: Path | None) -> Sequence:
+    from .. import datasets
+    from ..scenes import Scenes
+
+    if dataset in ("scenes", "scenes-style"):
+        return Scenes("test" if dataset == "scenes" else "test-style", 500)
+    if root is None:
+        raise InputError(f"expected where {dataset} lies, got no --root")
+    if dataset == "coco-panoptic":
+        return coco_panoptic(root, f"{split}2017")
+    if dataset != "folder":
+        return datasets.published(dataset, root, split)
+    if classes is None or not classes.is_file():
+        raise InputError(f"expected a text file with a class on each line, got --classes {classes}")
+    return datasets.folder(root / "images", root / "masks", classes.read_text(encoding="utf-8").split("\n"))
+
+
+def _background(told: str) -> Any:
+    try:
+        return float(told)
+    except ValueError:
+        return "word" if told == "word" else tuple(word.strip() for word in told.split(","))
