@@ -263,7 +263,7 @@ class Tally:
     def scores(self) -> pd.DataFrame:
         """One row for each configuration: pACC, mACC, mIoU over all classes, object_mIoU and background_mIoU, 0..1.
 
-        What the classes are summed up in does not depend on the order of the images.
+        Means over classes are taken in the order of their names, so that the order of the images changes no digit.
         """
         if self._total is None:
             return pd.DataFrame(columns=list(SCORES), dtype=float)

@@ -221,8 +221,7 @@ def evaluate(
     }
     folder, state = None if out is None else Path(out), processes()
     if folder is not None:
-        with state.main_process_first():
-            claim(folder, settings, "an evaluation")
+        claim(folder, settings, "an evaluation")
     work, found = Workplace(backbone), _Collected(rows)
     compute = partial(_counts, work, methods, rows, vocabulary, batch)
     began = time.perf_counter()

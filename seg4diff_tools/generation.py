@@ -132,8 +132,7 @@ def generate_benchmark(
         "weights": model_fingerprint(backbone)[:16],
     }
     state = processes()
-    with state.main_process_first():
-        claim(out, settings, "a benchmark's pictures")
+    claim(out, settings, "a benchmark's pictures")
 
     jobs = []
     for number in range(state.process_index, len(asked), state.num_processes):

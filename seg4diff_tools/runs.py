@@ -24,7 +24,7 @@ def processes() -> PartialState:
 
 
 def claim(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
-    """Makes the folder of a new run, or checks that the run in it has the same settings.
+    """Makes the folder of a new run, or checks that the run in it has the same settings; the first process goes first.
 
     Args:
         folder: of the run.
@@ -35,13 +35,13 @@ def claim(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
         InputError: the folder holds something else, or a run with other settings.
         CheckpointError: its settings cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / SETTINGS).exists():
-        # a kill may have left a half-written settings file, and nothing else
-        if any(entry.suffix != ".partial" for entry in folder.iterdir()):
-            raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
-        replace_file(folder / SETTINGS, json.dumps(settings, indent=1).encode())
-        return
+    with processes().main_process_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SETTINGS).exists():
+            # a kill may have left a half-written settings file, and nothing else
+            if any(entry.suffix != ".partial" for entry in folder.iterdir()):
+                raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
+            replace_file(folder / SETTINGS, json.dumps(settings, indent=1).encode())
     before, now = read_settings(folder, kind), json.loads(json.dumps(settings))
     if differing := [key for key in now | before if now.get(key) != before.get(key)]:
         told = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing)

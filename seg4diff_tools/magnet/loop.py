@@ -103,8 +103,7 @@ def finetune(
         "samples": len(samples),
     }
     accelerator = _accelerator(backbone, folder, mixed_precision, tensorboard, config.conv_head)
-    if accelerator.is_main_process:
-        claim(folder, settings, "a fine-tuning")
+    claim(folder, settings, "a fine-tuning")
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
