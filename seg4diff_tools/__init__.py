@@ -8,6 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "atlas": (),
     "attention": ("intercept",),
     "backbones": ("Backbone", "load_backbone"),
     "cache": ("remember",),
@@ -27,6 +28,7 @@ _EXPORTS = {
         "TrainingError",
         "UnknownArchitectureError",
     ),
+    "explorer": ("Explorer", "explore"),
     "families": ("Family", "family_of"),
     "features": ("attention_budget", "image_features", "value_norms"),
     "generation": ("generate_benchmark",),
@@ -34,12 +36,14 @@ _EXPORTS = {
     "heads": (),
     "images": (),
     "joint": ("JointAttention",),
+    "live": (),
     "lora": (),
     "losses": (),
     "magnet": ("MagnetConfig", "finetune"),
     "masks": (),
     "metrics": (),
     "operators": ("attention_with_lse",),
+    "pages": (),
     "paper": (),
     "parser": ("SceneParser", "load_parser"),
     "perturb": ("Edit", "perturbed_guidance"),

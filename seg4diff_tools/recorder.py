@@ -32,8 +32,9 @@ class Recording:
     Args:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
             (image, branch, step, layer, head, block); no head axis where the mean over heads was recorded. Coordinates
-            are the token words or span names (`token_index`: position in the text), and the `timestep` of each step,
-            with a second axis `image` if images of one batch were at different timesteps.
+            are the token words or span names (`token_index`: position in the text; `token_start` and `token_stop`: its
+            characters in the prompt), and the `timestep` of each step, with a second axis `image` if images of one batch
+            were at different timesteps.
     """
 
     arrays: Mapping[str, xr.DataArray]
@@ -405,6 +406,8 @@ class AttentionRecorder:
             "token_index": ("token", indices),
             "token_kind": ("token", [token.kind for token in tokens]),
             "token_reader": ("token", [token.reader for token in tokens]),
+            "token_start": ("token", [token.start for token in tokens]),
+            "token_stop": ("token", [token.stop for token in tokens]),
         }
 
 

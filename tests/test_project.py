@@ -23,12 +23,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "shapes"},
     {"checkpoints", "drawings", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
-    | {"losses", "prompt_lists", "runs", "textures"},
+    | {"atlas", "losses", "pages", "prompt_lists", "runs", "textures"},
     {"families", "joint"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
-    {"composition", "effects", "generation", "pretrain", "segmentation"},
-    {"comparisons", "grouping", "heads", "sweeps", "widgets"},
+    {"composition", "effects", "generation", "live", "pretrain", "segmentation"},
+    {"comparisons", "explorer", "grouping", "heads", "sweeps", "widgets"},
     {"magnet", "quality"},
     {"model_cards"},
     {"__main__"},
