@@ -3,8 +3,9 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,8 @@ class Atlas:
     def stored(self, limit: int, selection: Selection) -> dict[str, Any]:
         """As much as fits into a page, for a viewer without Python.
 
-        Tokens of the prompt's words alone are kept, and then as many heads, steps, layers and image tokens as fit; the
-        selection is always among them.
+        Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is always
+        among them.
 
         Args:
             limit: of all maps together, in characters of base64.
@@ -186,14 +187,14 @@ class Atlas:
 
         Returns:
             axes, tokens and words as they are left; "slices": contents of `Quantised` in base64 by the selection's values
-            as a JSON list; "shape": of each; "kept": what was left out, as a sentence, or "".
+            as a JSON list in the order of `AXES`; "shape": of each; "kept": what was left out, as a sentence, or "".
         """
-        tokens = [i for i, token in enumerate(self.tokens) if token.kind == "word"] or list(range(len(self.tokens)))
+        columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
 
         def size() -> int:
-            slices = np.prod([len(values) for values in kept.values()])
-            return int(slices) * len(tokens) * (self.grid[0] * self.grid[1] // cells**2 + 8) * 4 // 3
+            slices = prod(len(values) for values in kept.values())
+            return slices * len(columns) * (self.grid[0] * self.grid[1] // cells**2 + 8) * 4 // 3
 
         for axis, least in LADDER:
             if axis == "grid":
@@ -205,24 +206,30 @@ class Atlas:
             while size() > limit and len(kept[axis]) > least:
                 halved = [v for i, v in enumerate(kept[axis]) if i % 2 == 0 or v == selection[axis]]
                 kept[axis] = halved if len(halved) < len(kept[axis]) else [selection[axis]]
-        rows, columns = (n // cells for n in self.grid)
+        rows, across = (n // cells for n in self.grid)
+        at = {part.label: i for i, part in enumerate(columns)}
+
+        def places(word: Word) -> tuple[int, ...]:
+            return tuple(at[part.label] for part in self._parts(word))
+
         slices = {}
         for values in product(*kept.values()):
-            maps = self.maps(dict(zip(kept, values, strict=True)), tokens)
-            pooled = maps.reshape(len(tokens), rows, cells, columns, cells).mean((2, 4))
+            maps = self.maps(dict(zip(kept, values, strict=True)))
+            means = np.stack([maps[list(column.tokens)].mean(0) for column in columns])
+            pooled = means.reshape(len(columns), rows, cells, across, cells).mean((2, 4))
             slices[json.dumps(values, separators=(",", ":"))] = base64.b64encode(quantise(pooled).content).decode()
         return {
             "axes": kept,
-            "tokens": [vars(Word(self.tokens[i].label, (at,), self.tokens[i].kind)) for at, i in enumerate(tokens)],
-            "words": [
-                vars(Word(word.label, tuple(tokens.index(i) for i in word.tokens), word.kind))
-                for word in self.words
-                if set(word.tokens) <= set(tokens)
-            ],
-            "shape": [len(tokens), rows, columns],
+            "tokens": [vars(Word(column.label, (at,), column.kind)) for at, column in enumerate(columns)],
+            "words": [vars(replace(word, tokens=places(word))) for word in self.words],
+            "shape": [len(columns), rows, across],
             "slices": slices,
-            "kept": self._kept(kept, len(tokens), (rows, columns)),
+            "kept": self._kept(kept, len(columns), (rows, across)),
         }
+
+    def _parts(self, word: Word) -> list[Word]:
+        """What a page keeps of a word: its tokens, or all padding as one."""
+        return [word] if word.kind in GROUPS else [self.tokens[i] for i in word.tokens]
 
     def _kept(self, kept: Mapping[str, list], tokens: int, grid: tuple[int, int]) -> str:
         parts = [
@@ -230,7 +237,7 @@ class Atlas:
             for axis, values in self.axes.items()
             if len(kept[axis]) < len(values)
         ]
-        parts += [f"{tokens} of {len(self.tokens)} tokens"] if tokens < len(self.tokens) else []
+        parts += ["padding as its mean"] if tokens < len(self.tokens) else []
         parts += [f"{grid[0]} x {grid[1]} of {self.grid[0]} x {self.grid[1]} image tokens"] if grid != self.grid else []
         return f"This page keeps {', '.join(parts)}." if parts else ""
 

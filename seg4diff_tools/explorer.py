@@ -5,6 +5,7 @@ Python holds the maps and sends what is looked at, one setting at a time; `stati
 
 import base64
 import io
+import json
 import os
 import tempfile
 import threading
@@ -224,7 +225,7 @@ class LiveExplorer(Explorer):
         expert = backbone.expert_layer
         if expert in atlas.axes["layer"]:
             settings = {"layer": expert} | settings
-        call = f"explore(backbone, {'image, ' if picture is not None else ''}prompt={prompt!r}, seed={seed}"
+        call = _live_call(picture, prompt, seed)
         super().__init__(atlas, [shown], call, store, **settings)
         self.set_trait("picture", picture)
         self.prompt, self.seed = prompt, seed
@@ -349,9 +350,24 @@ def explore(
         raise InputError(
             f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}"
         )
-    name = repr(str(source)) if isinstance(source, (str, os.PathLike)) else "recordings" if several else "recording"
-    call = f"explore({name}{', image' if pictures else ''}"
+    call = f"explore({_source_name(source)}{', image' if pictures else ''}"
     return Explorer(atlas, pictures, call, store, **settings)
+
+
+def _source_name(source: Source) -> str:
+    """What the source is called in a line of code."""
+    if isinstance(source, (str, os.PathLike)):
+        return json.dumps(str(source))
+    return {dict: "recordings", xr.DataArray: "maps", AttentionRecorder: "recorder"}.get(type(source), "recording")
+
+
+def _live_call(picture: ImageLike | None, prompt: str, seed: int) -> str:
+    arguments = [
+        "backbone",
+        *(["image"] if picture is not None else []),
+        f"prompt={json.dumps(prompt, ensure_ascii=False)}",
+    ]
+    return f"explore({', '.join(arguments)}, seed={seed}"
 
 
 def _advance(bar: tqdm, done: int, of: int) -> None:

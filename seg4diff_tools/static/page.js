@@ -4,7 +4,7 @@ function storedModel(stored) {
   const values = { message: "", revision: 0, ...stored };
   const listeners = [];
   const emit = (name, ...details) => listeners.filter(([event]) => event === name).forEach(([, react]) => react(...details));
-  const key = (selection) => JSON.stringify(Object.keys(stored.axes).map((axis) => selection[axis]));
+  const key = (selection) => JSON.stringify(AXES.map((axis) => selection[axis]));
   const bytesAt = (selection) => Uint8Array.from(atob(stored.slices[key(selection)]), (letter) => letter.charCodeAt(0));
 
   const along = ({ axis, selection, tokens }) => {
