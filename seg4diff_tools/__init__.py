@@ -28,7 +28,7 @@ _EXPORTS = {
         "TrainingError",
         "UnknownArchitectureError",
     ),
-    "explorer": ("Explorer", "explore"),
+    "explorer": ("explore",),
     "families": ("Family", "family_of"),
     "features": ("attention_budget", "image_features", "value_norms"),
     "generation": ("generate_benchmark",),
@@ -56,7 +56,7 @@ _EXPORTS = {
     "segmentation": ("Segmentation", "segment"),
     "sweeps": ("layer_step_sweep",),
     "verification": ("verify",),
-    "widgets": ("browse",),
+    "viewer": ("Explorer",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -47,10 +47,15 @@ class Recording:
     @property
     def maps(self) -> xr.DataArray:
         """The recorded maps, if only one of "i2t" and "t2i" was recorded."""
-        names = [name for name in self.arrays if name != "masses"]
-        if len(names) != 1:
-            raise RecordingError(f"maps needs one recorded map block, there are {len(names)}; use recording['i2t'].")
-        return self.arrays[names[0]]
+        if len(self.map_blocks) != 1:
+            count = len(self.map_blocks)
+            raise RecordingError(f"maps needs one recorded map block, there are {count}; use recording['i2t'].")
+        return next(iter(self.map_blocks.values()))
+
+    @property
+    def map_blocks(self) -> dict[str, xr.DataArray]:
+        """The recorded maps by block, "i2t" or "t2i" or both."""
+        return {name: array for name, array in self.arrays.items() if name != "masses"}
 
     @property
     def masses(self) -> xr.DataArray:

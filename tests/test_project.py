@@ -25,10 +25,10 @@ FLOORS = [
     {"checkpoints", "drawings", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
     | {"atlas", "losses", "pages", "prompt_lists", "runs", "textures"},
     {"families", "joint"},
-    {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
+    {"attention", "backbones", "charts", "clipscore", "datasets", "scenes", "viewer"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
     {"composition", "effects", "generation", "live", "pretrain", "segmentation"},
-    {"comparisons", "explorer", "grouping", "heads", "sweeps", "widgets"},
+    {"comparisons", "explorer", "grouping", "heads", "sweeps"},
     {"magnet", "quality"},
     {"model_cards"},
     {"__main__"},

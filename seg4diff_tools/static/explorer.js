@@ -580,7 +580,9 @@ function footer(view, exports) {
   const line = create("div", { class: "code" }, code, copy, png, file);
   const say = (text, trouble) => {
     status.textContent = text;
-    note.textContent = [trouble, view.get("message"), view.get("kept")].filter(Boolean).join(" ");
+    const troubles = [trouble, view.get("message")].filter(Boolean);
+    note.textContent = [...troubles, view.get("kept")].filter(Boolean).join(" ");
+    note.classList.toggle("trouble", troubles.length > 0);
     code.textContent = codeLine(view);
   };
   return { node: create("div", { class: "foot" }, status, note, line), say };
