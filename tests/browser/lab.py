@@ -43,7 +43,7 @@ def server(folder: Path) -> Iterator[str]:
             _wait_for(f"{address}/api/status", process, folder / "server.log")
             yield address
         finally:
-            process.terminate()
+            _stop(process)
 
 
 def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
@@ -55,6 +55,15 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """A server that waits for a kernel that is just starting is not waited for; its kernels end with it."""
+    process.terminate()
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def write_notebook(path: Path, *cells: str) -> None:
