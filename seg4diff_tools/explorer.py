@@ -87,7 +87,7 @@ def _blocks(source: Any) -> dict[str, xr.DataArray]:
     if isinstance(source, xr.DataArray):
         return {str(source.name or "maps"): source}
     raise InputError(
-        f"expected a backbone, a recorder, a recording, its path or a DataArray, got {type(source).__name__}"
+        f"expected a backbone, a recorder, a recording, its path or a DataArray, got a {type(source).__name__}"
     )
 
 
