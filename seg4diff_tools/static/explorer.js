@@ -492,7 +492,7 @@ function multiples(view) {
   const select = create("select", { "aria-label": "small maps along", change: () => set({ multiples: select.value }) });
   const title = create("label", { class: "heading" }, "along ", select);
   const node = create("div", { class: "multiples" }, title, strip);
-  let thumbs = [];
+  let [thumbs, asked] = [[], 0];
 
   const build = () => {
     const axes = AXES.filter((axis) => choices(axis).length > 1);
@@ -523,7 +523,9 @@ function multiples(view) {
     const word = view.find(get("token"));
     if (!axis || !word) return;
     const selection = { ...view.selection(), [axis]: choices(axis)[0] };
+    const latest = ++asked;
     const maps = await questions.ask({ ask: "along", axis, selection, tokens: word.tokens });
+    if (latest !== asked || maps.count !== thumbs.length) return;
     thumbs.forEach(({ canvas }, i) => {
       const map = meanMap(maps, [i]);
       Object.assign(canvas, { width: maps.columns, height: maps.rows });
@@ -703,7 +705,6 @@ function render({ model, el }) {
     say("");
     rank();
     root.dataset.drawn = status;
-    await along.draw(questions, colours());
   };
 
   const refresh = async () => {
@@ -715,6 +716,20 @@ function render({ model, el }) {
       await redraw().catch((error) => closed || say(error.message));
     }
     busy = false;
+    if (closed) return;
+    askAhead();
+    await along.draw(questions, colours()).catch((error) => closed || say(error.message));
+  };
+
+  /** Asks for the setting that comes next if the last move is repeated. */
+  let last = view.selection();
+  const askAhead = () => {
+    const now = view.selection();
+    const moved = SLIDERS.find((axis) => now[axis] !== last[axis]);
+    const place = (selection) => choices(moved).indexOf(selection[moved]);
+    const next = moved && choices(moved)[place(now) + Math.sign(place(now) - place(last))];
+    last = now;
+    if (next !== undefined) questions.ask({ ask: "slice", selection: { ...now, [moved]: next } }).catch(() => {});
   };
 
   const structure = ["axes", "words", "tokens", "pieces", "pictures", "multiples"];

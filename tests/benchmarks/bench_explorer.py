@@ -3,7 +3,8 @@
 Run from the repository: python -m tests.benchmarks.bench_explorer (in float32 it needs 1 GB of memory; --dtype float16 half of it)
 
 - Python: opening the recording, and what it takes to answer when a control is moved
-- browser: from the movement of a slider to the drawn picture, in a page that holds a part of the recording (needs chromium)
+- page: from the movement of a slider to the drawn picture, in a page that holds a part of the recording (needs chromium)
+- JupyterLab: the same with a kernel that holds all of it
 """
 
 import argparse
@@ -23,7 +24,15 @@ from seg4diff_tools.viewer import Explorer
 LAYERS, STEPS, TOKENS, SIDE = 24, 28, 77, 64
 WORDS = ["<start>", "a", "cat", "and", "a#2", "dog", "in", "front", "of", "the", "house", "<end>"]
 REPEATS = 50
+DRAWN = ".explorer[data-drawn]"
 
+LOAD = """
+import numpy as np
+import xarray as xr
+from seg4diff_tools import explore
+maps = xr.load_dataarray("maps.nc")
+print("loaded")
+"""
 MOVE = """
 ([label, value]) => new Promise((resolve) => {
   const slider = document.querySelector(`input[aria-label=${label}]`);
@@ -33,6 +42,7 @@ MOVE = """
     observer.disconnect();
     resolve(performance.now() - began);
   }).observe(root, { attributeFilter: ["data-drawn"] });
+  if (Number(slider.value) === value) return resolve(0);
   slider.value = value;
   slider.dispatchEvent(new Event("input"));
 })
@@ -76,24 +86,43 @@ def report(name: str, milliseconds: list[float]) -> None:
     print(f"| {name} | {statistics.median(milliseconds):.1f} | {max(milliseconds):.1f} |")
 
 
-def in_browser(maps: xr.DataArray, picture: np.ndarray) -> None:
-    """A part of the recording in a page, so that the kernel's way is left out and everything else is in."""
-    from playwright.sync_api import sync_playwright
-
+def in_page(browser, maps: xr.DataArray, picture: np.ndarray, folder: Path) -> None:
     part = maps.isel(step=slice(0, 28, 7), layer=slice(0, 24, 6))
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        for mode in ("map", "masks"):
-            path = explore(part, picture, mode=mode, store=64 << 20).save_html(Path(folder, "view.html"))
-            page = browser.new_page()
-            page.goto(path.as_uri())
-            page.wait_for_selector(".explorer[data-drawn]")
-            page.wait_for_timeout(300)
-            moves = [(axis, value) for value in range(4) for axis in ("layer", "step")]
-            values = [page.evaluate(MOVE, list(move)) for move in [*moves[::-1], *moves[:-1]]]
-            report(f"browser: move layer or step, {mode}", values)
-            page.close()
-        browser.close()
+    for mode in ("map", "masks"):
+        path = explore(part, picture, mode=mode, store=64 << 20).save_html(folder / "view.html")
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_selector(DRAWN)
+        moves = [(axis, value) for value in range(4) for axis in ("layer", "step")]
+        report(f"page: move layer or step, {mode}", [moved(page, *move) for move in [*moves[::-1], *moves[:-1]]])
+        page.close()
+
+
+def in_lab(browser, maps: xr.DataArray, picture: np.ndarray, folder: Path) -> None:
+    from tests.browser.lab import server, write_notebook
+
+    maps.to_netcdf(folder / "maps.nc", engine="h5netcdf")
+    np.save(folder / "picture.npy", picture)
+    write_notebook(folder / "view.ipynb", LOAD, "explore(maps, np.load('picture.npy'))")
+    with server(folder) as address:
+        page = browser.new_page(viewport={"width": 1200, "height": 1200})
+        page.goto(f"{address}/lab/tree/view.ipynb?reset")
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
+        page.get_by_text("loaded", exact=True).wait_for(timeout=60_000)
+        report("JupyterLab: show", [timed(lambda: (page.keyboard.press("Shift+Enter"), page.wait_for_selector(DRAWN)))])
+        for axis, count in (("layer", LAYERS), ("step", STEPS)):
+            report(f"JupyterLab: move {axis} by one", [moved(page, axis, place) for place in range(count - 1)])
+        jumps = np.random.default_rng(3).permutation(LAYERS)
+        page.keyboard.press("Escape")
+        report("JupyterLab: jump to a layer", [moved(page, "layer", int(place)) for place in jumps])
+        page.close()
+
+
+def moved(page, axis: str, place: int) -> float:
+    """Milliseconds; a hand rests between two movements."""
+    page.wait_for_timeout(200)
+    return page.evaluate(MOVE, [axis, place])
 
 
 def main() -> None:
@@ -113,7 +142,13 @@ def main() -> None:
     for name, work in answers(view):
         report(name, [timed(work) for _ in range(REPEATS)])
     if shutil.which("chromium"):
-        in_browser(maps, picture)
+        from playwright.sync_api import sync_playwright
+
+        with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+            in_page(browser, maps, picture, Path(folder))
+            in_lab(browser, maps, picture, Path(folder))
+            browser.close()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-from built_book import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 WAIT = 40
 
 
