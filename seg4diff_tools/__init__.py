@@ -15,6 +15,7 @@ _EXPORTS = {
     "charts": (),
     "clipscore": ("Clip", "load_clip"),
     "comparisons": ("reading_scores",),
+    "composer": ("compose_scene",),
     "composition": ("composition_scores",),
     "datasets": ("Sample",),
     "distances": ("frechet_distance", "kernel_distance"),

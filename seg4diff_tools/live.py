@@ -31,6 +31,8 @@ class LiveExplorer(Explorer):
     seed = traitlets.Int().tag(sync=True)
     progress = traitlets.Float(1.0).tag(sync=True)
     picture = traitlets.Any()
+    # there even in one whose construction failed, which is closed too
+    _cancelled = traitlets.Instance(threading.Event, ())
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class LiveExplorer(Explorer):
         **settings: Any,
     ):
         self._recipe = backbone, steps, options
-        self._cancelled, self._busy = threading.Event(), threading.Lock()
+        self._busy = threading.Lock()
         self._thread: threading.Thread | None = None
         with tqdm(desc="recording", unit="step", leave=False) as bar:
 
@@ -56,7 +58,7 @@ class LiveExplorer(Explorer):
         atlas = Atlas({"live": recording.map_blocks})
         if backbone.expert_layer in atlas.axes["layer"]:
             settings = {"layer": backbone.expert_layer} | settings
-        super().__init__(atlas, [shown], _call(picture, prompt, seed), store, **settings)
+        super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, **settings)
         self.picture, self.prompt, self.seed = picture, prompt, seed
         self.observe(self._record_again, ["prompt", "seed", "picture"])
 
@@ -80,6 +82,15 @@ class LiveExplorer(Explorer):
         else:
             super()._answer(_, question, buffers)
 
+    def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
+        """The line that makes this view, up to the settings."""
+        arguments = [
+            "backbone",
+            *(["image"] if picture is not None else []),
+            f"prompt={json.dumps(prompt, ensure_ascii=False)}",
+        ]
+        return f"explore({', '.join(arguments)}, seed={seed}"
+
     def _record_again(self, change: object) -> None:
         self.cancel()
         self._cancelled = threading.Event()
@@ -89,7 +100,7 @@ class LiveExplorer(Explorer):
 
     def _record(self, cancelled: threading.Event, picture: ImageLike | None, prompt: str, seed: int) -> None:
         def report(done: int, of: int) -> None:
-            if cancelled.is_set():
+            if cancelled.is_set() and done < of:
                 raise _CancelledError
             self.progress = done / of
 
@@ -99,14 +110,16 @@ class LiveExplorer(Explorer):
                 self.message = ""
                 recording, shown = record_live(*self._recipe, picture, prompt, seed, report)
                 self._replace(Atlas({"live": recording.map_blocks}), [shown])
-                self.call = _call(picture, prompt, seed)
+                self.call = self._code(picture, prompt, seed)
             except _CancelledError:
-                self.message = "Stopped: the maps are those from before."
+                if cancelled is self._cancelled:
+                    self.message = "Stopped: the maps are those from before."
             except (Seg4DiffError, OSError, RuntimeError, TypeError, ValueError) as error:
                 # nobody sees what a thread raises
                 self.message = str(error) or type(error).__name__
             finally:
-                self.progress = 1.0
+                if cancelled is self._cancelled:
+                    self.progress = 1.0
 
     def _replace(self, atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> None:
         """Shows other maps, with the settings as far as they are still there."""
@@ -167,12 +180,3 @@ def record_live(
             report(done, len(wanted))
     arrays = {name: array.assign_coords(step=wanted) for name, array in recorder.recording.arrays.items()}
     return Recording(arrays), shown
-
-
-def _call(picture: ImageLike | None, prompt: str, seed: int) -> str:
-    arguments = [
-        "backbone",
-        *(["image"] if picture is not None else []),
-        f"prompt={json.dumps(prompt, ensure_ascii=False)}",
-    ]
-    return f"explore({', '.join(arguments)}, seed={seed}"

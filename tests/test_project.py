@@ -28,7 +28,7 @@ FLOORS = [
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes", "viewer"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
     {"composition", "effects", "generation", "live", "pretrain", "segmentation"},
-    {"comparisons", "explorer", "grouping", "heads", "sweeps"},
+    {"comparisons", "composer", "explorer", "grouping", "heads", "sweeps"},
     {"magnet", "quality"},
     {"model_cards"},
     {"__main__"},

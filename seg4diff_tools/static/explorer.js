@@ -121,7 +121,9 @@ function canvasOf(columns, rows, colourOf) {
   const pixels = context.createImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
     const colour = colourOf(i);
-    if (colour) pixels.data.set([...colour, 255], 4 * i);
+    if (!colour) continue;
+    pixels.data.set(colour, 4 * i);
+    pixels.data[4 * i + 3] = 255;
   }
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -396,7 +398,7 @@ function panel(view, hover) {
     });
   };
   const head = (text) => (heading.textContent = text);
-  return { node, canvas, draw, legend, rank, head };
+  return { node, stage, canvas, draw, legend, rank, head };
 }
 
 function rankRow({ label, kind, value }, most, chosen) {
@@ -538,7 +540,7 @@ function multiples(view) {
 /** What a live backbone reads; absent where there is none. */
 function liveBar(view) {
   const { get, set, model } = view;
-  if (get("prompt") === undefined) return { node: null, mark: () => {} };
+  if (get("prompt") === undefined || get("objects") !== undefined) return { node: null, mark: () => {} };
   const prompt = create("input", { type: "text", "aria-label": "prompt" });
   const seed = create("input", { type: "number", step: 1, "aria-label": "seed", class: "seed" });
   const record = create("button", { type: "submit" }, "Record");
@@ -563,6 +565,78 @@ function liveBar(view) {
   fill();
   model.on("change:prompt change:seed", fill);
   return { node, mark, close: () => model.off("change:prompt change:seed", fill) };
+}
+
+/** A scene composed by hand: drag a thing to move it, its corner to resize it; absent where the picture is given. */
+function sceneBar(view, stage) {
+  const { get, set } = view;
+  if (get("objects") === undefined || get("kept") !== undefined) return { node: null, mark: () => {} };
+  const boxes = create("div", { class: "objects" });
+  stage.append(boxes);
+  const change = (index, changes) =>
+    set({ objects: get("objects").map((thing, i) => (i === index ? { ...thing, ...changes } : thing)) });
+  const remove = (index) => get("objects").length > 1 && set({ objects: get("objects").filter((_, i) => i !== index) });
+  const inside = (share, least = 0) => Math.max(least, Math.min(1, share));
+
+  /** Follows the pointer from where it went down; `react` gets the thing as it was and the shares it moved by. */
+  const follow = (node, index, react) => {
+    node.addEventListener("pointerdown", (down) => {
+      down.stopPropagation();
+      node.setPointerCapture(down.pointerId);
+      const [thing, { width }] = [get("objects")[index], stage.getBoundingClientRect()];
+      node.onpointermove = (move) =>
+        change(index, react(thing, (move.clientX - down.clientX) / width, (move.clientY - down.clientY) / width));
+      node.onpointerup = () => (node.onpointermove = null);
+    });
+    node.addEventListener("click", (event) => event.stopPropagation());
+  };
+  const press = (index, event) => {
+    const thing = get("objects")[index];
+    const step = 0.02;
+    const changes = {
+      ArrowLeft: { x: inside(thing.x - step) },
+      ArrowRight: { x: inside(thing.x + step) },
+      ArrowUp: { y: inside(thing.y - step) },
+      ArrowDown: { y: inside(thing.y + step) },
+      "+": { side: inside(thing.side + step) },
+      "-": { side: inside(thing.side - step, 0.1) },
+    }[event.key];
+    if (changes) change(index, changes);
+    else if (event.key === "Delete" || event.key === "Backspace") remove(index);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  const boxOf = (_, index) => {
+    const corner = create("span", { class: "corner" });
+    const box = create("div", { class: "object", tabindex: 0, role: "button", keydown: (event) => press(index, event) }, corner);
+    follow(box, index, (thing, right, down) => ({ x: inside(thing.x + right), y: inside(thing.y + down) }));
+    follow(corner, index, (thing, right, down) => ({ side: inside(thing.side + right + down, 0.1) }));
+    return box;
+  };
+
+  const { names, backgrounds } = get("stock");
+  const add = create("select", { "aria-label": "add a thing" }, create("option", { value: "" }, "add …"));
+  add.append(...names.map((name) => create("option", {}, name)));
+  add.addEventListener("change", () => {
+    set({ objects: [...get("objects"), { name: add.value, x: 0.5, y: 0.5, side: 0.4 }] });
+    add.value = "";
+  });
+  const ground = menu("background", backgrounds.map((name) => [name, name]), () => get("background"), (name) => set({ background: name }));
+  const hint = create("span", { class: "heading" }, "drag a thing, or its corner; arrows, + and −, Delete");
+  const mark = () => {
+    const things = get("objects");
+    if (boxes.children.length !== things.length) boxes.replaceChildren(...things.map(boxOf));
+    things.forEach(({ name, x, y, side }, i) => {
+      const percent = (share) => `${100 * share}%`;
+      const place = { left: percent(x - side / 2), top: percent(y - side / 2), width: percent(side), height: percent(side) };
+      Object.assign(boxes.children[i].style, place);
+      boxes.children[i].setAttribute("aria-label", `${name}; arrow keys move it`);
+      boxes.children[i].title = name;
+    });
+    ground.mark();
+  };
+  return { node: create("div", { class: "scene" }, add, ground.node, hint), mark };
 }
 
 /** What is shown in words, and ways to take it along. */
@@ -647,13 +721,14 @@ function render({ model, el }) {
   };
   const panels = [panel(view, hover), panel(view, hover)];
   const live = liveBar(view);
+  const scene = sceneBar(view, panels[0].stage);
   const words = wordBar(view);
   const controls = controlBar(view);
   const along = multiples(view);
   const foot = footer(view, exports);
   const stage = create("div", { class: "panels" }, ...panels.map(({ node }) => node));
   const root = create("div", { class: "explorer", "data-lm-suppress-shortcuts": "true" });
-  root.append(...[live.node, words.node, stage, controls.node, along.node, foot.node].filter(Boolean));
+  root.append(...[live.node, scene.node, words.node, stage, controls.node, along.node, foot.node].filter(Boolean));
   el.append(root);
 
   const rank = () => {
@@ -672,6 +747,7 @@ function render({ model, el }) {
   const pictureOf = async (chosen) => {
     const found = get("pictures");
     const url = found.length > 1 ? found[choices("image").indexOf(chosen.image)] : found[0];
+    if (pictures.size > choices("image").length + 1) pictures.clear();
     if (url && !pictures.has(url)) pictures.set(url, await greyCanvas(url));
     return url ? pictures.get(url) : null;
   };
@@ -734,12 +810,13 @@ function render({ model, el }) {
 
   const structure = ["axes", "words", "tokens", "pieces", "pictures", "multiples"];
   const marks = [...AXES, "token", "mode", "classes", "cell", "colours", "opacity", "shared", "progress", "message", "call"];
+  const scenery = ["objects", "background"];
   let beside = null;
   const update = () => {
     const rebuilt = beside !== (view.besideAxis() ?? "");
     beside = view.besideAxis() ?? "";
     if (rebuilt) controls.build();
-    [live, words, controls, along].forEach((part) => part.mark());
+    [live, scene, words, controls, along].forEach((part) => part.mark());
     refresh();
   };
   const rebuild = () => {
@@ -750,7 +827,7 @@ function render({ model, el }) {
   };
   const watched = [
     [structure, rebuild],
-    [[...marks, "beside", "revision"], update],
+    [[...marks, ...scenery, "beside", "revision"], update],
   ].map(([names, react]) => [names.map((name) => `change:${name}`).join(" "), react]);
   watched.forEach(([events, react]) => model.on(events, react));
 

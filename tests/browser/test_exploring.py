@@ -106,7 +106,7 @@ def word(page, label):
 
 def slide(page, label, value):
     """Moves a slider with the keyboard, and leaves the focus on the picture."""
-    slider = page.get_by_label(label, exact=True)
+    slider = page.get_by_label(label, exact=True).first
     slider.focus()
     page.keyboard.press("Home")
     for _ in range(value):
@@ -239,6 +239,23 @@ def test_python_follows_and_leads(lab):
         lab.get_by_role("button", name="Save data").click()
     data = xr.load_dataarray(download.value.path(), engine="h5netcdf")
     assert (data.values == MAPS.sel(layer=4, step=2, token="grass").values).all()
+
+
+def test_things_are_dragged_and_masks_follow(lab):
+    run(lab, "from seg4diff_tools import compose_scene, load_backbone; compose_scene(load_backbone('mini'))")
+    scene = lab.locator(".explorer[data-drawn]").nth(1)
+    scene.wait_for()
+    thing, code = scene.locator(".object").first, scene.locator(".code code")
+    assert '("cat", (0.30, 0.62), 0.50)' in code.inner_text()
+    before = scene.locator(".stage canvas").first.evaluate("(canvas) => canvas.toDataURL()")
+    thing.scroll_into_view_if_needed()
+    box = thing.bounding_box()  # half as wide as the picture
+    lab.mouse.move(box["x"] + 20, box["y"] + 20)
+    lab.mouse.down()
+    lab.mouse.move(box["x"] + 20 + 0.4 * box["width"], box["y"] + 20, steps=3)
+    lab.mouse.up()
+    scene.locator("code", has_text='("cat", (0.50, 0.62), 0.50)').wait_for()
+    lab.wait_for_function("(c) => document.querySelectorAll('.stage canvas')[2].toDataURL() !== c", arg=before)
 
 
 def test_a_restarted_kernel_is_named(lab):
