@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets
 import matplotlib
 import numpy as np
 import PIL.Image
@@ -90,7 +91,9 @@ class Explorer(anywidget.AnyWidget):
         if unknown := set(settings) - set(self.SETTINGS):
             raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(self.SETTINGS)}")
         self._atlas, self._store = atlas, store
-        super().__init__(call=call, palette=_palette(), **(described(atlas, pictures) | settings))
+        # shared with neighbours in an HBox
+        layout = ipywidgets.Layout(width="100%")
+        super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
         self.on_msg(self._answer)
 
     @traitlets.validate(*AXES)

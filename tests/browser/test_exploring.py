@@ -258,6 +258,15 @@ def test_things_are_dragged_and_masks_follow(lab):
     lab.wait_for_function("(c) => document.querySelectorAll('.stage canvas')[2].toDataURL() !== c", arg=before)
 
 
+def test_two_share_a_box(lab):
+    run(lab, "from ipywidgets import HBox; HBox([view, view])")
+    box = lab.locator(".widget-hbox .explorer")
+    box.nth(1).wait_for()
+    left, right = box.nth(0).bounding_box(), box.nth(1).bounding_box()
+    assert left["width"] > 280 and right["width"] > 280
+    assert left["x"] + left["width"] <= right["x"]
+
+
 def test_a_restarted_kernel_is_named(lab):
     """Comes after all others that need the kernel."""
     lab.get_by_text("Kernel", exact=True).click()
