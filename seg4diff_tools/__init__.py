@@ -8,12 +8,14 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "atlas": (),
     "attention": ("intercept",),
     "backbones": ("Backbone", "load_backbone"),
     "cache": ("remember",),
     "charts": (),
     "clipscore": ("Clip", "load_clip"),
     "combination": ("choose_combination",),
+    "composer": ("compose_scene",),
     "composition": ("composition_scores",),
     "counts": (),
     "datasets": ("Sample",),
@@ -29,6 +31,7 @@ _EXPORTS = {
         "UnknownArchitectureError",
     ),
     "evaluation": ("evaluate", "read_evaluation"),
+    "explorer": ("explore",),
     "families": ("Family", "family_of"),
     "features": ("attention_budget", "image_features", "value_norms"),
     "generation": ("generate_benchmark",),
@@ -36,6 +39,7 @@ _EXPORTS = {
     "heads": (),
     "images": (),
     "joint": ("JointAttention",),
+    "live": (),
     "lora": (),
     "losses": (),
     "magnet": ("MagnetConfig", "finetune"),
@@ -43,6 +47,7 @@ _EXPORTS = {
     "methods": ("Pads", "Words"),
     "metrics": (),
     "operators": ("attention_with_lse",),
+    "pages": (),
     "paper": (),
     "parser": ("SceneParser", "load_parser"),
     "perturb": ("Edit", "perturbed_guidance"),
@@ -55,7 +60,7 @@ _EXPORTS = {
     "segmentation": ("Segmentation", "segment"),
     "sweeps": ("layer_step_sweep",),
     "verification": ("verify",),
-    "widgets": ("browse",),
+    "viewer": ("Explorer",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

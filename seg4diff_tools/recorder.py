@@ -32,8 +32,9 @@ class Recording:
     Args:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
             (image, branch, step, layer, head, block); no head axis where the mean over heads was recorded. Coordinates
-            are the token words or span names (`token_index`: position in the text), and the `timestep` of each step,
-            with a second axis `image` if images of one batch were at different timesteps.
+            are the token words or span names (`token_index`: position in the text; `token_start` and `token_stop`: its
+            characters in the prompt), and the `timestep` of each step, with a second axis `image` if images of one batch
+            were at different timesteps.
     """
 
     arrays: Mapping[str, xr.DataArray]
@@ -46,10 +47,15 @@ class Recording:
     @property
     def maps(self) -> xr.DataArray:
         """The recorded maps, if only one of "i2t" and "t2i" was recorded."""
-        names = [name for name in self.arrays if name != "masses"]
-        if len(names) != 1:
-            raise RecordingError(f"maps needs one recorded map block, there are {len(names)}; use recording['i2t'].")
-        return self.arrays[names[0]]
+        if len(self.map_blocks) != 1:
+            count = len(self.map_blocks)
+            raise RecordingError(f"maps needs one recorded map block, there are {count}; use recording['i2t'].")
+        return next(iter(self.map_blocks.values()))
+
+    @property
+    def map_blocks(self) -> dict[str, xr.DataArray]:
+        """The recorded maps by block, "i2t" or "t2i" or both."""
+        return {name: array for name, array in self.arrays.items() if name != "masses"}
 
     @property
     def masses(self) -> xr.DataArray:
@@ -405,6 +411,8 @@ class AttentionRecorder:
             "token_index": ("token", indices),
             "token_kind": ("token", [token.kind for token in tokens]),
             "token_reader": ("token", [token.reader for token in tokens]),
+            "token_start": ("token", [token.start for token in tokens]),
+            "token_stop": ("token", [token.stop for token in tokens]),
         }
 
 

@@ -11,7 +11,10 @@ pytest.importorskip("jupyter_book", reason='the book is not installed: pip insta
 
 from built_book import NOTEBOOKS, ROOT, build, pages
 
+from seg4diff_tools.pages import STORED
+
 NOTEBOOK_LIMIT = 4_000_000
+EXPLORER_LIMIT = 3_000_000
 BOOK_LIMIT = 60_000_000
 CDN = re.compile(r"""(?:https?:)?//[\w.-]*(?:cdn|unpkg|jsdelivr|googleapis|gstatic|cloudflare|mybinder)[\w.-]*""")
 # Folders in which people and build machines keep their checkouts.
@@ -86,6 +89,15 @@ def test_every_figure_is_in_its_page(path):
     assert ("plotly.min.js" in page) == (plotly > 0)
     images = sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs(path))
     assert page.count("/_images/") >= images
+
+
+@each_notebook
+def test_every_explorer_is_in_its_page(path):
+    page = (build() / "notebooks" / f"{path.stem}.html").read_text()
+    stored = [output["data"][STORED] for output in outputs(path) if STORED in output.get("data", {})]
+    assert page.count('class="explorer-page"') == len(stored)
+    assert ("explorer.js" in page, "explorer.css" in page) == (bool(stored), bool(stored))
+    assert len(json.dumps(stored)) <= EXPLORER_LIMIT, "store fewer characters: explore(..., store=500_000)"
 
 
 def test_pages_load_nothing_from_the_network():

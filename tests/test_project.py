@@ -23,12 +23,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "shapes"},
     {"checkpoints", "drawings", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
-    | {"losses", "prompt_lists", "runs", "textures"},
+    | {"atlas", "losses", "pages", "prompt_lists", "runs", "textures"},
     {"families", "joint"},
-    {"attention", "backbones", "charts", "clipscore", "datasets", "scenes"},
+    {"attention", "backbones", "charts", "clipscore", "datasets", "scenes", "viewer"},
     {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
-    {"composition", "counts", "effects", "generation", "pretrain", "segmentation"},
-    {"combination", "grouping", "heads", "sweeps", "widgets"},
+    {"composition", "counts", "effects", "generation", "live", "pretrain", "segmentation"},
+    {"combination", "composer", "explorer", "grouping", "heads", "sweeps"},
     {"magnet", "methods", "quality"},
     {"evaluation", "model_cards"},
     {"commands"},

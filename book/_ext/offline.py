@@ -1,6 +1,7 @@
-"""Sphinx extension: figures and formulas of the book work from file://, with the network off.
+"""Sphinx extension: figures, formulas and explorers of the book work from file://, with the network off.
 
-plotly.js comes out of the installed plotly wheel, so that it fits the figures; MathJax out of sphinx-mathjax-offline.
+plotly.js comes out of the installed plotly wheel, so that it fits the figures; MathJax out of sphinx-mathjax-offline; the
+explorer's script out of this package.
 """
 
 import json
@@ -11,12 +12,15 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+from seg4diff_tools import pages
+
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "<p><em>A control that needs Python: it works in JupyterLab (<code>make lab</code>).</em></p>"
 
 PLOTLY = "plotly.min.js"
 MATHJAX = "mathjax/tex-svg-full.js"
+EXPLORER = "explorer"
 
 DRAW = """
 document.addEventListener("DOMContentLoaded", () => {
@@ -29,13 +33,15 @@ document.addEventListener("DOMContentLoaded", () => {
 
 
 def copy_scripts(app: Sphinx) -> None:
-    """Put plotly.js and MathJax where the pages look for them."""
+    """Put plotly.js, MathJax and the explorer where the pages look for them."""
     mathjax = metadata.distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}")
     plotly = resources.files("plotly") / "package_data" / PLOTLY
     for name, source in ((MATHJAX, mathjax), (PLOTLY, plotly)):
         target = Path(app.outdir, "_static", name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(str(source), target)
+    for suffix, content in (("js", pages.script()), ("css", pages.style())):
+        Path(app.outdir, "_static", f"{EXPLORER}.{suffix}").write_text(content)
 
 
 def figure_html(figure: dict[str, Any]) -> str:
@@ -55,21 +61,27 @@ def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
             data = output.get("data", {})
             if FIGURE in data:
                 output["data"] = {"text/html": figure_html(data[FIGURE])}
+            elif pages.STORED in data:
+                output["data"] = {"text/html": pages.fragment(data[pages.STORED])}
             elif WIDGET in data:
                 output["data"] = {"text/html": WIDGET_NOTE}
     source[0] = json.dumps(notebook)
 
 
-def add_plotly(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Load plotly.js on the pages that have a figure, and on no other."""
-    if 'class="plotly-figure"' in context.get("body", ""):
+def add_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+    """Load plotly.js and the explorer on the pages that have one, and on no other."""
+    body = context.get("body", "")
+    if 'class="plotly-figure"' in body:
         app.add_js_file(PLOTLY)
         app.add_js_file(None, body=DRAW)
+    if 'class="explorer-page"' in body:
+        app.add_js_file(f"{EXPLORER}.js")
+        app.add_css_file(f"{EXPLORER}.css")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.config.mathjax_path = MATHJAX
     app.connect("builder-inited", copy_scripts)
     app.connect("source-read", adapt_outputs)
-    app.connect("html-page-context", add_plotly)
+    app.connect("html-page-context", add_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

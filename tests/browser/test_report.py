@@ -1,37 +1,26 @@
 """The built report in a real browser with the network off: figures are drawn and formulas are set."""
 
 import io
-import os
-import shutil
 
 import pytest
 
 pytest.importorskip("jupyter_book", reason='the book is not installed: pip install -e ".[book]"')
-sync_api = pytest.importorskip("playwright.sync_api", reason='playwright is not installed: pip install -e ".[dev]"')
 
 import numpy as np
 from built_book import build, pages
+from chromium import launch
 from PIL import Image
 
 # The theme asks for its icon fonts ahead of the stylesheet, which a browser refuses for file: pages; the stylesheet
 # then loads them all the same.
 FONT_PRELOAD = "/_static/vendor/fontawesome/"
 LOCAL = ("file:", "data:", "blob:")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install Debian's chromium, or set CHROMIUM to the path of one"
-)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--host-resolver-rules=MAP * ~NOTFOUND"]
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with launch("--host-resolver-rules=MAP * ~NOTFOUND") as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module", params=pages())

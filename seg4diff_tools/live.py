@@ -1,0 +1,182 @@
+"""The explorer with the model behind it: what it attends to while it looks at a picture, or draws one."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+import traitlets
+from tqdm.auto import tqdm
+
+from seg4diff_tools.atlas import AXES, Atlas
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.errors import Seg4DiffError
+from seg4diff_tools.images import ImageLike, open_image
+from seg4diff_tools.recorder import AttentionRecorder, Recording
+from seg4diff_tools.viewer import Explorer, described
+
+
+class LiveExplorer(Explorer):
+    """An explorer with the model behind it, which records anew whenever prompt, seed or picture change.
+
+    Attributes:
+        prompt: what the model reads.
+        seed: of the noise.
+        picture: what it looks at; None for what it draws.
+        progress: 0 to 1 while it records, 1 when it has.
+    """
+
+    prompt = traitlets.Unicode().tag(sync=True)
+    seed = traitlets.Int().tag(sync=True)
+    progress = traitlets.Float(1.0).tag(sync=True)
+    picture = traitlets.Any()
+    # there even in one whose construction failed, which is closed too
+    _cancelled = traitlets.Instance(threading.Event, ())
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        picture: ImageLike | None,
+        prompt: str,
+        seed: int,
+        steps: int,
+        options: Mapping[str, Any],
+        store: int,
+        **settings: Any,
+    ):
+        self._recipe = backbone, steps, options
+        self._busy = threading.Lock()
+        self._thread: threading.Thread | None = None
+        with tqdm(desc="recording", unit="step", leave=False) as bar:
+
+            def advance(done: int, of: int) -> None:
+                bar.total = of
+                bar.update(done - bar.n)
+
+            recording, shown = record_live(*self._recipe, picture, prompt, seed, advance)
+        atlas = Atlas({"live": recording.map_blocks})
+        if backbone.expert_layer in atlas.axes["layer"]:
+            settings = {"layer": backbone.expert_layer} | settings
+        super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, **settings)
+        self.picture, self.prompt, self.seed = picture, prompt, seed
+        self.observe(self._record_again, ["prompt", "seed", "picture"])
+
+    def wait(self) -> None:
+        """Returns when the recording that runs in the background has ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def cancel(self) -> None:
+        """Ends the recording that runs in the background after its present step; the maps stay as they were."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Ends what runs in the background, and the widget."""
+        self.cancel()
+        super().close()
+
+    def _answer(self, _: Any, question: dict, buffers: list) -> None:
+        if question["ask"] == "cancel":
+            self.cancel()
+        else:
+            super()._answer(_, question, buffers)
+
+    def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
+        """The line that makes this view, up to the settings."""
+        arguments = [
+            "backbone",
+            *(["image"] if picture is not None else []),
+            f"prompt={json.dumps(prompt, ensure_ascii=False)}",
+        ]
+        return f"explore({', '.join(arguments)}, seed={seed}"
+
+    def _record_again(self, change: object) -> None:
+        self.cancel()
+        self._cancelled = threading.Event()
+        arguments = self._cancelled, self.picture, self.prompt, self.seed
+        self._thread = threading.Thread(target=self._record, args=arguments, daemon=True)
+        self._thread.start()
+
+    def _record(self, cancelled: threading.Event, picture: ImageLike | None, prompt: str, seed: int) -> None:
+        def report(done: int, of: int) -> None:
+            if cancelled.is_set() and done < of:
+                raise _CancelledError
+            self.progress = done / of
+
+        with self._busy:
+            try:
+                report(0, 1)
+                self.message = ""
+                recording, shown = record_live(*self._recipe, picture, prompt, seed, report)
+                self._replace(Atlas({"live": recording.map_blocks}), [shown])
+                self.call = self._code(picture, prompt, seed)
+            except _CancelledError:
+                if cancelled is self._cancelled:
+                    self.message = "Stopped: the maps are those from before."
+            except (Seg4DiffError, OSError, RuntimeError, TypeError, ValueError) as error:
+                # nobody sees what a thread raises
+                self.message = str(error) or type(error).__name__
+            finally:
+                if cancelled is self._cancelled:
+                    self.progress = 1.0
+
+    def _replace(self, atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> None:
+        """Shows other maps, with the settings as far as they are still there."""
+        self._atlas = atlas
+        labels = {word.label for word in (*atlas.words, *atlas.tokens)}
+        kept = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) in atlas.axes[axis]}
+        kept |= {"token": self.token} if self.token in labels else {}
+        with self.hold_sync(), self.hold_trait_notifications():
+            for name, value in (described(atlas, pictures) | kept).items():
+                setattr(self, name, value)
+            self.revision += 1
+
+
+class _CancelledError(Exception):
+    """Raised out of a recording that nobody waits for any more."""
+
+
+def record_live(
+    backbone: Backbone,
+    steps: int,
+    options: Mapping[str, Any],
+    picture: ImageLike | None,
+    prompt: str,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> tuple[Recording, PIL.Image.Image]:
+    """Records a backbone while it looks at a picture, or draws one.
+
+    Args:
+        backbone: the model.
+        steps: length of the schedule.
+        options: arguments of `AttentionRecorder`. Without any, all layers and steps are recorded, the mean of heads, and
+            every token that was read; padding is left out where there are more than CLIP's 77.
+        picture: what it looks at, with the noise of each wanted step; None for what it draws.
+        prompt: what it reads.
+        seed: of the noise.
+        report: called after each step with the number of steps that are done and that there are; may raise to stop.
+
+    Returns:
+        The recording, its steps counted from the beginning of the schedule, and the picture.
+    """
+    encoded = backbone.encode_prompt(prompt)
+    read = encoded.indices("start", "word", "end", "template")
+    tokens = encoded.indices("start", "word", "end", "template", "pad")
+    options = {"prompt": encoded, "tokens": tokens if len(tokens) <= 77 else read, **options}
+    if picture is None:
+        with AttentionRecorder(backbone, **options) as recorder:
+            (drawn,) = backbone.generate(
+                encoded, steps=steps, seed=seed, progress=False, callback=lambda step, *_: report(step + 1, steps)
+            )
+        return recorder.recording, drawn
+    wanted = sorted(options.pop("steps", None) or range(steps))
+    shown = open_image(picture)
+    latents = backbone.encode_image(shown)
+    with AttentionRecorder(backbone, **options) as recorder:
+        for done, step in enumerate(wanted, start=1):
+            backbone.denoise(*backbone.noised(latents, steps - step, steps, seed), encoded)
+            report(done, len(wanted))
+    arrays = {name: array.assign_coords(step=wanted) for name, array in recorder.recording.arrays.items()}
+    return Recording(arrays), shown

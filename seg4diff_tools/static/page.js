@@ -1,0 +1,57 @@
+/** What stands in for the kernel's model in a page: the settings, and answers out of the stored maps. */
+
+function storedModel(stored) {
+  const values = { message: "", revision: 0, ...stored };
+  const listeners = [];
+  const emit = (name, ...details) => listeners.filter(([event]) => event === name).forEach(([, react]) => react(...details));
+  const key = (selection) => JSON.stringify(AXES.map((axis) => selection[axis]));
+  const bytesAt = (selection) => Uint8Array.from(atob(stored.slices[key(selection)]), (letter) => letter.charCodeAt(0));
+
+  const along = ({ axis, selection, tokens }) => {
+    const maps = stored.axes[axis].map((value) => {
+      const content = bytesAt({ ...selection, [axis]: value });
+      return meanMap(decode(stored.shape, content), tokens).values;
+    });
+    return { shape: [maps.length, ...stored.shape.slice(1)], content: encode(maps) };
+  };
+  const answer = (question) => {
+    const slice = () => ({ shape: stored.shape, content: bytesAt(question.selection) });
+    const { shape, content } = question.ask === "slice" ? slice() : along(question);
+    emit("msg:custom", { question, shape }, [new DataView(content.buffer)]);
+  };
+  return {
+    get: (name) => values[name],
+    set: (name, value) => {
+      values[name] = value;
+      emit(`change:${name}`);
+    },
+    save_changes: () => {},
+    on: (events, react) => events.split(" ").forEach((event) => listeners.push([event, react])),
+    off: () => (listeners.length = 0),
+    send: (question) => setTimeout(() => answer(question)),
+  };
+}
+
+/** The layout that `decode` reads. */
+function encode(maps) {
+  const limits = maps.map(extent);
+  const codes = maps.map((map, i) => {
+    const [low, high] = limits[i];
+    return Uint8Array.from(map, (value) => Math.round(((value - low) * 255) / (high > low ? high - low : 1)));
+  });
+  const numbers = new Float32Array([...limits.map(([low]) => low), ...limits.map(([, high]) => high)]);
+  const content = new Uint8Array(numbers.byteLength + maps.length * codes[0].length);
+  content.set(new Uint8Array(numbers.buffer));
+  codes.forEach((code, i) => content.set(code, numbers.byteLength + i * code.length));
+  return content;
+}
+
+function showStored() {
+  for (const place of document.querySelectorAll(".explorer-page")) {
+    const stored = JSON.parse(place.firstElementChild.textContent);
+    explorer.render({ model: storedModel(stored), el: place });
+  }
+}
+
+if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", showStored);
+else showStored();

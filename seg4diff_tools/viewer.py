@@ -1,0 +1,219 @@
+"""The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a time.
+
+`static/explorer.js` draws.
+"""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import matplotlib
+import numpy as np
+import PIL.Image
+import traitlets
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.colors import to_hex
+
+from seg4diff_tools.atlas import AXES, Atlas, content_words, quantise
+from seg4diff_tools.errors import InputError, Seg4DiffError
+from seg4diff_tools.pages import STATIC, STORED, page
+from seg4diff_tools.plots import class_colours
+
+COLOURS = ("viridis", "magma", "cividis", "gray")
+SIDE = 512
+
+
+class Explorer(anywidget.AnyWidget):
+    """A viewer of recorded maps, made by `explore`; a widget like any other, to be put into an HBox or a tab.
+
+    Attributes:
+        layer, step, head, block, branch, image, recording: what is chosen, as it is named in the recording; None for what
+            was not recorded. To set and to observe, as all that follow.
+        token: the word or token whose map is shown.
+        beside: what the second panel has of its own, such as {"layer": 9}; {} for one panel.
+        mode: "map", or "masks" for the most attended of `classes` at every place (Seg4Diff, Eq 12).
+        classes: the words that masks choose from.
+        cell: row and column of the pinned image token, or None.
+        colours: "viridis", "magma", "cividis" or "gray"; all perceptually uniform.
+        opacity: of the map over the image, 0 to 1.
+        shared: one scale for both panels.
+        pieces: tokens in place of words.
+        multiples: axis along which small multiples are shown, "" for none.
+    """
+
+    _esm = STATIC / "explorer.js"
+    _css = STATIC / "explorer.css"
+
+    recording, block, image, branch, layer, step, head = (traitlets.Any().tag(sync=True) for _ in AXES)
+    token = traitlets.Unicode().tag(sync=True)
+    beside = traitlets.Dict().tag(sync=True)
+    mode = traitlets.Enum(("map", "masks"), "map").tag(sync=True)
+    classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    cell = traitlets.List(traitlets.Int(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
+    colours = traitlets.Enum(COLOURS, COLOURS[0]).tag(sync=True)
+    opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
+    shared = traitlets.Bool().tag(sync=True)
+    pieces = traitlets.Bool().tag(sync=True)
+    multiples = traitlets.Unicode("layer").tag(sync=True)
+
+    # what the front end is told
+    axes = traitlets.Dict().tag(sync=True)
+    tokens = traitlets.List().tag(sync=True)
+    words = traitlets.List().tag(sync=True)
+    pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    palette = traitlets.Dict().tag(sync=True)
+    call = traitlets.Unicode().tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)
+    revision = traitlets.Int().tag(sync=True)
+
+    SETTINGS = (
+        *AXES,
+        "token",
+        "beside",
+        "mode",
+        "classes",
+        "cell",
+        "colours",
+        "opacity",
+        "shared",
+        "pieces",
+        "multiples",
+    )
+
+    def __init__(self, atlas: Atlas, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
+        if unknown := set(settings) - set(self.SETTINGS):
+            raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(self.SETTINGS)}")
+        self._atlas, self._store = atlas, store
+        # shared with neighbours in an HBox
+        layout = ipywidgets.Layout(width="100%")
+        super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
+        self.on_msg(self._answer)
+
+    @traitlets.validate(*AXES)
+    def _check_axis(self, proposal: dict) -> Any:
+        return self._atlas.check(proposal["trait"].name, proposal["value"])
+
+    @traitlets.validate("token")
+    def _check_token(self, proposal: dict) -> str:
+        return self._atlas.find(proposal["value"]).label
+
+    @traitlets.validate("classes")
+    def _check_classes(self, proposal: dict) -> list[str]:
+        return [self._atlas.find(label).label for label in proposal["value"]]
+
+    @traitlets.validate("beside")
+    def _check_beside(self, proposal: dict) -> dict:
+        if len(proposal["value"]) > 1 or set(proposal["value"]) - set(AXES):
+            raise InputError(f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {proposal['value']}")
+        return {axis: self._atlas.check(axis, value) for axis, value in proposal["value"].items()}
+
+    @traitlets.validate("multiples")
+    def _check_multiples(self, proposal: dict) -> str:
+        if proposal["value"] not in ("", *AXES):
+            raise InputError(f"expected multiples='' or one of {', '.join(AXES)}, got {proposal['value']!r}")
+        return proposal["value"]
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The value of each axis; that of the second panel is `selection | beside`."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def data(self) -> xr.DataArray:
+        """What is shown, unreduced: the map [y x] of the word, or with masks the maps [class y x] of the classes.
+
+        With a second panel, both, along an axis with the name of what differs. The settings stand in `attrs`.
+        """
+        labels = self.classes if self.mode == "masks" else [self.token]
+        panels = [self.selection, *([self.selection | self.beside] if self.beside else [])]
+        values = np.stack([[self._atlas.word_map(panel, label) for label in labels] for panel in panels])
+        found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
+        for axis in self.beside:
+            found = found.rename(panel=axis).assign_coords({axis: [panel[axis] for panel in panels]})
+        found.attrs = {
+            axis: value for axis, value in self.selection.items() if value is not None and axis not in self.beside
+        }
+        if self.mode == "map":
+            found.attrs["token"] = self.token
+            found = found.isel({"class": 0}, drop=True)
+        return found if self.beside else found.isel(panel=0)
+
+    def stored(self) -> dict[str, Any]:
+        """What a page needs to show this view without Python, of about `store` characters; see `Atlas.stored`."""
+        fixed = ("pictures", "palette", "call")
+        return {name: getattr(self, name) for name in (*self.SETTINGS, *fixed)} | self._atlas.stored(
+            self._store, self.selection
+        )
+
+    def save_html(self, path: str | os.PathLike) -> Path:
+        """Writes the view as a page in one file, which needs no Python and no network; returns its path."""
+        path = Path(path)
+        path.write_text(page(self.stored(), f"Attention to {self.token!r}"))
+        return path
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle and self._store:
+            bundle[0][STORED] = self.stored()
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"Explorer(layer={self.layer}, step={self.step}, head={self.head!r}, token={self.token!r})"
+
+    def _answer(self, _: Any, question: dict, buffers: list) -> None:
+        """Answers the front end; every answer holds its question."""
+        try:
+            if question["ask"] == "slice":
+                self._send_maps(question, self._atlas.maps(question["selection"]))
+            elif question["ask"] == "along":
+                maps = self._atlas.along(question["axis"], question["selection"], question["tokens"])
+                self._send_maps(question, maps)
+            elif question["ask"] == "file":
+                self.send({"question": question}, [_netcdf(self.data)])
+        except Seg4DiffError as error:
+            self.send({"question": question, "error": str(error)})
+
+    def _send_maps(self, question: dict, maps: Float[np.ndarray, "map y x"]) -> None:
+        self.send({"question": question, "shape": maps.shape}, [quantise(maps).content])
+
+
+def described(atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> dict[str, Any]:
+    """What the front end is told of an atlas, and the settings to begin with."""
+    telling = content_words(atlas.words)
+    return {
+        "axes": atlas.axes,
+        "tokens": [vars(token) for token in atlas.tokens],
+        "words": [vars(word) for word in atlas.words],
+        "pictures": [_data_url(picture) for picture in pictures],
+        "token": telling[0],
+        "classes": telling,
+        **atlas.default(),
+    }
+
+
+def _palette() -> dict[str, list[str]]:
+    """Colour maps at 33 places, which a browser blends in between, and the colours of classes."""
+    palette = {name: [to_hex(c) for c in matplotlib.colormaps[name](np.linspace(0, 1, 33))] for name in COLOURS}
+    return palette | {"classes": [to_hex(colour / 255) for colour in class_colours(24)]}
+
+
+def _data_url(picture: PIL.Image.Image) -> str:
+    picture = picture.copy()
+    picture.thumbnail((SIDE, SIDE))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=92, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _netcdf(array: xr.DataArray) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "view.nc")
+        array.to_netcdf(path, engine="h5netcdf")
+        return path.read_bytes()

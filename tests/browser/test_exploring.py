@@ -1,0 +1,303 @@
+"""The explorer in a real browser: in JupyterLab on a running kernel, as a file without one, and in the built report."""
+
+import io
+import json
+import re
+
+import pytest
+
+pytest.importorskip("jupyterlab", reason='JupyterLab is not installed: pip install -e ".[book]"')
+pytest.importorskip("jupyter_book", reason='the book is not installed: pip install -e ".[book]"')
+
+import numpy as np
+import xarray as xr
+from built_book import NOTEBOOKS, build
+from chromium import launch
+from lab import server, write_notebook
+from matplotlib import colormaps
+from PIL import Image
+
+from seg4diff_tools import explore
+from seg4diff_tools.pages import STORED
+
+WORDS = ["<start>", "a", "cat", "on", "grass", "<end>"]
+KINDS = ["start", "word", "word", "word", "word", "end"]
+GRID, CANVAS = 8, 512
+MAPS = xr.DataArray(
+    np.random.default_rng(0).random((5, 7, 6, GRID, GRID), dtype=np.float32),
+    {"layer": range(5), "step": range(7), "token": WORDS, "token_kind": ("token", KINDS)},
+    ("layer", "step", "token", "y", "x"),
+    "i2t",
+    {"heads": "mean"},
+)
+IMAGE = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+CELL = """
+([panel, x, y]) => {
+  const canvas = document.querySelectorAll(".stage canvas")[panel];
+  return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
+}
+"""
+SHOW = """
+import numpy as np
+import xarray as xr
+from seg4diff_tools import explore
+view = explore(xr.load_dataarray("maps.nc"), np.load("image.npy"), opacity=1.0)
+view
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launch() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """A notebook in JupyterLab whose first cell has run."""
+    folder = tmp_path_factory.mktemp("lab")
+    MAPS.to_netcdf(folder / "maps.nc", engine="h5netcdf")
+    np.save(folder / "image.npy", IMAGE)
+    write_notebook(folder / "view.ipynb", SHOW)
+    with server(folder) as address:
+        page = opened(browser, f"{address}/lab/tree/view.ipynb?reset", height=1400)
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_selector(".explorer[data-drawn]")
+        yield page
+        page.context.close()
+
+
+@pytest.fixture(scope="module")
+def file(browser, tmp_path_factory):
+    """The same as a page of its own, with the network off."""
+    path = explore(MAPS, IMAGE, opacity=1.0).save_html(tmp_path_factory.mktemp("page") / "view.html")
+    page = opened(browser, path.as_uri(), offline=True, width=700)
+    page.wait_for_selector(".explorer[data-drawn]")
+    yield page
+    page.context.close()
+
+
+def opened(browser, address, width=1200, height=1000, **settings):
+    page = browser.new_context(viewport={"width": width, "height": height}, **settings).new_page()
+    page.set_default_timeout(40_000)
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(address)
+    return page
+
+
+@pytest.fixture(params=["lab", "file"])
+def page(request):
+    """Either of them, at the setting that it begins with."""
+    page = request.getfixturevalue(request.param)
+    menu(page, "beside it", "nothing")
+    menu(page, "show", "map of a word")
+    word(page, "cat").click()
+    slide(page, "layer", 1)
+    slide(page, "step", 5)
+    page.keyboard.press("Escape")
+    return page
+
+
+def word(page, label):
+    return page.locator(f".word[data-label='{label}']")
+
+
+def slide(page, label, value):
+    """Moves a slider with the keyboard, and leaves the focus on the picture."""
+    slider = page.get_by_label(label, exact=True).first
+    slider.focus()
+    page.keyboard.press("Home")
+    for _ in range(value):
+        page.keyboard.press("ArrowRight")
+    page.locator(".stage").first.focus()
+
+
+def menu(page, label, choice):
+    page.get_by_label(label, exact=True).and_(page.locator("select")).select_option(label=choice)
+
+
+def drawn(page, text):
+    """Waits until what is drawn is what is said."""
+    page.wait_for_function("(text) => document.querySelector('.explorer').dataset.drawn.includes(text)", arg=text)
+    return page.locator(".status").inner_text()
+
+
+def pixel(page, row, column, panel=0):
+    """Colour in the middle of an image token."""
+    x, y = (round((at + 0.5) * CANVAS / GRID) for at in (column, row))
+    return page.evaluate(CELL, [panel, x, y])
+
+
+def expected(layer, step, label, row, column):
+    values = MAPS.sel(layer=layer, step=step, token=label)
+    low, high = float(values.min()), float(values.max())
+    return [255 * c for c in colormaps["viridis"]((float(values[row, column]) - low) / (high - low))[:3]]
+
+
+def assert_shows(page, layer, step, label, panel=0):
+    for row, column in [(0, 0), (2, 5), (6, 3)]:
+        np.testing.assert_allclose(pixel(page, row, column, panel), expected(layer, step, label, row, column), atol=8)
+
+
+def test_words_layers_and_steps_choose_the_map(page):
+    said = drawn(page, "layer 1, step 5 of 7")
+    values = MAPS.sel(layer=1, step=5, token="cat")
+    assert said == f"layer 1, step 5 of 7, mean of heads, word “cat”: {values.min():#.2g} to {values.max():#.2g}"
+    assert_shows(page, 1, 5, "cat")
+    word(page, "grass").click()
+    drawn(page, "grass")
+    assert word(page, "grass").get_attribute("aria-pressed") == "true"
+    assert_shows(page, 1, 5, "grass")
+    slide(page, "layer", 4)
+    drawn(page, "layer 4")
+    assert_shows(page, 4, 5, "grass")
+
+
+def test_a_place_has_its_words_ranked(page):
+    drawn(page, "layer 1, step 5 of 7")
+    canvas = page.locator(".stage canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 2.5 * box["width"] / GRID, box["y"] + 6.5 * box["height"] / GRID)
+    values = MAPS.sel(layer=1, step=5).isel(y=6, x=2)
+    page.get_by_text("words at row 6, column 2").wait_for()
+    ranked = page.locator(".ranking li:visible .name").all_inner_texts()
+    assert ranked == [WORDS[i] for i in np.argsort(-values.values)]
+    first = page.locator(".ranking li:visible .value").first.inner_text()
+    assert float(first) == pytest.approx(float(values.max()), abs=0.011)
+    page.mouse.move(0, 0)
+    page.get_by_text("words, mean over the picture").wait_for()
+
+
+def test_keys_move(page):
+    drawn(page, "layer 1, step 5 of 7")
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+    drawn(page, "layer 3, step 4 of 7")
+    assert_shows(page, 3, 4, "cat")
+    page.keyboard.press("Shift+ArrowRight")
+    page.get_by_text("words at row 4, column 5").wait_for()
+    assert "cell=[4, 5]" in page.locator(".code code").inner_text()
+
+
+def test_two_settings_side_by_side_move_together(page):
+    menu(page, "beside it", "another layer")
+    slide(page, "layer beside", 3)
+    word(page, "grass").click()
+    said = drawn(page, "layer 3, step 5 of 7, mean of heads, word “grass”")
+    assert said.startswith("layer 1, step 5 of 7, mean of heads, word “grass”")
+    assert_shows(page, 1, 5, "grass")
+    assert_shows(page, 3, 5, "grass", panel=1)
+    assert page.locator(".ranking:visible").count() == 2
+
+
+def test_small_maps_go_to_a_layer(page):
+    thumbs = page.locator(".strip button")
+    assert thumbs.count() == 5
+    thumbs.nth(2).click()
+    drawn(page, "layer 2, step 5 of 7")
+    assert_shows(page, 2, 5, "cat")
+
+
+def test_masks_take_the_colour_of_the_highest_word(page):
+    menu(page, "show", "masks of words")
+    drawn(page, "masks of 2 words")
+    cat, grass = (MAPS.sel(layer=1, step=5, token=label).values for label in ("cat", "grass"))
+    for row, column in [(0, 0), (2, 5), (6, 3), (7, 7)]:
+        colour = [0, 114, 178] if cat[row, column] > grass[row, column] else [230, 159, 0]
+        assert pixel(page, row, column) == pytest.approx(colour, abs=1)
+    assert 'classes=["cat", "grass"]' in page.locator(".code code").inner_text()
+
+
+def test_the_view_can_be_taken_along(page, tmp_path):
+    drawn(page, "layer 1, step 5 of 7")
+    code = page.locator(".code code").inner_text()
+    assert code == 'explore(maps, image, layer=1, step=5, token="cat", opacity=1)'
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save PNG").click()
+    picture = np.asarray(Image.open(io.BytesIO(download.value.path().read_bytes())).convert("RGB"))
+    np.testing.assert_allclose(picture[44 + 32, 16 + 32], expected(1, 5, "cat", 0, 0), atol=8)
+
+
+def test_nothing_overflows_and_nothing_goes_wrong(page):
+    drawn(page, "layer 1, step 5 of 7")
+    widest = "(() => { const e = document.querySelector('.explorer'); return [e.scrollWidth, e.clientWidth]; })()"
+    inner, outer = page.evaluate(widest)
+    assert inner <= outer
+    assert page.errors == []
+
+
+def test_python_follows_and_leads(lab):
+    """What is clicked is in the traits, what is set is shown, and data come as a file."""
+    word(lab, "grass").click()
+    run(lab, "view.layer, view.step, view.opacity, view.colours = 4, 2, 1, 'magma'; print('token', view.token)")
+    lab.get_by_text("token grass", exact=True).wait_for()
+    drawn(lab, "layer 4, step 2 of 7")
+    with lab.expect_download() as download:
+        lab.get_by_role("button", name="Save data").click()
+    data = xr.load_dataarray(download.value.path(), engine="h5netcdf")
+    assert (data.values == MAPS.sel(layer=4, step=2, token="grass").values).all()
+
+
+def test_things_are_dragged_and_masks_follow(lab):
+    run(lab, "from seg4diff_tools import compose_scene, load_backbone; compose_scene(load_backbone('mini'))")
+    scene = lab.locator(".explorer[data-drawn]").nth(1)
+    scene.wait_for()
+    thing, code = scene.locator(".object").first, scene.locator(".code code")
+    assert '("cat", (0.30, 0.62), 0.50)' in code.inner_text()
+    before = scene.locator(".stage canvas").first.evaluate("(canvas) => canvas.toDataURL()")
+    thing.scroll_into_view_if_needed()
+    box = thing.bounding_box()  # half as wide as the picture
+    lab.mouse.move(box["x"] + 20, box["y"] + 20)
+    lab.mouse.down()
+    lab.mouse.move(box["x"] + 20 + 0.4 * box["width"], box["y"] + 20, steps=3)
+    lab.mouse.up()
+    scene.locator("code", has_text='("cat", (0.50, 0.62), 0.50)').wait_for()
+    lab.wait_for_function("(c) => document.querySelectorAll('.stage canvas')[2].toDataURL() !== c", arg=before)
+
+
+def test_two_share_a_box(lab):
+    run(lab, "from ipywidgets import HBox; HBox([view, view])")
+    box = lab.locator(".widget-hbox .explorer")
+    box.nth(1).wait_for()
+    left, right = box.nth(0).bounding_box(), box.nth(1).bounding_box()
+    assert left["width"] > 280 and right["width"] > 280
+    assert left["x"] + left["width"] <= right["x"]
+
+
+def test_a_restarted_kernel_is_named(lab):
+    """Comes after all others that need the kernel."""
+    lab.get_by_text("Kernel", exact=True).click()
+    lab.get_by_text("Restart Kernel…", exact=True).click()
+    lab.locator(".jp-Dialog .jp-mod-accept").click()
+    lab.locator(".jp-Dialog").wait_for(state="detached")
+    slide(lab, "layer", 0)
+    lab.get_by_text("Python does not answer").wait_for()
+
+
+def run(page, code):
+    page.locator(".jp-CodeCell .cm-content").last.click()
+    page.keyboard.insert_text(code)
+    page.keyboard.press("Shift+Enter")
+
+
+def test_the_report_explores_without_a_network(browser):
+    notebook = next(path for path in NOTEBOOKS if path.stem.endswith("explore"))
+    cells = json.loads(notebook.read_text())["cells"]
+    stored = [
+        output["data"][STORED] for cell in cells for output in cell.get("outputs", []) if STORED in output["data"]
+    ]
+    page = opened(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
+    page.wait_for_function("(n) => document.querySelectorAll('.explorer[data-drawn]').length === n", arg=len(stored))
+    explorer, last = page.locator(".explorer").first, stored[0]["axes"]["layer"][-1]
+    before = explorer.locator(".stage").first.screenshot()
+    explorer.locator(".strip button").last.click()
+    page.wait_for_function(f"document.querySelector('.explorer').dataset.drawn.startsWith('layer {last},')")
+    assert explorer.locator(".stage").first.screenshot() != before
+    assert re.match(
+        rf"layer {last}, step \d+ of \d+, mean of heads, word “\w+”: ", explorer.locator(".status").inner_text()
+    )
+    assert page.errors == []
+    page.context.close()

@@ -1,0 +1,266 @@
+import base64
+import json
+import re
+import threading
+
+import ipywidgets
+import numpy as np
+import pytest
+import traitlets
+import xarray as xr
+
+from seg4diff_tools import AttentionRecorder, explore, open_recording, pages
+from seg4diff_tools.atlas import AXES, quantise
+from seg4diff_tools.errors import InputError, RecordingError
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+SENTENCE = "a red car left of a zebra"  # the tiny tokenizer spells zebra in pieces
+
+
+@pytest.fixture(scope="module")
+def recording(tiny_backbone):
+    prompt, latents = tiny_backbone.encode_prompt(SENTENCE, zero_tokens=5), tiny_backbone.encode_image(IMAGE)
+    with AttentionRecorder(tiny_backbone, prompt=prompt, heads="all", block=["i2t", "t2i", "masses"]) as recorder:
+        for step in (20, 8):
+            tiny_backbone.denoise(*tiny_backbone.noised(latents, step), prompt)
+    return recorder.recording
+
+
+@pytest.fixture
+def view(recording):
+    view = explore(recording, IMAGE)
+    yield view
+    view.close()
+
+
+def ask(view, **question):
+    """What the front end gets for a question, and its bytes."""
+    sent = []
+    view.send = lambda content, buffers=None: sent.append((content, buffers))
+    view._handle_custom_msg(question, [])
+    ((content, buffers),) = sent
+    assert content["question"] == question
+    return content, buffers and buffers[0]
+
+
+def test_it_begins_with_a_telling_word(view):
+    assert (view.block, view.branch, view.layer, view.step, view.head) == ("i2t", "cond", 1, 1, "mean")
+    assert (view.token, view.classes) == ("red", ["red", "car", "zebra"])
+    assert view.axes["head"] == ["mean", 0, 1, 2]
+    assert "masses" not in view.axes["block"]
+    assert len(view.tokens) == 77 + 5
+    labels = [word["label"] for word in view.words]
+    assert labels == ["<start>", *["a", "red", "car", "left", "of", "a#2", "zebra"], "<end>", "<pads>", "<zeros>"]
+
+
+def test_the_bytes_are_those_of_the_chosen_maps(view, recording):
+    for layer, step, head, block in [(0, 0, "mean", "i2t"), (4, 1, 2, "t2i"), (3, 0, 1, "i2t")]:
+        view.layer, view.step, view.head, view.block = layer, step, head, block
+        content, sent = ask(view, ask="slice", selection=view.selection)
+        plain = recording[block].sel(layer=layer, step=step, branch="cond", image=0)
+        plain = plain.mean("head") if head == "mean" else plain.sel(head=head)
+        assert content["shape"] == (82, 7, 7)
+        assert sent == quantise(plain.values).content
+
+
+def test_small_maps_are_the_mean_of_a_words_tokens(view, recording):
+    tokens = next(word["tokens"] for word in view.words if word["label"] == "zebra")
+    assert len(tokens) > 1
+    _, sent = ask(view, ask="along", axis="layer", selection=view.selection, tokens=tokens)
+    plain = recording["i2t"].sel(step=1, branch="cond", image=0).mean("head").isel(token=list(tokens)).mean("token")
+    codes = np.frombuffer(sent[2 * 4 * 5 :], np.uint8).astype(int)
+    assert np.abs(codes - quantise(plain.values).codes.ravel().astype(int)).max() <= 1
+
+
+def test_data_are_what_is_shown(view, recording):
+    plain = recording["i2t"].sel(step=1, branch="cond", image=0).mean("head")
+    view.token = "car"
+    np.testing.assert_allclose(view.data.values, plain.sel(layer=1, token="car").values, rtol=1e-5)
+    assert view.data.attrs == {"recording": "", "image": 0, "token": "car"} | {
+        axis: getattr(view, axis) for axis in ("block", "branch", "layer", "step", "head")
+    }
+    view.mode, view.beside = "masks", {"layer": 4}
+    assert dict(view.data.sizes) == {"layer": 2, "class": 3, "y": 7, "x": 7}
+    np.testing.assert_allclose(view.data.sel({"layer": 4, "class": "red"}), plain.sel(layer=4, token="red"), rtol=1e-5)
+
+
+def test_the_file_holds_the_data(view, tmp_path):
+    _, content = ask(view, ask="file")
+    (tmp_path / "view.nc").write_bytes(content)
+    xr.testing.assert_identical(xr.load_dataarray(tmp_path / "view.nc"), view.data)
+
+
+def test_settings_are_traits(recording):
+    seen = []
+    first = explore(recording, IMAGE, layer=3, token="zebra", opacity=0.5, beside={"step": 0}, multiples="")
+    second = explore(recording)
+    box = ipywidgets.HBox([first, second])
+    first.observe(lambda change: seen.append((change.name, change.new)), ["layer", "token", "head", "step"])
+    first.layer, first.token, first.head, first.step = 4, "car", 2, 0
+    assert seen == [("layer", 4), ("token", "car"), ("head", 2), ("step", 0)]
+    assert (second.layer, second.token, second.pictures) == (1, "red", [])
+    box.close()
+    first.close()
+    assert first.comm is None
+
+
+def test_what_was_not_recorded_is_refused(view):
+    for name, value, said in [
+        ("layer", 5, "layer that was recorded .0, 1, 2, 3, 4., got 5"),
+        ("head", "median", "head that was recorded .mean, 0, 1, 2."),
+        ("token", "lion", "got 'lion'"),
+        ("classes", ["car", "lion"], "got 'lion'"),
+        ("beside", {"step": 7}, "step that was recorded"),
+        ("beside", {"step": 0, "layer": 1}, "one of"),
+        ("multiples", "word", "multiples"),
+    ]:
+        before = getattr(view, name)
+        with pytest.raises(InputError, match=said):
+            setattr(view, name, value)
+        assert getattr(view, name) == before
+    with pytest.raises(traitlets.TraitError):
+        view.colours = "jet"
+
+
+def test_a_stale_question_gets_a_sentence(view):
+    content, _ = ask(view, ask="slice", selection=view.selection | {"layer": 11})
+    assert content["error"].startswith("expected a layer that was recorded")
+
+
+def test_everything_recorded_can_be_shown(recording, tiny_backbone, tmp_path):
+    saved = recording.save(tmp_path / "cat.nc")
+    assert explore(saved).call == f'explore("{saved}"'
+    assert explore(recording["t2i"], IMAGE).call == "explore(maps, image"
+    assert explore(open_recording(saved)).axes == explore(recording).axes
+    both = explore({"before": recording, "after": saved}, IMAGE, beside={"recording": "after"})
+    assert both.axes["recording"] == ["before", "after"]
+    assert (both.data.sel(recording="before") == both.data.sel(recording="after")).all()
+    spans = tiny_backbone.encode_prompt(SENTENCE)
+    with AttentionRecorder(tiny_backbone, prompt=spans, tokens={"red car": spans.span("red car")}) as recorder:
+        tiny_backbone.generate(spans, steps=2, progress=False)
+    assert explore(recorder).token == "red car"
+
+
+def test_what_cannot_be_shown_says_so(recording, tiny_backbone, tmp_path):
+    saved = recording.save(tmp_path / "cat.nc")
+    with pytest.raises(RecordingError, match="no file"):
+        explore(tmp_path / "dog.nc")
+    (tmp_path / "cut.nc").write_bytes(saved.read_bytes()[:5000])
+    with pytest.raises(RecordingError, match="not a readable netCDF file"):
+        explore(tmp_path / "cut.nc")
+    dataset = xr.load_dataset(saved)
+    dataset.attrs["format_version"] = 9
+    dataset.to_netcdf(tmp_path / "new.nc", engine="h5netcdf")
+    with pytest.raises(RecordingError, match="version 9"):
+        explore(tmp_path / "new.nc")
+    for source, settings, said in [
+        (recording["masses"], {}, "axes y and x"),
+        (recording["i2t"].isel(layer=slice(0)), {}, "nothing empty"),
+        (type(recording)({"masses": recording["masses"]}), {}, "without any"),
+        (recording, {"prompt": "a cat"}, "expected a backbone"),
+        (recording, {"layers": 3}, "no setting layers"),
+        (recording, {"image": [IMAGE, IMAGE]}, "one picture or one for each of 1 images"),
+        ({"a": recording, "b": recording["i2t"].isel(token=slice(3))}, {}, "other tokens in 'b'"),
+        (tiny_backbone, {"image": IMAGE}, "expected a prompt"),
+        ({"a": 3.5}, {}, "expected a backbone, a recorder.*got a float"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            explore(source, **settings)
+
+
+def test_the_notebook_keeps_what_a_page_needs(view, recording, tmp_path):
+    view.token, view.beside = "car", {"layer": 4}
+    data, _ = view._repr_mimebundle_()
+    stored = json.loads(json.dumps(data[pages.STORED], sort_keys=True))
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert (stored["token"], stored["beside"], stored["layer"]) == ("car", {"layer": 4}, 1)
+    key = json.dumps([view.selection[axis] for axis in AXES], separators=(",", ":"))
+    assert len(base64.b64decode(stored["slices"][key])) == np.prod(stored["shape"]) + 8 * stored["shape"][0]
+    page = view.save_html(tmp_path / "view.html").read_text()
+    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    assert json.loads(content)["slices"] == stored["slices"]
+    assert not re.search(r"https?://", page)
+    assert pages.STORED not in explore(recording, store=0)._repr_mimebundle_()[0]
+
+
+def test_the_script_serves_a_widget_and_a_page():
+    module, page = (pages.STATIC / "explorer.js").read_text(), pages.script()
+    assert re.findall(r"(?m)^[ \t]*(?:export|import)\b.*", module) == ["export default { render };"]
+    assert not re.search(r"(?m)^[ \t]*(?:export|import)\b", page)
+
+
+@pytest.fixture
+def live(tiny_backbone):
+    view = explore(tiny_backbone, IMAGE, prompt="a cat and a dog", steps=3)
+    yield view
+    view.close()
+    view.wait()
+
+
+def test_live_records_what_a_recorder_does(live, tiny_backbone):
+    prompt = tiny_backbone.encode_prompt("a cat and a dog")
+    with AttentionRecorder(tiny_backbone, prompt=prompt) as recorder:
+        for step in (3, 2, 1):
+            noisy = tiny_backbone.noised(tiny_backbone.encode_image(IMAGE), step, 3)
+            tiny_backbone.denoise(*noisy, prompt)
+    live.token, live.step, live.layer = "dog", 2, 3
+    plain = recorder.maps.sel(token="dog", step=2, layer=3).squeeze()
+    np.testing.assert_allclose(live.data.values, plain.values, rtol=1e-5)
+    assert (live.axes["step"], len(live.tokens)) == ([0, 1, 2], 77)
+
+
+def test_live_records_again_only_for_another_question(live):
+    first, seen = live.data, []
+    live.observe(lambda change: seen.append(change.new), "progress")
+    live.layer, live.token, live.opacity = 2, "cat", 0.1
+    assert live._thread is None
+    live.seed = 1
+    live.wait()
+    assert seen == [0.0, *[pytest.approx(done / 3) for done in (1, 2)], 1.0]
+    assert (live.revision, live.layer, live.token) == (1, 2, "cat")
+    assert not np.allclose(live.data, first)
+    live.prompt = "a red car"
+    live.wait()
+    assert (live.token, live.classes, live.call) == (
+        "red",
+        ["red", "car"],
+        'explore(backbone, image, prompt="a red car", seed=1',
+    )
+
+
+def test_live_can_be_stopped(live):
+    before, started, go = live.data, threading.Event(), threading.Event()
+
+    def hold(change):
+        if 0 < change.new < 1:
+            started.set()
+            go.wait(10)
+
+    live.observe(hold, "progress")
+    live.seed = 5
+    assert started.wait(10)
+    live._handle_custom_msg({"ask": "cancel"}, [])
+    go.set()
+    live.wait()
+    assert live.message == "Stopped: the maps are those from before."
+    assert (live.progress, live.revision) == (1, 0)
+    assert (live.data == before).all()
+
+
+def test_live_says_what_is_wrong_with_a_prompt(live):
+    live.prompt = "cat " * 90
+    live.wait()
+    assert "these words do not fit" in live.message
+    live.prompt = "a dog"
+    live.wait()
+    assert (live.message, live.token) == ("", "dog")
+
+
+def test_live_draws_where_there_is_no_picture(tiny_backbone):
+    view = explore(tiny_backbone, "a cat", steps=2, seed=3, record={"heads": "all", "block": ["i2t", "t2i"]}, layer=0)
+    assert (view.axes["branch"], view.branch) == (["uncond", "cond"], "cond")
+    assert (view.axes["block"], view.axes["head"]) == (["i2t", "t2i"], ["mean", 0, 1, 2])
+    assert view.call == 'explore(backbone, prompt="a cat", seed=3'
+    assert len(view.pictures) == 1
+    with pytest.raises(InputError, match="no image file"):
+        explore(tiny_backbone, "missing.jpg", prompt="a cat")
