@@ -274,7 +274,7 @@ def test_a_restarted_kernel_is_named(lab):
     lab.locator(".jp-Dialog .jp-mod-accept").click()
     lab.locator(".jp-Dialog").wait_for(state="detached")
     slide(lab, "layer", 0)
-    lab.get_by_text("Python does not answer").wait_for()
+    lab.get_by_text("Python does not answer").first.wait_for()
 
 
 def run(page, code):
