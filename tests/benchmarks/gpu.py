@@ -205,6 +205,22 @@ def peaks(device: str, name: str, size: Size, built: tuple) -> dict[str, float]:
     return found
 
 
+def floors() -> str:
+    """The table of what cannot be avoided at full size."""
+    rows = [
+        "| model at 1024 pixels | operations of a block | of recording it | time ratio at least | bytes read and written "
+        "| bytes of the full maps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, size in SIZES.items():
+        least = floor(size)
+        rows.append(
+            f"| {name} | {least['block'] / 1e9:.0f} G | {least['recording'] / 1e9:.1f} G | {least['ratio']:.4f} "
+            f"| {least['bytes'] / 2**20:.0f} MiB | {least['map bytes'] / 2**20:.0f} MiB |"
+        )
+    return "\n".join([*rows, ""])
+
+
 def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: int) -> list[str]:
     """The table of forwards, and the floor beside it."""
     rows = [
@@ -286,7 +302,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument("--floor", type=Path, help="write the table of the floor here, and do nothing else")
     asked = parser.parse_args()
+    if asked.floor:
+        asked.floor.write_text(floors())
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if asked.peak:
         name, variant = asked.peak
