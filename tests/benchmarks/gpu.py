@@ -208,8 +208,10 @@ def peaks(device: str, name: str, size: Size, built: tuple) -> dict[str, float]:
 def floors() -> str:
     """The table of what cannot be avoided at full size."""
     rows = [
-        "| model at 1024 pixels | operations of a block | of recording it | time ratio at least | bytes read and written "
-        "| bytes of the full maps |",
+        (
+            "| model at 1024 pixels | operations of a block | of recording it | time ratio at least | bytes read and written "
+            "| bytes of the full maps |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for name, size in SIZES.items():
