@@ -237,8 +237,11 @@ def evaluate(
     if folder is not None and state.num_processes > 1:
         state.wait_for_everyone()
         found = _Collected(rows)
+        wanted = set(indices)
         for shard in stored_shards(folder):
-            found.add(shard, indices)
+            found.add(shard, wanted)
+    if not found.tally.images:
+        raise InputError(f"expected samples that can be read, got none among {len(indices)}: {found.faults}")
     if found.faults:
         first = next(iter(found.faults.items()))
         warnings.warn(
@@ -396,7 +399,7 @@ def _write_table(folder: Path, result: Evaluation) -> None:
     table = result.table()
     replace_file(folder / "table.csv", table.to_csv(index=False).encode())
     told = {
-        "table": table.to_dict("records"),
+        "table": json.loads(table.to_json(orient="records", double_precision=15)),
         "settings": dict(result.settings),
         "skipped": dict(result.skipped),
         "versions": {name: version(name) for name in ("seg4diff-tools", "torch", "diffusers", "transformers")},

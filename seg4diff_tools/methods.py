@@ -142,7 +142,9 @@ class Workplace:
         self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.images = 0
         self._prompts: dict[tuple, list[Prompt]] = {}
-        self._latents: dict[tuple, Tensor] = {}
+        # with the picture that each one is of, so that no other picture takes its place in memory, and with it its key
+        self._latents: dict[tuple, tuple[PIL.Image.Image, Tensor]] = {}
+        self._crops: dict[tuple, tuple[PIL.Image.Image, PIL.Image.Image]] = {}
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:
@@ -175,12 +177,19 @@ class Workplace:
         with self.timed("latents"):
             for picture in pictures:
                 if (id(picture), fit) not in self._latents:
-                    self._latents[id(picture), fit] = self.backbone.encode_image(picture, fit=fit)
-            return torch.cat([self._latents[id(picture), fit] for picture in pictures])
+                    self._latents[id(picture), fit] = picture, self.backbone.encode_image(picture, fit=fit)
+            return torch.cat([self._latents[id(picture), fit][1] for picture in pictures])
+
+    def crop(self, picture: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
+        """A part of a picture, the same object until `forget`."""
+        if (id(picture), box) not in self._crops:
+            self._crops[id(picture), box] = picture, picture.crop(box)
+        return self._crops[id(picture), box][1]
 
     def forget(self) -> None:
-        """Drops the latents, when other images come."""
+        """Drops latents and crops, when other images come."""
         self._latents.clear()
+        self._crops.clear()
 
 
 def label_maps(
@@ -213,17 +222,13 @@ def label_maps(
         asked = [index for index, own in enumerate(columns) if own]
         some = [pictures[index] for index in asked], [class_names[index] for index in asked]
         answered = dict(zip(asked, label_maps(work, *some, method, batch=batch) if asked else [], strict=True))
-        sizes = [_frame(work.backbone, picture, method).size for picture in pictures]
+        sizes = [_frame(work, picture, method).size for picture in pictures]
         return [answered.get(index, torch.zeros(size[::-1], dtype=torch.int64)) for index, size in enumerate(sizes)]
-    windows = [list(_windows(picture, method.tiles)) for picture in pictures]
-    crops = [
-        [picture.crop(box) if box else picture for box in boxes]
-        for picture, boxes in zip(pictures, windows, strict=True)
-    ]
+    crops = [_windows(work, picture, method) for picture in pictures]
     found = iter(_column_maps(work, crops, columns, method, batch))
     results = []
-    for picture, names, own, boxes in zip(pictures, class_names, columns, windows, strict=True):
-        maps = _joined([next(found) for _ in boxes], method.tiles)
+    for picture, names, own, parts in zip(pictures, class_names, columns, crops, strict=True):
+        maps = _joined([next(found) for _ in parts], method.tiles)
         owners = torch.tensor([index for _, index in own], device=maps.device)
         if method.second_pass:
             won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)) / maps[0].numel()
@@ -234,7 +239,7 @@ def label_maps(
             results.append(torch.tensor(kept)[labels])
             continue
         with work.timed("labels"):
-            results.append(_labels(maps, owners, names, _frame(work.backbone, picture, method), method).cpu())
+            results.append(_labels(maps, owners, names, _frame(work, picture, method), method).cpu())
     return results
 
 
@@ -290,14 +295,19 @@ def _columns(names: Sequence[str], method: Words) -> list[tuple[tuple[str, ...],
     return columns
 
 
-def _windows(picture: PIL.Image.Image, tiles: int) -> Iterator[tuple[int, int, int, int] | None]:
-    """The whole picture, then windows of 1 / tiles of its sides, each half a window from the next."""
-    yield None
-    if tiles > 1:
-        for row in range(2 * tiles - 1):
-            for column in range(2 * tiles - 1):
-                x, y = picture.width / (2 * tiles), picture.height / (2 * tiles)
-                yield round(column * x), round(row * y), round((column + 2) * x), round((row + 2) * y)
+def _windows(work: Workplace, picture: PIL.Image.Image, method: Words) -> list[PIL.Image.Image]:
+    """The picture alone, or its frame and then windows of 1 / tiles of its sides, each half a window from the next."""
+    if method.tiles == 1:
+        return [picture]
+    frame = _frame(work, picture, method)
+    x, y = frame.width / (2 * method.tiles), frame.height / (2 * method.tiles)
+    places = range(2 * method.tiles - 1)
+    boxes = [
+        (round(column * x), round(row * y), round((column + 2) * x), round((row + 2) * y))
+        for row in places
+        for column in places
+    ]
+    return [frame, *(work.crop(frame, box) for box in boxes)]
 
 
 def _column_maps(
@@ -364,8 +374,8 @@ def _joined(maps: Sequence[Maps], tiles: int) -> Float[Tensor, "class row column
     return (masks.upsample(maps[0], size) + canvas / times) / 2
 
 
-def _frame(backbone: Backbone, picture: PIL.Image.Image, method: Words) -> PIL.Image.Image:
-    return picture.crop(label_frame(backbone, (picture.height, picture.width), method.fit))
+def _frame(work: Workplace, picture: PIL.Image.Image, method: Words) -> PIL.Image.Image:
+    return work.crop(picture, label_frame(work.backbone, (picture.height, picture.width), method.fit))
 
 
 def _labels(maps: Maps, owners: Tensor, names: Sequence[str], frame: PIL.Image.Image, method: Words) -> Labels:
@@ -377,8 +387,7 @@ def _labels(maps: Maps, owners: Tensor, names: Sequence[str], frame: PIL.Image.I
         best, part = torch.stack([values for values, _ in parts]).max(0)
         labels = torch.stack([index for _, index in parts]).gather(0, part[None])[0] + part * CLASSES_AT_ONCE
     else:
-        labels = masks.label_map(maps, size)
-        best = masks.upsample(maps, size).amax(0) if isinstance(method.background, float | int) else maps
+        best, labels = masks.upsample(maps, size).amax(0), masks.label_map(maps, size)
     labels = owners[labels]
     if isinstance(method.background, float | int) and BACKGROUND in names:
         labels[best < method.background] = list(names).index(BACKGROUND)

@@ -188,6 +188,11 @@ def test_folder_says_all(backbone, samples, tmp_path):
         read_evaluation(tmp_path / "nowhere")
 
 
+def test_nothing_that_can_be_read(backbone, samples):
+    with pytest.raises(InputError, match="none among 1: .*nowhere"):
+        run(backbone, [replace(samples[0], image="nowhere.png")])
+
+
 def test_image_without_a_class_counts_nothing(backbone, samples):
     empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
     with_it = run(backbone, [empty, *samples], {"one": METHODS["one"]}, batch=4)

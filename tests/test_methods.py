@@ -149,6 +149,22 @@ def test_tiles_by_hand(backbone, picture):
     assert share(labels(backbone, picture, NAMES, tiles=2), expected) > 0.99
 
 
+def test_tiles_of_a_cropped_picture_are_those_of_its_frame(backbone, picture):
+    found = labels(backbone, picture, NAMES, tiles=2, fit="crop")
+    left, top, right, bottom = segment(backbone, picture, NAMES, 3, fit="crop").settings["frame"]
+    assert (bottom - top, right - left) == (38, 38)
+    assert torch.equal(found, labels(backbone, picture.crop((left, top, right, bottom)), NAMES, tiles=2))
+
+
+def test_pictures_are_not_taken_for_each_other(backbone, picture):
+    work = Workplace(backbone)
+    for turn in range(12):
+        # crops and pictures come and go, and memory is used again
+        other = picture.rotate(30 * turn)
+        (found,) = label_maps(work, [other], [NAMES], Words(tiles=2), batch=1)
+        assert torch.equal(found, labels(backbone, other, NAMES, tiles=2))
+
+
 def test_guided_upsampling_follows_edges():
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[:, 17:] = 255  # an edge that no border of tokens meets
