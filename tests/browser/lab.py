@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT = 40
+WAIT = 120
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def page(browser, request):
     """The page after loading, with whatever went wrong on the way in `page.complaints`."""
     context = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)
     page.complaints = []
 
     def complain(text, address):
@@ -84,5 +84,5 @@ def test_search_finds_a_word(browser):
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.goto((build() / "search.html").as_uri() + "?q=segmentation")
-    page.wait_for_selector("#search-results li a", timeout=10_000)
+    page.wait_for_selector("#search-results li a", timeout=30_000)
     context.close()
