@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # of the range in pyproject.toml, and the tests that depend on it most
 OLDEST = $(shell sed -nE 's/.*"diffusers>=([0-9.]+).*/\1/p' pyproject.toml)
-OLDEST_TESTS = families architectures attention backbones lora perturb recorder words
+OLDEST_TESTS = families architectures attention backbones loading lora perturb recorder words
 BUILD_BOOK = $(BIN)/jupyter-book build book -W --keep-going
 
 # Nothing may wait for a model hub, unless a model on one is asked for.

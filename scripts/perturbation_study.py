@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from seg4diff_tools import effects, load_backbone, load_clip, perturb
-from seg4diff_tools.backbones import MINI
+from seg4diff_tools.checkpoints import MINI
 from seg4diff_tools.prompt_lists import COMPOSITIONAL
 
 EDITS = {"blur": perturb.blur(), "average": perturb.average(), "drop": perturb.drop()}

@@ -1,10 +1,9 @@
-"""Load a model and drive it: prompts, images, noise, one denoising step, generation."""
+"""Drive a model: prompts, images, noise, one denoising step, generation."""
 
 import inspect
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, overload
 
 import PIL.Image
@@ -14,9 +13,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.checkpoints import find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import FAMILIES, Family, family_of, transformer_of
+from seg4diff_tools.families import Family, transformer_of
 from seg4diff_tools.families.rehearsal import Rehearsal, rehearse
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.prompts import (
@@ -29,7 +27,6 @@ from seg4diff_tools.prompts import (
     stack_prompts,
 )
 
-MINI = Path(__file__).parent / "models" / "mini"
 Prompts = str | Prompt | Sequence[str | Prompt]
 
 
@@ -210,27 +207,6 @@ class Backbone:
             pixels = self.family.decode(self.pipe, latents.to(self.device, self.pipe.vae.dtype))
             return self.pipe.image_processor.postprocess(pixels)
 
-    def pack(self, latents: Float[Tensor, "image channels height width"]) -> Float[Tensor, "image ..."]:
-        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token channels]."""
-        if not self.family.packed:
-            return latents
-        cells = self.family.cells
-        return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=cells, q=cells)
-
-    def unpack(
-        self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]
-    ) -> Float[Tensor, "image channels height width"]:
-        """The way back of `pack`.
-
-        Args:
-            packed: what the transformer reads or predicts; tokens of reference images, at the end, are left out.
-            grid: rows and columns of image tokens.
-        """
-        if not self.family.packed:
-            return packed
-        cells, (y, x) = self.family.cells, grid
-        return rearrange(packed[:, : y * x], "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=cells, q=cells)
-
     def schedule(
         self, steps: int = 28, size: Size | None = None
     ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
@@ -308,7 +284,7 @@ class Backbone:
         """
         with torch.no_grad():
             predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
-        return self.unpack(self.family.velocity(predicted), self.token_grid(noisy))
+        return self.family.unpack(self.family.velocity(predicted), self.token_grid(noisy))
 
     def inputs(
         self,
@@ -335,7 +311,7 @@ class Backbone:
         inputs = {
             **{name: rows([value] * len(noisy)) for name, value in shared.items()},
             **stack_prompts(prompts, share),
-            self.family.latents: self.pack(noisy.to(self.device, self.dtype)),
+            self.family.latents: self.family.pack(noisy.to(self.device, self.dtype)),
             self.family.timestep: start + slope * timestep,
             "return_dict": False,
         }
@@ -411,7 +387,7 @@ class Backbone:
                 prompt=texts,
                 **self.family.sized(self.pipe, (height, width)),
                 num_inference_steps=steps,
-                latents=self.pack(noise) if self.family.takes_packed else noise,
+                latents=self.family.pack(noise) if self.family.takes_packed else noise,
                 **arguments,
             ).images
         finally:
@@ -432,62 +408,6 @@ class Backbone:
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:
         return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in _listed(prompt)]
-
-
-def load_backbone(
-    name_or_path: str | Path = "mini",
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> Backbone:
-    """Loads a pipeline of a supported family; Stable Diffusion 3 and 3.5 without T5, the paper's setting.
-
-    Args:
-        name_or_path: "mini" (comes with the package), a folder in diffusers' layout, or a hub name such as
-            "stabilityai/stable-diffusion-3-medium-diffusers", which is downloaded.
-        device: default: CUDA, else Apple's MPS, else the CPU.
-        dtype: of every part; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
-
-    Returns:
-        The backbone, frozen (no gradients), in evaluation mode.
-
-    Raises:
-        CheckpointError: no such folder, not a diffusers folder, or weights that are missing or cut off.
-        UnknownArchitectureError: a pipeline of another architecture.
-    """
-    source = find_checkpoint(MINI if str(name_or_path) == "mini" else name_or_path)
-    supported = {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
-    pipe = load_pipeline(source, supported, device, dtype)
-    return wrap_pipeline(pipe, str(name_or_path), read_card(source))
-
-
-def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | None = None) -> Backbone:
-    """Makes a Backbone of a pipeline that is already in memory (with a LoRA, quantised, offloaded, ...).
-
-    Args:
-        pipe: a diffusers pipeline; of SD3 one without T5.
-        name: what to call it.
-        card: "expert_layer" and "guidance_scale" are read from it.
-
-    Raises:
-        UnknownArchitectureError: no family is known for its transformer.
-        InputError: it has a part that the family leaves out, such as SD3's T5 encoder.
-    """
-    family = family_of(pipe.transformer)
-    if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
-        kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
-        raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    published = family.expert_layers.get(family.layers(pipe.transformer))
-    card = card or {}
-    return Backbone(
-        pipe,
-        family,
-        name,
-        card.get("expert_layer", published),
-        float(card.get("guidance_scale", family.guidance_scale)),
-    )
 
 
 def _listed(prompt: Prompts) -> list[str | Prompt]:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from seg4diff_tools.errors import CheckpointError, UnknownArchitectureError
 
+MINI = Path(__file__).parent / "models" / "mini"
+"""The folder of the embedded model."""
 MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transformer")
 
 
@@ -22,7 +24,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
     """Tells a folder from a hub name.
 
     Args:
-        name_or_path: a folder, or "owner/model" on the hub.
+        name_or_path: "mini" for the embedded model, a folder, or "owner/model" on the hub.
 
     Returns:
         The folder as a Path, or the hub name as a str.
@@ -30,7 +32,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
     Raises:
         CheckpointError: no such folder, and it cannot be a hub name either.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = MINI if str(name_or_path) == "mini" else Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
     if isinstance(name_or_path, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):

@@ -14,7 +14,8 @@ from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import ImageLike, open_images
 from seg4diff_tools.live import LiveExplorer
-from seg4diff_tools.recorder import AttentionRecorder, Recording, open_recording
+from seg4diff_tools.recorder import AttentionRecorder
+from seg4diff_tools.recordings import Recording, open_recording
 from seg4diff_tools.viewer import Explorer
 
 Source = Backbone | AttentionRecorder | Recording | xr.DataArray | str | os.PathLike | Mapping[str, Any]

@@ -13,7 +13,8 @@ from seg4diff_tools.atlas import AXES, Atlas
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import Seg4DiffError
 from seg4diff_tools.images import ImageLike, open_image
-from seg4diff_tools.recorder import AttentionRecorder, Recording
+from seg4diff_tools.recorder import AttentionRecorder
+from seg4diff_tools.recordings import Recording
 from seg4diff_tools.viewer import Explorer, described
 
 

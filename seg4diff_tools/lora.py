@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seg4diff_tools.backbones import MINI, Backbone
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.checkpoints import MINI
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.families import Family
 

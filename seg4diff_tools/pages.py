@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).parent / "static"
+PARTS = ("elements", "maps", "questions", "panel", "controls", "live", "explorer")
+"""Its scripts, each of which needs those before it alone."""
 STORED = "application/vnd.seg4diff.explorer+json"
 """MIME type under which a notebook's output keeps what a page needs."""
 
 
+def module() -> str:
+    """The widget's module: the files of `static`, joined."""
+    return "\n".join((STATIC / f"{part}.js").read_text() for part in PARTS)
+
+
 def script() -> str:
-    """The widget's own module as a classic script, since a browser imports no module from a file: page."""
-    module = (STATIC / "explorer.js").read_text().replace("export default", "const explorer =")
-    return f"(() => {{\n{module}\n{(STATIC / 'page.js').read_text()}\n}})();\n"
+    """The widget's module as a classic script, since a browser imports no module from a file: page."""
+    explorer = module().replace("export default", "const explorer =")
+    return f"(() => {{\n{explorer}\n{(STATIC / 'page.js').read_text()}\n}})();\n"
 
 
 def style() -> str:

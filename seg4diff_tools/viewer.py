@@ -1,6 +1,6 @@
 """The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a time.
 
-`static/explorer.js` draws.
+The scripts in `static` draw.
 """
 
 import base64
@@ -23,7 +23,7 @@ from matplotlib.colors import to_hex
 
 from seg4diff_tools.atlas import AXES, Atlas, content_words, quantise
 from seg4diff_tools.errors import InputError, Seg4DiffError
-from seg4diff_tools.pages import STATIC, STORED, page
+from seg4diff_tools.pages import STORED, module, page, style
 from seg4diff_tools.plots import class_colours
 
 COLOURS = ("viridis", "magma", "cividis", "gray")
@@ -48,8 +48,8 @@ class Explorer(anywidget.AnyWidget):
         multiples: axis along which small multiples are shown, "" for none.
     """
 
-    _esm = STATIC / "explorer.js"
-    _css = STATIC / "explorer.css"
+    _esm = module()
+    _css = style()
 
     recording, block, image, branch, layer, step, head = (traitlets.Any().tag(sync=True) for _ in AXES)
     token = traitlets.Unicode().tag(sync=True)

@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
 from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone, load_backbone, wrap_pipeline
+from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families.record import image_then_text
 from seg4diff_tools.features import attention_budget, image_features, value_norms
+from seg4diff_tools.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.segmentation import segment
@@ -212,7 +213,7 @@ def test_latents_become_the_pipelines_own_picture(backbone):
         return
     found = []
     (picture,) = backbone.generate(PROMPT, steps=2, progress=False, callback=lambda *step: found.append(step[-1]))
-    latents = backbone.unpack(found[-1], backbone.token_grid())
+    latents = backbone.family.unpack(found[-1], backbone.token_grid())
     np.testing.assert_array_equal(np.asarray(backbone.decode(latents)[0]), np.asarray(picture))
 
 

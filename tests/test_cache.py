@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from seg4diff_tools import cache
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.cache import remember
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.perturb import blur, drop, swap
 from seg4diff_tools.scenes import SceneConfig, Scenes
 

@@ -18,8 +18,8 @@ from test_perturb import EDITS, materialised
 from tiny_models import build
 
 from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.families import family_of
+from seg4diff_tools.loading import wrap_pipeline
 from seg4diff_tools.perturb import blur, drop, edited_output, perturb, perturbed_guidance
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.segmentation import segment
@@ -93,7 +93,7 @@ class TestGuidance:
         none = backbone.denoise(start, timestep, self.negative)
         with perturb(backbone, blur(), 1):
             worse = backbone.denoise(start, timestep, self.prompts)
-        wanted = backbone.pack(start - (none + 4 * (good - none) + 1.5 * (good - worse)))
+        wanted = backbone.family.pack(start - (none + 4 * (good - none) + 1.5 * (good - worse)))
         assert (good - worse).abs().max() > 1e-4
         torch.testing.assert_close(seen[0], wanted, rtol=1e-4, atol=1e-4)
         assert (recorder.maps.sizes["step"], recorder.maps.sizes["branch"]) == (1, 2)

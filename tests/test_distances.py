@@ -8,7 +8,7 @@ import torch
 from tiny_run import tiny_clip
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from seg4diff_tools.backbones import MINI
+from seg4diff_tools.checkpoints import MINI
 from seg4diff_tools.clipscore import load_clip
 from seg4diff_tools.distances import clip_features, frechet_distance, kernel_distance, picture_distances
 from seg4diff_tools.errors import InputError

@@ -20,12 +20,12 @@ from PIL import Image
 from tiny_parts import sharpened
 
 from seg4diff_tools import masks, metrics, readings
-from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.combination import choose_combination
 from seg4diff_tools.datasets import LabelledImage, folder
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import evaluate, read_evaluation
 from seg4diff_tools.grouping import grouping_scores
+from seg4diff_tools.loading import wrap_pipeline
 from seg4diff_tools.methods import Pads, Words
 from seg4diff_tools.segmentation import segment
 from seg4diff_tools.sweeps import layer_step_sweep

@@ -184,7 +184,8 @@ def test_the_notebook_keeps_what_a_page_needs(view, recording, tmp_path):
 
 
 def test_the_script_serves_a_widget_and_a_page():
-    module, page = (pages.STATIC / "explorer.js").read_text(), pages.script()
+    module, page = pages.module(), pages.script()
+    assert {path.stem for path in pages.STATIC.glob("*.js")} == {*pages.PARTS, "page"}
     assert re.findall(r"(?m)^[ \t]*(?:export|import)\b.*", module) == ["export default { render };"]
     assert not re.search(r"(?m)^[ \t]*(?:export|import)\b", page)
 

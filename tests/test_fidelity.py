@@ -16,8 +16,8 @@ from scipy.special import rel_entr
 from torch.nn.functional import interpolate, pad
 
 from seg4diff_tools import paper
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.grouping import group, grouping_scores
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scenes, gallery
 from seg4diff_tools.segmentation import segment
 from seg4diff_tools.sweeps import layer_step_sweep

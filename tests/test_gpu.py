@@ -9,7 +9,7 @@ from tiny_models import SIDE, build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seg4diff_tools import operators
-from seg4diff_tools.backbones import wrap_pipeline
+from seg4diff_tools.loading import wrap_pipeline
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.segmentation import segment
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.cache import model_fingerprint
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.lora import FILE, SHIPPED, LoraWeights, attach, lora, read_lora, save_lora, trained
 from seg4diff_tools.scenes import Scenes
 from seg4diff_tools.sweeps import layer_step_sweep

@@ -18,10 +18,10 @@ from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
-from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.joint import JointAttention
+from seg4diff_tools.loading import wrap_pipeline
 from seg4diff_tools.lora import lora, read_lora
 from seg4diff_tools.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
@@ -415,7 +415,7 @@ def test_a_missing_tensorboard_is_named(backbone, tmp_path):
 SCRIPT = """
 import sys
 from tiny_run import SCENES
-from seg4diff_tools.backbones import load_backbone
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.magnet import MagnetConfig, finetune
 from seg4diff_tools.scenes import Scenes
 

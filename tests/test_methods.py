@@ -10,9 +10,9 @@ from conftest import tiny_pipeline
 from tiny_parts import sharpened
 
 from seg4diff_tools import masks
-from seg4diff_tools.backbones import wrap_pipeline
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.grouping import group
+from seg4diff_tools.loading import wrap_pipeline
 from seg4diff_tools.methods import Pads, Words, Workplace, label_maps, pad_confusion, pad_groups
 from seg4diff_tools.segmentation import segment
 

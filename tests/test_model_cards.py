@@ -11,8 +11,8 @@ from PIL import Image
 from tiny_run import TINY
 
 from seg4diff_tools import model_cards
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.errors import CheckpointError
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.model_cards import write_card
 from seg4diff_tools.quality import Quality
 

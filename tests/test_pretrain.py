@@ -339,7 +339,7 @@ def test_the_exported_model_holds_the_trained_weights(tiny_run, tiny_model):
 
 
 def test_the_exported_model_can_be_segmented_with(tiny_model):
-    from seg4diff_tools.backbones import load_backbone
+    from seg4diff_tools.loading import load_backbone
     from seg4diff_tools.segmentation import segment
 
     backbone = load_backbone(tiny_model)

@@ -23,10 +23,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "shapes"},
     {"checkpoints", "drawings", "images", "masks", "metrics", "operators", "paper", "plots", "prompts"}
-    | {"atlas", "losses", "pages", "prompt_lists", "runs", "textures"},
+    | {"atlas", "losses", "pages", "prompt_lists", "recordings", "runs", "textures"},
     {"families", "joint"},
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes", "viewer"},
-    {"cache", "distances", "features", "lora", "parser", "perturb", "readings", "recorder", "verification"},
+    {"cache", "distances", "features", "loading", "lora", "parser", "perturb", "readings", "recorder", "sliders"}
+    | {"verification"},
     {"composition", "counts", "effects", "generation", "live", "pretrain", "segmentation"},
     {"combination", "composer", "explorer", "grouping", "heads", "sweeps"},
     {"magnet", "methods", "quality"},

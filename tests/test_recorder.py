@@ -11,7 +11,8 @@ import xarray as xr
 from seg4diff_tools.attention import intercept
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.joint import BLOCKS
-from seg4diff_tools.recorder import AttentionRecorder, open_recording
+from seg4diff_tools.recorder import AttentionRecorder
+from seg4diff_tools.recordings import open_recording
 
 TEXT = 77 + 5
 WORDS = "a cat and a red car"

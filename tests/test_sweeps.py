@@ -9,9 +9,9 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from seg4diff_tools import counts, metrics, sweeps
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.datasets import LabelledImage
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.segmentation import segment
 
 VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]

@@ -74,8 +74,8 @@ def evaluate(
 
     from .. import datasets, paper
     from .. import lora as loras
-    from ..backbones import load_backbone
     from ..evaluation import evaluate as run
+    from ..loading import load_backbone
     from ..methods import Method, Pads, Words
     from ..runs import processes
 

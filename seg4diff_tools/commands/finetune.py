@@ -63,7 +63,7 @@ def finetune(
     from dataclasses import replace
 
     from .. import datasets, magnet
-    from ..backbones import load_backbone
+    from ..loading import load_backbone
     from ..runs import processes
     from ..scenes import Scenes
 

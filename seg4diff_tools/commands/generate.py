@@ -39,8 +39,8 @@ def generate(
     from contextlib import nullcontext
 
     from .. import lora as loras
-    from ..backbones import load_backbone
     from ..generation import generate_benchmark
+    from ..loading import load_backbone
     from ..runs import processes
 
     backbone = load_backbone(model, device=processes().device)

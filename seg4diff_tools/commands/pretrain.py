@@ -78,8 +78,8 @@ def report(
     device: Device = None,
 ) -> None:
     """Measure the exported model on unseen scenes and write its model card, README and gallery."""
-    from ..backbones import load_backbone
     from ..clipscore import load_clip
+    from ..loading import load_backbone
     from ..model_cards import write_card
     from ..pretrain import RunConfig
     from ..quality import measure

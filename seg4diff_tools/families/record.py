@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -195,6 +196,24 @@ class Family:
     def text_length(self, inputs: Inputs) -> int:
         """Number of text tokens in what a prompt gives to the transformer."""
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
+
+    def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:
+        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token channels]."""
+        if not self.packed:
+            return latents
+        return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.cells, q=self.cells)
+
+    def unpack(self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]) -> Latents:
+        """The way back of `pack`.
+
+        Args:
+            packed: what the transformer reads or predicts; tokens of reference images, at the end, are left out.
+            grid: rows and columns of image tokens.
+        """
+        if not self.packed:
+            return packed
+        cells, (y, x) = self.cells, grid
+        return rearrange(packed[:, : y * x], "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=cells, q=cells)
 
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""

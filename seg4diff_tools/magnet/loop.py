@@ -290,7 +290,7 @@ class _Run:
         sigma = torch.stack([level for _, level in drawn]).to(latents)
         noisy = torch.lerp(latents, mixed, sigma[:, None, None, None])
         inputs = backbone.inputs(noisy, sigma * 1000, [one.prompt for one in targets])
-        return inputs, backbone.pack(mixed - latents), targets, backbone.token_grid(latents)
+        return inputs, backbone.family.pack(mixed - latents), targets, backbone.token_grid(latents)
 
     def _trouble(self, step: int, numbers: Sequence[int], losses: dict[str, Tensor]) -> str:
         told = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from seg4diff_tools.backbones import load_backbone
 from seg4diff_tools.joint import JointAttention
+from seg4diff_tools.loading import load_backbone
 from seg4diff_tools.lora import attach
 from seg4diff_tools.magnet import MagnetConfig, alignment, preset
 from seg4diff_tools.magnet.loop import _Run

@@ -16,8 +16,10 @@ import torch
 
 from seg4diff_tools import sweeps
 from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import MINI, Backbone, load_backbone, wrap_pipeline
+from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.checkpoints import MINI
 from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.segmentation import read_class_maps
 
 NAMES = ("cat", "dog", "tree", "grass")

@@ -1,0 +1,107 @@
+/**
+ * Where settings and maps come from. Settings are traits of the model; maps are answers to questions, custom messages that
+ * the answer repeats:
+ *   {ask: "slice", selection}                 every token's map at one setting
+ *   {ask: "along", axis, selection, tokens}   the mean map of some tokens for each value of an axis
+ *   {ask: "file"}                             what is shown, as a netCDF file
+ */
+
+const KEPT = 64; // answers that are kept
+const PATIENCE = 5000; // milliseconds
+
+/** Asks Python, or what a page stores in its place, and keeps the latest answers. */
+class Questions {
+  constructor(model, onLate) {
+    Object.assign(this, { model, onLate, answers: new Map(), waiting: new Map() });
+    this.listen = (message, buffers) => this.receive(message, buffers);
+    model.on("msg:custom", this.listen);
+  }
+
+  ask(question) {
+    const asked = { revision: this.model.get("revision"), ...question };
+    const key = JSON.stringify(asked);
+    if (this.answers.has(key)) return Promise.resolve(this.answers.get(key));
+    if (!this.waiting.has(key)) this.waiting.set(key, this.send(asked, key));
+    return this.waiting.get(key).promise;
+  }
+
+  send(asked, key) {
+    const entry = {};
+    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+    const silent = "Python does not answer: it is busy, or it was restarted (then run the cell again).";
+    const giveUp = () => this.settle(key, (waiting) => waiting.reject(new Error(silent)));
+    entry.timer = setTimeout(giveUp, PATIENCE);
+    try {
+      this.model.send(asked);
+    } catch {
+      setTimeout(giveUp);
+    }
+    return entry;
+  }
+
+  receive({ question, error, shape }, buffers) {
+    const key = JSON.stringify(question);
+    const answer = error ? null : shape ? decode(shape, buffers[0]) : buffers[0];
+    if (!error && question.ask !== "file") this.keep(key, answer);
+    const late = !this.waiting.has(key);
+    this.settle(key, (waiting) => (error ? waiting.reject(new Error(error)) : waiting.resolve(answer)));
+    if (late && !error) this.onLate();
+  }
+
+  settle(key, end) {
+    const entry = this.waiting.get(key);
+    if (!entry) return;
+    clearTimeout(entry.timer);
+    this.waiting.delete(key);
+    end(entry);
+  }
+
+  keep(key, answer) {
+    this.answers.set(key, answer);
+    if (this.answers.size > KEPT) this.answers.delete(this.answers.keys().next().value);
+  }
+
+  close() {
+    this.model.off("msg:custom", this.listen);
+    for (const { timer } of this.waiting.values()) clearTimeout(timer);
+  }
+}
+
+/** The model's traits by the names that the parts below use. */
+function settings(model) {
+  const get = (name) => model.get(name);
+  const set = (changes) => {
+    for (const [name, value] of Object.entries(changes)) model.set(name, value);
+    model.save_changes();
+  };
+  const selection = () => Object.fromEntries(AXES.map((axis) => [axis, get(axis)]));
+  const besideAxis = () => Object.keys(get("beside"))[0];
+  const entries = () => (get("pieces") ? get("tokens") : get("words"));
+  const find = (label) => [...get("words"), ...get("tokens")].find((word) => word.label === label);
+  const choices = (axis) => get("axes")[axis] ?? [];
+  const panels = () => (besideAxis() ? [selection(), { ...selection(), ...get("beside") }] : [selection()]);
+  return { model, get, set, selection, besideAxis, entries, find, choices, panels };
+}
+
+function describe({ get, choices, find }, chosen, limits) {
+  const parts = AXES.filter((axis) => chosen[axis] !== null && (choices(axis).length > 1 || ["layer", "head"].includes(axis)));
+  const said = parts.map((axis) => {
+    const values = choices(axis);
+    const whole = axis === "step" && values[0] === 0 && values.at(-1) === values.length - 1;
+    return named(axis, chosen[axis]) + (whole ? ` of ${values.length}` : "");
+  });
+  const masks = `masks of ${get("classes").length} words`;
+  const kind = find(get("token"))?.tokens.length > 1 || !get("pieces") ? "word" : "token";
+  const map = `${kind} “${get("token")}”` + (limits ? `: ${format(limits[0])} to ${format(limits[1])}` : "");
+  return [...said, get("mode") === "masks" ? masks : map].join(", ");
+}
+
+function codeLine({ get, choices, besideAxis }) {
+  const shown = AXES.filter((axis) => choices(axis).length > 1).map((axis) => [axis, get(axis)]);
+  if (get("mode") === "map") shown.push(["token", get("token")]);
+  else shown.push(["classes", get("classes")]);
+  if (besideAxis()) shown.push(["beside", get("beside")]);
+  if (get("cell")) shown.push(["cell", get("cell")]);
+  for (const [name, value] of Object.entries(DEFAULTS)) if (get(name) !== value) shown.push([name, get(name)]);
+  return `${get("call")}, ${shown.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
+}

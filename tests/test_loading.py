@@ -1,0 +1,120 @@
+"""Folders that are whole, damaged or of something else, and pipelines in memory."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_pipeline
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+
+from seg4diff_tools.checkpoints import load_pipeline
+from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
+from seg4diff_tools.loading import load_backbone, wrap_pipeline
+
+
+@pytest.fixture
+def copied(tiny_folder, tmp_path):
+    """A copy of the checkpoint that a test may damage."""
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_parts_have_one_dtype_whatever_the_file_holds(tmp_path, dtype):
+    tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, dtype=dtype)
+    parts = (backbone.transformer, backbone.pipe.vae, backbone.pipe.text_encoder, backbone.pipe.text_encoder_2)
+    assert {part.dtype for part in parts} == {dtype}
+    assert backbone.generate("a cat", steps=1, progress=False)[0].size == (56, 56)
+
+
+def test_plain_diffusers_loads_and_runs_the_same_folder(tiny_folder):
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_folder, text_encoder_3=None, tokenizer_3=None)
+    assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", num_inference_steps=1).images[0].size == (56, 56)
+
+
+def test_model_card(copied):
+    (copied / "model_card.json").write_text(json.dumps({"expert_layer": 3, "guidance_scale": 4}))
+    backbone = load_backbone(copied)
+    assert (backbone.expert_layer, backbone.guidance_scale) == (3, 4.0)
+
+
+def test_published_expert_layer_goes_by_depth(build_backbone):
+    assert build_backbone(num_layers=24, num_attention_heads=1).expert_layer == 9
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "nofolder", "./no/folder", "a/b/c"])
+def test_missing_folder(name):
+    with pytest.raises(CheckpointError, match="no model folder"):
+        load_backbone(name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:huggingface_hub")
+def test_hub_name_that_cannot_be_had():
+    with pytest.raises(CheckpointError, match="'seg4diff/none' is not a folder here, and the hub"):
+        load_backbone("seg4diff/none")
+
+
+def test_folder_of_something_else(tmp_path):
+    with pytest.raises(CheckpointError, match="no model_index.json"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/config.json",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
+@pytest.mark.parametrize("half", [True, False])
+def test_half_written_checkpoint(copied, file, half):
+    path = copied / file
+    content = path.read_bytes()
+    path.unlink()
+    if half:
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(copied)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model", "transformer/diffusion_pytorch_model"])
+def test_a_missing_weight_is_not_drawn_at_random(copied, file):
+    path = copied / f"{file}.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[2]
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 1 weight"):
+        load_backbone(copied)
+
+
+def test_other_pipelines_are_refused_by_name(copied):
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanPipeline"}))
+    with pytest.raises(UnknownArchitectureError, match="WanPipeline.*supported: .*StableDiffusion3Pipeline"):
+        load_backbone(copied)
+
+
+def test_a_pipeline_that_came_after_the_installed_diffusers_is_named(copied):
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "FuturePipeline"}))
+    with pytest.raises(CheckpointError, match=r"needs FuturePipeline, which diffusers .* pip install -U diffusers"):
+        load_pipeline(copied, {"FuturePipeline": ()})
+
+
+def test_t5_is_refused():
+    pipe = tiny_pipeline()
+    pipe.text_encoder_3 = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match=r"without text_encoder_3 \(Linear\)"):
+        wrap_pipeline(pipe)
