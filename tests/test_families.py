@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from seg4diff_tools.errors import InputError, UnknownArchitectureError
+from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, Layout, family_of
 
 
@@ -55,12 +55,6 @@ def test_layout_counts_patches_and_keeps_rows_and_columns_apart(transformer):
     inputs = {"hidden_states": torch.zeros(2, 16, 10, 14), "encoder_hidden_states": torch.zeros(2, 11, 13)}
     expected = Layout(grid=(5, 7), image=slice(0, 35), text=slice(35, 46), tokens=46)
     assert family_of(transformer).layout(transformer, inputs) == expected
-
-
-def test_expert_layer_is_known_for_the_published_depth_only(transformer):
-    with pytest.raises(InputError, match="5 layers.*name the layer"):
-        family_of(transformer).expert_layer(transformer)
-    assert FAMILIES[0].expert_layers[24] == 9
 
 
 def test_an_unknown_architecture_is_refused_with_what_is_supported():

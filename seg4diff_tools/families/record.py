@@ -10,7 +10,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seg4diff_tools.errors import InputError
 from seg4diff_tools.prompts import Token, label_template
 
 Inputs = Mapping[str, Any]
@@ -219,17 +218,3 @@ class Family:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""
         start, slope = self.clock
         return (torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1) - start) / slope
-
-    def expert_layer(self, transformer: nn.Module) -> int:
-        """The published expert layer of a model of this depth.
-
-        Raises:
-            InputError: no expert layer is published for this depth.
-        """
-        depth = self.layers(transformer)
-        if depth not in self.expert_layers:
-            raise InputError(
-                f"No expert layer is known for a {self.name} model of {depth} layers (known: {dict(self.expert_layers)} "
-                "as layers: expert); name the layer yourself."
-            )
-        return self.expert_layers[depth]
