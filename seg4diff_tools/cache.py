@@ -87,6 +87,17 @@ def model_fingerprint(backbone: Backbone) -> str:
     return content.hexdigest()
 
 
+def fingerprint(value: Any) -> str:
+    """The content of a value as `remember` tells it: equal for equal content.
+
+    Raises:
+        InputError: its content cannot be told.
+    """
+    content = hashlib.sha256()
+    _add(content, value)
+    return content.hexdigest()
+
+
 def _few_weights(module: nn.Module, device: torch.device) -> bytes:
     few = [weight.detach().flatten()[:: max(1, weight.numel() // 8)].float() for weight in module.parameters()]
     # weights that are offloaded to disk have no values here
@@ -106,8 +117,12 @@ def _package() -> str:
 def _add(content: Any, value: Any) -> None:
     """Adds a value's content to a hash, with its kind, so that no two kinds are taken for each other."""
     content.update(f"<{type(value).__qualname__}".encode())
-    if value is None or isinstance(value, (bool, int, float, str, bytes, Path, np.generic, torch.dtype)):
+    if value is None or isinstance(value, (bool, int, float, str, bytes, np.generic, torch.dtype)):
         content.update(repr(value).encode())
+    elif isinstance(value, Path):
+        # a file that is written again is another argument
+        state = value.stat() if value.is_file() else None
+        content.update(repr((value, state and (state.st_size, state.st_mtime_ns))).encode())
     elif isinstance(value, Backbone):
         content.update(f"{model_fingerprint(value)} {value.dtype} {value.device.type} {value.guidance_scale}".encode())
     elif isinstance(value, nn.Module):
@@ -138,7 +153,8 @@ def _add(content: Any, value: Any) -> None:
             _add(content, key)
             _add(content, item)
     elif dataclasses.is_dataclass(value):
-        _add(content, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        # what is left out of comparisons follows from the rest
+        _add(content, {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare})
     elif isinstance(value, (list, tuple, range)):
         for item in value:
             _add(content, item)

@@ -157,6 +157,7 @@ def bars(
     by: str | None = None,
     *,
     spread: str | None = None,
+    interval: tuple[str, str] | None = None,
     percent: bool = True,
     title: str = "",
 ) -> go.Figure:
@@ -168,6 +169,7 @@ def bars(
         y: column of the heights.
         by: column that colours the bars, such as "model".
         spread: column of the half length of error bars, such as a deviation over seeds.
+        interval: in its place, columns of the lower and upper end of error bars.
         percent: show shares (0 to 1) in percent.
         title: above all.
 
@@ -177,15 +179,22 @@ def bars(
     Raises:
         InputError: a column that is not there.
     """
-    require_columns(table, [x, y, *filter(None, (by, spread))])
+    require_columns(table, [x, y, *filter(None, (by, spread)), *(interval or ())])
     unit = 100 if percent else 1
+
+    def lengths(rows: pd.DataFrame) -> dict | None:
+        if interval:
+            below, above = ((unit * (rows[end] - rows[y])).abs().round(2).to_numpy(np.float64) for end in interval)
+            return {"array": above, "arrayminus": below}
+        return {"array": (unit * rows[spread].to_numpy(dtype=np.float64)).round(2)} if spread else None
+
     figure = go.Figure()
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
     for number, (name, rows) in enumerate(groups):
         figure.add_bar(
             x=rows[x].astype(str).tolist(),
             y=(unit * rows[y].to_numpy(dtype=np.float64)).round(2),
-            error_y=None if spread is None else {"array": (unit * rows[spread].to_numpy(dtype=np.float64)).round(2)},
+            error_y=lengths(rows),
             name=str(name),
             marker={
                 "color": OKABE_ITO[number % len(OKABE_ITO)],

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.counts import opened
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.segmentation import check_layers, read_class_maps
@@ -33,7 +34,7 @@ def choose_combination(
 
     Args:
         backbone: the model.
-        samples: training images with label maps; prompts name the classes that each one shows.
+        samples: training images with label maps; prompts name the classes that each one shows. Each is read once.
         layers: to choose from, 0-based; all by default.
         steps_from_end: noise levels to choose from.
         steps: length of the schedule.
@@ -46,18 +47,23 @@ def choose_combination(
         last row is the choice: `methods.Words(layers=..., steps_from_end=...)`.
 
     Raises:
-        InputError: no samples, or a layer or step out of range.
+        InputError: no samples, one whose label map does not fit, or a layer or step out of range.
 
     Source: Seg4Diff, arXiv 2509.18096, appendix G, which names layers and steps together as future work.
     """
     if len(samples) == 0:
         raise InputError("expected at least one sample to choose on, got none")
-    wanted, vocabulary = check_layers(backbone, layers), sorted({n for sample in samples for n in sample.class_names})
-    maps, targets = [], []
-    for sample in tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} combination"):
+    wanted = check_layers(backbone, layers)
+    names, maps, truths = [], [], []
+    for index, sample in enumerate(
+        tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} combination")
+    ):
+        each = opened(sample, index)
+        if not len(sample.class_names):
+            continue
         (found,) = read_class_maps(
             backbone,
-            backbone.encode_image(sample.image),
+            backbone.encode_image(each.picture),
             [backbone.class_prompts(sample.class_names)],
             layers=wanted,
             steps_from_end=steps_from_end,
@@ -65,14 +71,19 @@ def choose_combination(
             seed=seed,
             batch=batch,
         )
+        names.append(sample.class_names)
         maps.append(found[0, :, :, 0].cpu())
-        targets.append(metrics.true_classes(sample.label_map, sample.class_names, vocabulary))
+        truths.append(sample.label_map)
+    if not names:
+        raise InputError(f"expected samples that show a class, got none among {len(samples)}")
+    vocabulary = sorted({name for own in names for name in own})
+    targets = [metrics.true_classes(truth, own, vocabulary) for truth, own in zip(truths, names, strict=True)]
 
     def score(at_steps: Sequence[int], of_layers: Sequence[int]) -> float:
         total = torch.zeros(len(vocabulary), len(vocabulary), dtype=torch.int64)
-        for sample, one, target in zip(samples, maps, targets, strict=True):
+        for own, one, target in zip(names, maps, targets, strict=True):
             labels = masks.label_map(_mean(one, at_steps, of_layers), tuple(target.shape))
-            named = metrics.renumber(labels, sample.class_names, vocabulary, ignore=-1)
+            named = metrics.renumber(labels, own, vocabulary, ignore=-1)
             total += metrics.confusion(named, target, len(vocabulary), ignore=-1)
         return metrics.miou(total).item()
 

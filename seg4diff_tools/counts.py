@@ -120,16 +120,19 @@ def count_images(
             group, faults = _open_group(samples, indices[part], skip)
             path = None if folder is None else folder / COUNTS / f"{part.start:06d}.parquet"
             there = path is not None and path.exists()
-            stored = _part(read_shard(path), indices[part]) if there else Shard([], {})
+            stored = read_shard(path) if there else Shard([], {})
             _check_same(stored.records, group, folder)
-            done = {record.index for record in stored.records}
-            faults = {index: message for index, message in faults.items() if index not in done}
+            records = {record.index: record for record in stored.records}
+            faults = {index: message for index, message in faults.items() if index not in records}
             # a group is computed as a whole or not at all
-            complete = {each.index for each in group} <= done
-            shard = Shard(stored.records if complete else compute(group), faults)
-            if path is not None and not (there and complete and stored.faults == faults):
-                write_shard(path, shard)
-            yield shard
+            new = [] if {each.index for each in group} <= set(records) else compute(group)
+            records |= {record.index: record for record in new}
+            own = [records.pop(index) for index in indices[part] if index in records]
+            # of a run over more samples, the rest of the group stays as it was
+            rest = {index: message for index, message in stored.faults.items() if index not in indices[part]}
+            if path is not None and (not there or new or stored.faults != rest | faults):
+                write_shard(path, Shard([*own, *records.values()], faults | rest))
+            yield Shard(own, faults)
 
 
 def own_groups(count: int, at_once: int) -> list[slice]:
@@ -302,17 +305,11 @@ def placed(record: Counts, names: Sequence[str]) -> Int[Tensor, "configuration t
     return result
 
 
-def _part(shard: Shard, indices: Sequence[int]) -> Shard:
-    """What a shard has of these samples; it may be of a run over more of them."""
-    records = [record for record in shard.records if record.index in indices]
-    return Shard(records, {index: message for index, message in shard.faults.items() if index in indices})
-
-
 def _open_group(samples: Sequence, indices: Sequence[int], skip: bool) -> tuple[list[Opened], dict[int, str]]:
     group, faults = [], {}
     for index in indices:
         try:
-            group.append(_opened(samples[index], index))
+            group.append(opened(samples[index], index))
         except InputError as error:
             if not skip:
                 raise
@@ -320,7 +317,16 @@ def _open_group(samples: Sequence, indices: Sequence[int], skip: bool) -> tuple[
     return group, faults
 
 
-def _opened(sample: Sample, index: int) -> Opened:
+def opened(sample: Sample, index: int) -> Opened:
+    """Reads a sample and checks it.
+
+    Args:
+        sample: an image with a label map.
+        index: its place in the data set.
+
+    Raises:
+        InputError: an unreadable image, a label map of another size, or a class index out of range.
+    """
     (picture,) = open_images(sample.image)
     labels = np.asarray(sample.label_map)
     if labels.shape != (picture.height, picture.width):
@@ -349,6 +355,7 @@ def _check_same(kept: Sequence[Counts], group: Sequence[Opened], folder: Path | 
 def _alone(folder: Path | None, state: PartialState) -> Iterator[None]:
     """No second run writes to the folder; the processes of one run are one."""
     if folder is None or not state.is_main_process:
+        state.wait_for_everyone()
         yield
         return
     (folder / COUNTS).mkdir(parents=True, exist_ok=True)
@@ -360,6 +367,8 @@ def _alone(folder: Path | None, state: PartialState) -> Iterator[None]:
             f"expected a folder that no other run writes to, got {folder}: wait for that run, or choose another folder"
         ) from error
     try:
+        # the other processes begin when the folder is theirs
+        state.wait_for_everyone()
         yield
     finally:
         lock.release()

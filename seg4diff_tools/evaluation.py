@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +21,10 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools import metrics
 from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools.cache import fingerprint, model_fingerprint
 from seg4diff_tools.counts import Counts, Opened, Shard, Tally, count_images, own_groups, placed, stored_shards
 from seg4diff_tools.datasets import background_of
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.methods import Method, Pads, Words, Workplace, label_maps, pad_confusion, pad_groups
 from seg4diff_tools.runs import claim, processes, read_settings, replace_file
 from seg4diff_tools.segmentation import label_frame
@@ -77,10 +78,9 @@ class Evaluation:
         drawn = torch.stack(list(of_rows)).numpy()
         rows = self.pixels["row"].to_index().to_frame(index=False)
         first = [rows.index[rows["protocol"] == protocol][0] for protocol in rows["protocol"]]
-        (low, high), (gain_low, gain_high) = (
-            np.nanquantile(values, [0.025, 0.975], axis=1) for values in (drawn, drawn - drawn[first])
-        )
         scores = self.totals["mIoU"].to_numpy()
+        low, high = metrics.interval(scores, drawn)
+        gain_low, gain_high = metrics.interval(scores - scores[first], drawn - drawn[first])
         return pd.DataFrame(
             {
                 "model": self.settings["model"],
@@ -160,6 +160,7 @@ def evaluate(
     out: str | Path | None = None,
     limit: int | None = None,
     shuffle_seed: int | None = None,
+    about: Mapping[str, Any] | None = None,
     batch: int = 8,
     progress: bool = True,
 ) -> Evaluation:
@@ -176,6 +177,7 @@ def evaluate(
             ends with the identical table. More than one process (accelerate launch) needs it.
         limit: evaluate no more images than this.
         shuffle_seed: take images in the order that this seed draws, so that a limit takes a random part.
+        about: what else result.json should say, such as where the data set lies.
         batch: images of a group, and forwards to run at once.
         progress: show a progress bar with the running mIoU of the first method.
 
@@ -197,6 +199,9 @@ def evaluate(
             f"{protocol!r}"
         )
     vocabulary = getattr(samples, "class_names", None) if vocabulary is None else vocabulary
+    vocabulary = None if vocabulary is None else list(vocabulary)
+    if limit is not None and limit < 1:
+        raise InputError(f"expected a limit of at least one image, got {limit}")
     if "full" in protocols and not vocabulary:
         raise InputError(
             "expected the vocabulary of protocol 'full', got samples without class_names: pass vocabulary=[...]"
@@ -214,7 +219,7 @@ def evaluate(
         "dtype": str(backbone.dtype),
         "rows": rows,
         "methods": {name: _told(how) for name, how in methods.items()},
-        "vocabulary": None if vocabulary is None else list(vocabulary),
+        "vocabulary": vocabulary,
         "samples": len(samples),
         "shuffle_seed": shuffle_seed,
         "batch": batch,
@@ -251,7 +256,7 @@ def evaluate(
         )
     result = found.evaluation(settings, work)
     if folder is not None and state.is_main_process:
-        _write_table(folder, result)
+        _write_table(folder, result, {"limit": limit, "device": str(backbone.device), **(about or {})})
     return result
 
 
@@ -262,12 +267,14 @@ def read_evaluation(out: str | Path) -> Evaluation:
         out: the folder that `evaluate` wrote.
 
     Raises:
-        CheckpointError: no such folder, or none that an evaluation wrote.
+        CheckpointError: no such folder, none that an evaluation wrote, or no image that could be read.
     """
     settings = read_settings(Path(out), "an evaluation")
     found = _Collected([tuple(row) for row in settings["rows"]])
     for shard in stored_shards(Path(out)):
         found.add(shard)
+    if not found.tally.images:
+        raise CheckpointError(f"expected counts of images in {out}, got none that could be read: {found.faults}")
     return found.evaluation(settings)
 
 
@@ -388,13 +395,17 @@ def _told(method: Method) -> dict[str, Any]:
             return dict(value)
         if isinstance(value, partial):
             return {"function": plain(value.func), **value.keywords}
-        return f"{value.__module__}.{value.__qualname__}"
+        if not isinstance(value, FunctionType):
+            raise InputError(f"expected a reading by name, or a function, got a {type(value).__name__}")
+        name = f"{value.__module__}.{value.__qualname__}"
+        # a function from elsewhere may change under its name
+        return name if name.startswith(f"{__package__}.") else {"function": name, "content": fingerprint(value)}
 
     options = {each.name: getattr(method, each.name) for each in fields(method)}
     return {"kind": type(method).__name__} | json.loads(json.dumps(options, default=plain))
 
 
-def _write_table(folder: Path, result: Evaluation) -> None:
+def _write_table(folder: Path, result: Evaluation, about: Mapping[str, Any]) -> None:
     """The table, and beside it all that decides it."""
     table = result.table()
     replace_file(folder / "table.csv", table.to_csv(index=False).encode())
@@ -404,7 +415,7 @@ def _write_table(folder: Path, result: Evaluation) -> None:
         "skipped": dict(result.skipped),
         "versions": {name: version(name) for name in ("seg4diff-tools", "torch", "diffusers", "transformers")},
         "python": platform.python_version(),
-        "device": str(torch.accelerator.current_accelerator() or "cpu"),
+        **about,
         "processes": processes().num_processes,
         "seconds": dict(result.seconds),
     }

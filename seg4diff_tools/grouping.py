@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from seg4diff_tools import masks, metrics
 from seg4diff_tools.attention import intercept
 from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.counts import opened
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit, ImageLike
@@ -195,7 +196,7 @@ def grouping_scores(
         an image), images.
 
     Raises:
-        InputError: another `merging` or `matching`, or as `group`.
+        InputError: another `merging` or `matching`, a label map that does not fit its image, or as `group`.
 
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
@@ -208,9 +209,10 @@ def grouping_scores(
     tokens = prompt.indices(*kinds)
     totals = torch.zeros(len(wanted), len(thresholds), classes + 1, classes + 1, dtype=torch.int64)
     counts = torch.zeros(len(wanted), len(thresholds))
-    for sample in tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping"):
+    for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping")):
+        picture = opened(sample, index).picture
         target = metrics.true_classes(sample.label_map, sample.class_names, vocabulary)
-        latents = backbone.encode_image(sample.image)
+        latents = backbone.encode_image(picture)
         maps = read_token_maps(backbone, latents, prompt, wanted, tokens, steps_from_end, steps, seed)[0].cpu()
         for i in range(len(wanted)):
             for j, threshold in enumerate(thresholds):

@@ -40,8 +40,13 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image
     return [open_image(image) for image in images]
 
 
-def open_image(image: ImageLike) -> PIL.Image.Image:
-    """Opens one image: see `open_images`."""
+def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:
+    """Opens one image: see `open_images`.
+
+    Args:
+        image: the image.
+        upright: turn a photograph on disk as its Exif data say.
+    """
     if isinstance(image, Tensor):
         image = _from_tensor(image)
     elif isinstance(image, np.ndarray):
@@ -54,7 +59,7 @@ def open_image(image: ImageLike) -> PIL.Image.Image:
     try:
         if isinstance(image, (str, Path)):
             with PIL.Image.open(Path(image).expanduser()) as file:
-                return _rgb(PIL.ImageOps.exif_transpose(file))
+                return _rgb(PIL.ImageOps.exif_transpose(file) if upright else file)
         return _rgb(image)
     except FileNotFoundError:
         raise InputError(f"no image file {name}: check the path") from None

@@ -118,12 +118,15 @@ def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Ima
 
     large = upsample(maps, (image.height, image.width))
     guide = torch.from_numpy(np.array(image.convert("RGB"))).to(large).permute(2, 0, 1)[None] / 255
+    # a radius reflects at the border, so that it stays below the side
     tall, wide = (
-        max(1, round(2 * side / tokens)) for side, tokens in zip(large.shape[1:], maps.shape[1:], strict=True)
+        min(max(1, round(2 * side / tokens)), side - 1)
+        for side, tokens in zip(large.shape[1:], maps.shape[1:], strict=True)
     )
-    return guided_blur(guide, large[None], (2 * tall + 1, 2 * wide + 1), 1e-4, subsample=max(1, min(tall, wide) // 8))[
-        0
-    ]
+    if not tall or not wide:
+        return large
+    step = max(1, min(tall, wide) // 8)
+    return guided_blur(guide, large[None], (2 * tall + 1, 2 * wide + 1), 1e-4, subsample=step)[0]
 
 
 def label_map(

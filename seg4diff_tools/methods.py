@@ -1,5 +1,6 @@
 """From an image and class names to a label map: which attention is read, how prompts are worded, what becomes of the maps."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,6 +88,13 @@ class Words:
             or (self.classes_per_prompt is not None and self.classes_per_prompt < 1)
         ):
             raise InputError(f"expected seeds, steps, and at least one tile and class for each prompt, got {self}")
+        for name, words in self.synonyms.items():
+            if isinstance(words, str) or not words:
+                raise InputError(f"expected synonyms such as {{'cat': ('cat', 'kitten')}}, got {words!r} for {name!r}")
+        if isinstance(self.background, list):
+            object.__setattr__(self, "background", tuple(self.background))
+        if isinstance(self.background, float | int) and not 0 < self.background < math.inf:
+            raise InputError(f"expected a background threshold above 0, got {self.background}")
         if not 0 <= self.second_pass < 1:
             raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}")
         if self.upsampling not in ("bilinear", "guided") or (

@@ -271,7 +271,7 @@ def bootstrap_miou(
     """mIoU of sets drawn with replacement from the images: what chance in the choice of images does to it.
 
     The same seed draws the same images. So the difference between two calls is that between two methods on the same
-    images, and its quantiles are an interval.
+    images; `interval` makes an interval of it.
 
     Args:
         confusions: pixel counts of each image.
@@ -302,6 +302,29 @@ def bootstrap(
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     times = torch.zeros(draws, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
     return _iou(*(times @ each.double() for each in (hits, true, predicted))).nanmean(-1)
+
+
+def interval(
+    score: Float[np.ndarray, "*batch"] | float, drawn: Float[np.ndarray, "*batch draw"], level: float = 0.95
+) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
+    """The basic bootstrap interval of a score: the quantiles of its draws, reflected about it.
+
+    A draw lacks classes that few images show, which mostly are the hard ones, so that draws lie above the score. Their
+    quantiles as they are would lie too high; reflected they make up for most of it. Where many classes are shown by one
+    or two images alone, intervals hold the true value less often than they say.
+
+    Args:
+        score: of all images.
+        drawn: scores of draws, such as from `bootstrap_miou`.
+        level: share of intervals that hold the true value.
+
+    Returns:
+        Lower and upper end.
+
+    Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, equation 5.6.
+    """
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return np.asarray(2 * score - high), np.asarray(2 * score - low)
 
 
 def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) -> pd.DataFrame:

@@ -41,8 +41,8 @@ def claim(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
             # a kill may have left a half-written settings file, and nothing else
             if any(entry.suffix != ".partial" for entry in folder.iterdir()):
                 raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
-            replace_file(folder / SETTINGS, json.dumps(settings, indent=1).encode())
-    before, now = read_settings(folder, kind), json.loads(json.dumps(settings))
+            replace_file(folder / SETTINGS, json.dumps({"kind": kind, **settings}, indent=1).encode())
+    before, now = read_settings(folder, kind), json.loads(json.dumps({"kind": kind, **settings}))
     if differing := [key for key in now | before if now.get(key) != before.get(key)]:
         told = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing)
         raise InputError(f"expected the settings of {kind} in {folder}, got others ({told}): choose another folder")
@@ -56,10 +56,13 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
         kind: what to call the run.
 
     Raises:
-        CheckpointError: the folder is not that of a run.
+        CheckpointError: the folder is not that of a run, or of a run of another kind.
     """
     try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if (found := settings.get("kind")) != kind:
+            raise CheckpointError(f"expected the folder of {kind}, got that of {found} in {folder}: check the path")
+        return settings
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"expected the folder of {kind}, got {folder}, without readable {SETTINGS} ({error}): check the path"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ def layer_step_sweep(
         cut_prompt: as in `segment`.
         out: folder for the counts of each image. A run that was killed goes on from there and ends with the identical
             table; a folder of other settings, another model or other images is refused. More images may be appended.
-        batch: forwards to run at once (images times steps).
+        batch: forwards to run at once (images times steps); a run in `out` keeps to its own.
         progress: show a progress bar.
 
     Returns:
@@ -117,6 +118,7 @@ def layer_step_sweep(
         "zero_tokens": zero_tokens,
         "cut_prompt": cut_prompt,
         "dtype": str(backbone.dtype),
+        "batch": batch,
     }
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -204,10 +206,19 @@ def _counts(
 ) -> list[Counts]:
     """The counts of a few images in every configuration."""
     wording = {key: settings[key] for key in ("zero_tokens", "cut_prompt")}
+    # one that shows no class has nothing to be scored, and no prompt of its own
+    shown = [each for each in group if whole or len(each.sample.class_names)]
+    records = [
+        Counts(each.index, _nothing(settings), (), (), background_of(each.sample), each.fingerprint)
+        for each in group
+        if each not in shown
+    ]
+    if not shown:
+        return records
     maps = read_class_maps(
         backbone,
-        torch.cat([backbone.encode_image(each.picture, fit=settings["fit"]) for each in group]),
-        [whole or backbone.class_prompts(each.sample.class_names, **wording) for each in group],
+        torch.cat([backbone.encode_image(each.picture, fit=settings["fit"]) for each in shown]),
+        [whole or backbone.class_prompts(each.sample.class_names, **wording) for each in shown],
         layers=settings["layers"],
         steps_from_end=settings["steps_from_end"],
         steps=settings["steps"],
@@ -216,8 +227,7 @@ def _counts(
         seed=settings["seed"],
         batch=batch,
     )
-    records = []
-    for each, one in zip(group, maps, strict=True):
+    for each, one in zip(shown, maps, strict=True):
         predicted = tuple(settings["vocabulary"] or each.sample.class_names)
         true = tuple(name for name in predicted if name in each.sample.class_names)
         target = metrics.true_classes(each.sample.label_map, each.sample.class_names, predicted)
@@ -226,6 +236,12 @@ def _counts(
         rows = counts[:, [predicted.index(name) for name in true]]
         records.append(Counts(each.index, rows, true, predicted, background_of(each.sample), each.fingerprint))
     return records
+
+
+def _nothing(settings: dict[str, Any]) -> Int[np.ndarray, "configuration 0 0"]:
+    """Counts of no pixels in every configuration."""
+    axes = ("blocks", "normalise", "steps_from_end", "layers", "heads")
+    return np.zeros((prod(len(settings[axis]) for axis in axes), 0, 0), np.int64)
 
 
 def _kinds(settings: dict[str, Any]) -> list[tuple[str, str]]:

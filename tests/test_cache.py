@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seg4diff_tools import cache
+from seg4diff_tools import cache, datasets
 from seg4diff_tools.cache import remember
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.loading import load_backbone
@@ -117,6 +117,20 @@ def test_old_results_make_room(kept, monkeypatch):
     for number in range(3):
         remember(noted, number)
     assert list(kept.glob("*")) == []
+
+
+def test_files_and_data_sets_are_told_by_what_is_in_them(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (3, 2), 1).save(tmp_path / name / "a.png")
+    samples = datasets.folder(tmp_path / "images", tmp_path / "masks", ("cat", "dog"))
+    remember(noted, samples)
+    remember(noted, datasets.folder(tmp_path / "images", tmp_path / "masks", ("cat", "dog")))
+    assert len(CALLS) == 1
+    # a corrected mask
+    Image.fromarray(np.eye(2, 3, dtype=np.uint8)).save(tmp_path / "masks/a.png")
+    remember(noted, samples)
+    assert len(CALLS) == 2
 
 
 def test_an_unknown_argument_is_refused():

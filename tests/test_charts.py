@@ -66,6 +66,12 @@ def test_bars_with_error_bars():
         charts.bars(table, "loss", spread="seeds")
 
 
+def test_bars_with_intervals():
+    table = pd.DataFrame({"method": ["a", "b"], "mIoU": [0.5, 0.4], "low": [0.48, 0.3], "high": [0.6, 0.41]})
+    error = charts.bars(table, "method", interval=("low", "high")).data[0].error_y
+    assert error.array.tolist() == [10, 1] and error.arrayminus.tolist() == [2, 10]
+
+
 def test_intervals():
     table = pd.DataFrame(
         {"choice": ["a", "b"], "difference": [0.01, -0.2], "low": [-0.02, -0.25], "high": [0.05, -0.19]}

@@ -116,6 +116,26 @@ def test_samples_that_cannot_be_read(tmp_path, broken, message):
     assert indices([shard]) == [[0, 1, 2]] and shard.faults == {}
 
 
+def test_what_was_counted_stays_when_its_group_is_done_again(tmp_path):
+    samples = [sample(index) for index in range(4)]
+    broken = {index: [replace(each, image="late.jpg") if i == index else each for i, each in enumerate(samples)]
+              for index in (0, 3)}  # fmt: skip
+    list(count_images(samples, compute, range(3), folder=tmp_path, at_once=4, skip=True))
+    # the group grows by an image, and another one of it cannot be read any more
+    (shard,) = count_images(broken[0], compute, folder=tmp_path, at_once=4, skip=True)
+    assert indices([shard]) == indices(stored_shards(tmp_path)) == [[0, 1, 2, 3]] and shard.faults == {}
+
+
+def test_a_smaller_run_that_mends_leaves_the_rest(tmp_path):
+    samples = [sample(index) for index in range(4)]
+    broken = [replace(samples[0], image="late.jpg"), *samples[1:3], replace(samples[3], image="late.jpg")]
+    list(count_images(broken, compute, folder=tmp_path, at_once=4, skip=True))
+    (shard,) = count_images(samples, compute, range(2), folder=tmp_path, at_once=4, skip=True)
+    assert indices([shard]) == [[0, 1]] and shard.faults == {}
+    (stored,) = stored_shards(tmp_path)
+    assert indices([stored]) == [[0, 1, 2]] and list(stored.faults) == [3]
+
+
 def test_second_run_on_a_folder_is_refused(tmp_path):
     holder = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
     command = [sys.executable, "-c", holder, str(tmp_path / ".lock")]

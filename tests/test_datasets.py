@@ -1,5 +1,7 @@
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from seg4diff_tools import datasets
+from seg4diff_tools.datasets.files import read_labels
 from seg4diff_tools.errors import InputError
 
 NAMES = ("grass", "cat", "dog", "bus")
@@ -55,6 +58,38 @@ def test_grey_alpha_and_palette_photographs_become_rgb(folders):
     for mode in ("L", "RGBA", "P"):
         grey.convert(mode).save(images / "a.png")
         assert datasets.folder(images, masks, NAMES)[0].image.mode == "RGB"
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_photographs_are_read_as_their_masks_were_drawn(folders, orientation):
+    images, masks = folders
+    stored = np.random.default_rng(1).integers(0, 256, (11, 13, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(images / "a.png", exif=exif)
+    assert np.array_equal(datasets.folder(images, masks, NAMES)[0].image, stored)
+    # only the upright picture is as large as these
+    Image.new("L", (11, 13)).save(masks / "a.png")
+    if orientation == 6:
+        assert np.array_equal(datasets.folder(images, masks, NAMES)[0].image, np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_values(folders, bits):
+    values = np.arange(16, dtype=np.uint8).reshape(4, 4) % min(2**bits, len(NAMES))
+    (path := folders[1] / "a.png").write_bytes(grey_png(values, bits))
+    assert np.array_equal(read_labels(path), values)
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of few bits, which Pillow reads but does not write."""
+    places = (values[:, :, None] >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(places.reshape(len(values), -1).astype(np.uint8), axis=1)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    height, width = values.shape
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def test_mask_of_another_size_is_refused(folders):
@@ -167,7 +202,7 @@ def test_coco_captions_in_both_formats(coco, tmp_path):
 def test_broken_coco_is_named(coco, tmp_path):
     images, masks, path = coco
     colours(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
-    with pytest.raises(InputError, match=r"panoptic PNG of the image's size \(11, 7\), got \(10, 7\)"):
+    with pytest.raises(InputError, match=r"masks of the image's size \(11, 7\), got \(10, 7\)"):
         datasets.coco_panoptic(*coco)[0]
     (masks / "000000000030.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="expected a readable panoptic PNG"):

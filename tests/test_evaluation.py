@@ -193,6 +193,28 @@ def test_nothing_that_can_be_read(backbone, samples):
         run(backbone, [replace(samples[0], image="nowhere.png")])
 
 
+def test_a_reading_of_ones_own_is_told_by_its_content(backbone, samples, tmp_path):
+    def with_reading(reading, out=tmp_path):
+        return run(backbone, samples[:1], {"own": Words(reading=reading, layers=(2,))}, out=out)
+
+    def spread(times):
+        return lambda *arguments: readings.refined(*arguments, times=times)
+
+    assert with_reading(spread(1)).table()["mIoU"].item() == with_reading(spread(1)).table()["mIoU"].item()
+    with pytest.raises(InputError, match="methods: .* there"):
+        with_reading(spread(6))
+
+
+def test_folders_of_other_runs_and_of_no_image(backbone, samples, tmp_path):
+    layer_step_sweep(backbone, samples[:1], [2], out=tmp_path / "sweep", progress=False)
+    with pytest.raises(CheckpointError, match="expected the folder of an evaluation, got that of a sweep"):
+        read_evaluation(tmp_path / "sweep")
+    with pytest.raises(InputError, match="nowhere"):
+        run(backbone, [replace(samples[0], image="nowhere.png")], out=tmp_path / "none")
+    with pytest.raises(CheckpointError, match="none that could be read: .*nowhere"):
+        read_evaluation(tmp_path / "none")
+
+
 def test_image_without_a_class_counts_nothing(backbone, samples):
     empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
     with_it = run(backbone, [empty, *samples], {"one": METHODS["one"]}, batch=4)
@@ -328,12 +350,20 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
         assert list(row["layers"]) == sorted(row["layers"]) and set(row["layers"]) <= {0, 2, 3}
     with pytest.raises(InputError, match="at least one sample"):
         choose_combination(backbone, [])
+    turned = replace(samples[0], label_map=samples[0].label_map.T)
+    for score in (choose_combination, partial(grouping_scores, thresholds=[0.1])):
+        with pytest.raises(InputError, match=r"image's size \(23, 31\) for sample 1"):
+            score(backbone, [samples[1], turned], progress=False)
+    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    some = choose_combination(backbone, [empty, *samples], [0, 2, 3], (3, 8), progress=False)
+    assert_frame_equal(some, moves)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"samples": []}, "got 0 samples"),
+        ({"limit": -1}, "limit of at least one image"),
         ({"methods": {}}, "0 methods"),
         ({"protocol": []}, "protocol 'present' or 'full'"),
         ({"protocol": "full"}, "pass vocabulary="),

@@ -195,6 +195,23 @@ def test_evaluate_without_words(tiny_folder, voc, tmp_path):
     assert "matched" in result.stdout and "table 2" in result.stdout and "DiffCut" in result.stdout
 
 
+def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
+    (voc / "JPEGImages").rename(voc / "images")
+    (voc / "SegmentationClass").rename(voc / "masks")
+    names = [f"thing {index}" for index in range(13)]
+    (voc / "classes.txt").write_text("\n".join(names) + "\n\n")
+    options = ["--dataset", "folder", "--model", tiny_folder, "--root", voc, "--layer", 1, "--limit", 1]
+    result = evaluate(*options, "--classes", voc / "classes.txt", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "run/result.json").read_text())
+    assert told["settings"]["vocabulary"] == names
+    assert (told["dataset"], told["root"], told["limit"], told["lora"]) == ("folder", str(voc), 1, None)
+    for content, message in ((b"cat\n\ndog\n", "an empty line 2"), ("café".encode("latin-1"), "save it as UTF-8")):
+        (voc / "classes.txt").write_bytes(content)
+        result = evaluate(*options, "--classes", voc / "classes.txt", "--out", tmp_path / "other")
+        assert result.exit_code == 2 and message in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -204,6 +221,7 @@ def test_evaluate_without_words(tiny_folder, voc, tmp_path):
         (["--unsupervised", "--layer", 1, "--layer", 2], "one layer, step and seed"),
         (["--reading", "best"], "expected a reading"),
         (["--second-pass", 1], "less than 1"),
+        (["--unsupervised", "--tiles", 2, "--guided"], "expected no --tiles, --guided with --unsupervised"),
     ],
 )
 def test_evaluate_says_what_is_wrong(tiny_folder, tmp_path, words, message):

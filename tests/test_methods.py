@@ -1,5 +1,6 @@
 """Each choice of a method against a plain computation with segment, on a random model whose maps differ."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +217,9 @@ def test_prompts_are_encoded_once(backbone, picture):
         ({"upsampling": "bicubic"}, "'bilinear' or 'guided'"),
         ({"background": "sky"}, "'word', words or a number"),
         ({"background": 2.0, "reading": "cosine"}, "reading of probabilities"),
+        ({"background": math.nan}, "threshold above 0"),
+        ({"synonyms": {"cat": "kitten"}}, "got 'kitten' for 'cat'"),
+        ({"synonyms": {"cat": ()}}, r"got \(\) for 'cat'"),
     ],
 )
 def test_wrong_choices_are_refused(options, message):
@@ -231,3 +235,9 @@ def test_guided_upsampling_of_many_classes(backbone, picture):
     found = labels(backbone, picture, names, upsampling="guided")
     expected = masks.upsample_guided(maps(backbone, picture, names), picture).argmax(0)
     assert share(found, expected) > 0.99 and found.max() >= 16
+
+
+def test_guided_upsampling_of_a_thin_picture():
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    for size in ((1, 40), (40, 1), (2, 40)):
+        assert masks.upsample_guided(maps, PIL.Image.new("RGB", size)).shape == (2, *size[::-1])

@@ -178,6 +178,37 @@ def test_bootstrap_with_two_images_by_hand():
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.08)
 
 
+def test_interval_reflects_the_draws():
+    low, high = metrics.interval(np.array([0.5, 0.2]), np.stack([np.linspace(0.5, 0.7, 101), np.linspace(0, 0.4, 101)]))
+    np.testing.assert_allclose(low, [0.305, 0.01])
+    np.testing.assert_allclose(high, [0.495, 0.39])
+
+
+def test_interval_makes_up_for_classes_that_few_images_show():
+    # of 400 images every one shows an easy class, and every twentieth a hard one
+    generator = np.random.default_rng(0)
+    images = np.zeros((400, 9, 3))
+    images[:, 0] = [90, 100, 100]
+    for hard in range(1, 9):
+        shown = generator.random(400) < 0.05
+        images[shown, hard, 1:] = 50
+        images[shown, hard, 0] = generator.integers(0, 30, shown.sum())
+    counts = torch.from_numpy(images)
+
+    def score(some):
+        hits, true, predicted = some.sum(0).T
+        return (hits / (true + predicted - hits)).nanmean().item()
+
+    held = []
+    for _ in range(60):
+        some = counts[generator.choice(400, 24, replace=False)]
+        drawn = metrics.bootstrap(*some.unbind(-1), draws=200, seed=1).numpy()
+        ends = metrics.interval(score(some), drawn), np.quantile(drawn, [0.025, 0.975])
+        held.append([low <= score(counts) <= high for low, high in ends])
+    reflected, plain = np.mean(held, axis=0)
+    assert reflected > 0.75 > 0.6 > plain
+
+
 def test_matching_takes_the_most_pixels_in_all():
     target = torch.tensor([[0] * 5 + [1] * 4])
     groups = torch.tensor([[0] * 4 + [1] + [0] * 4])

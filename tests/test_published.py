@@ -283,7 +283,7 @@ def test_damaged_files_are_named_as_they_are_read(voc):
     with pytest.raises(InputError, match=r"labels 0 to 20 or 255, got 21 in .*2007_000042.png"):
         samples[0]
     mask(voc / "SegmentationClass/2007_000042.png", 0, size=(HEIGHT, WIDTH))
-    with pytest.raises(InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: it does not belong to"):
+    with pytest.raises(InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: they do not belong to"):
         samples[0]
     path = voc / "JPEGImages/2007_000033.jpg"
     path.write_bytes(path.read_bytes()[:-20])
@@ -297,7 +297,7 @@ def test_broken_instances_are_named(tmp_path):
     photograph(tmp_path / "val2017/000000000139.jpg", (WIDTH, HEIGHT + 4))
     with pytest.raises(
         InputError,
-        match=r"size \(11, 11\), got \(11, 7\) in .*instances_val2017.json: it does not belong to .*000139.jpg",
+        match=r"size \(11, 11\), got \(11, 7\) in .*instances_val2017.json: they do not belong to .*000139.jpg",
     ):
         datasets.published("coco-object", tmp_path)[0]
     path.write_text(json.dumps(content | {"annotations": [{"id": 1, "image_id": 139, "category_id": 1}]}))

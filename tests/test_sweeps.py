@@ -156,6 +156,9 @@ def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tin
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
     with pytest.raises(InputError, match=r"layers: \[1\] there, \[2\] now"):
         sweep(tiny_backbone, samples[:2], layers=[2], out=tmp_path)
+    # batches decide which images share a file
+    with pytest.raises(InputError, match="batch: 8 there, 2 now"):
+        sweep(tiny_backbone, samples[:2], layers=[1], batch=2, out=tmp_path)
     with pytest.raises(InputError, match="protocol: present there, full now"):
         sweep(tiny_backbone, samples[:2], layers=[1], vocabulary=VOCABULARY, out=tmp_path)
     with pytest.raises(InputError, match="another image as number 1"):
@@ -168,6 +171,16 @@ def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tin
         with pytest.raises(InputError, match="fingerprint: .* there"):
             sweep(other, samples[:2], layers=[1], out=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+def test_image_without_a_class_counts_nothing(tiny_backbone, samples, vocabulary, tmp_path):
+    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    options = {"layers": [1, 2], "steps_from_end": (3, 8), "vocabulary": vocabulary}
+    table = sweep(tiny_backbone, [empty, *samples[:2]], batch=6, out=tmp_path, **options)
+    expected = sweep(tiny_backbone, samples[:2], batch=6, **options)
+    assert_frame_equal(table.drop(columns="images"), expected.drop(columns="images"), atol=5e-3)
+    assert set(table["images"]) == {3} and len(sweeps.read_sweep(tmp_path)) == 4
 
 
 def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):

@@ -85,6 +85,18 @@ def evaluate(
     if unsupervised:
         if any(len(each or ()) > 1 for each in (layer, steps_from_end, seed)):
             raise InputError("expected one layer, step and seed with --unsupervised, got several: give each once")
+        about_words = {
+            "--protocol": bool(protocol),
+            "--reading": reading != "layer",
+            "--background": background != "word",
+            "--synonyms": synonyms,
+            "--classes-per-prompt": classes_per_prompt is not None,
+            "--second-pass": second_pass > 0,
+            "--tiles": tiles > 1,
+            "--guided": guided,
+        }
+        if given := [option for option, there in about_words.items() if there]:
+            raise InputError(f"expected no {', '.join(given)} with --unsupervised, which reads no words: leave it out")
         own = {"threshold": threshold, "steps": steps, "seed": (seed or [0])[0], "zero_tokens": zero_tokens}
         method = Pads(layer=layer[0] if layer else None, steps_from_end=at[0], **own)
     else:
@@ -113,6 +125,7 @@ def evaluate(
             out=out,
             limit=limit,
             shuffle_seed=shuffle_seed,
+            about={"dataset": dataset, "root": str(root) if root else None, "split": split, "lora": lora},
             batch=batch,
         )
     if processes().is_main_process:
@@ -141,7 +154,13 @@ def _samples(dataset: str, root: Path | None, split: str, classes: Path | None) 
         return datasets.published(dataset, root, split)
     if classes is None or not classes.is_file():
         raise InputError(f"expected a text file with a class on each line, got --classes {classes}")
-    return datasets.folder(root / "images", root / "masks", classes.read_text(encoding="utf-8").split("\n"))
+    try:
+        names = [line.strip() for line in classes.read_text(encoding="utf-8").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected text in UTF-8 in {classes}, got {error}: save it as UTF-8") from error
+    if "" in names:
+        raise InputError(f"expected a class on each line, got an empty line {names.index('') + 1} in {classes}")
+    return datasets.folder(root / "images", root / "masks", names)
 
 
 def _background(told: str) -> Any:

@@ -29,5 +29,7 @@ def coco(root: Path, split: str, captions: Path | None = None) -> Any:
     """COCO with panoptic masks, in the folders of its archives."""
     from .. import datasets
 
-    panoptic = root / f"panoptic_{split}"
+    # the official archives unpack into a folder of their own
+    where = root / "annotations" if (root / "annotations" / f"panoptic_{split}").is_dir() else root
+    panoptic = where / f"panoptic_{split}"
     return datasets.coco_panoptic(root / split, panoptic, panoptic.with_suffix(".json"), captions)

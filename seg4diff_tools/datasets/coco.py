@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from seg4diff_tools.datasets.files import open_png, read_captions, read_json, require_folder
+from seg4diff_tools.datasets.files import open_photograph, open_png, read_captions, read_json, require_folder
 from seg4diff_tools.datasets.folders import Labelled, Labels
 from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import open_image
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,10 @@ class CocoPanoptic(Sequence):
 
     def __getitem__(self, index: int) -> LabelledImage:
         entry = self.annotations[index]
-        picture, path = open_image(self.images / entry["image"]), self.masks / entry["mask"]
+        path = self.masks / entry["mask"]
         colours = np.asarray(open_png(path, "panoptic PNG").convert("RGB")).astype(np.int64)
         segments = colours @ [1, 256, 256**2]
-        if segments.shape != (picture.height, picture.width):
-            raise InputError(
-                f"expected a panoptic PNG of the image's size {picture.size}, got {segments.shape[::-1]} in {path}: it does "
-                f"not belong to {entry['image']}"
-            )
+        picture = open_photograph(self.images / entry["image"], segments.shape, path)
         names = tuple(dict.fromkeys(name for _, name, _ in entry["segments"]))
         label_map, masks = np.full(segments.shape, IGNORE, dtype=np.int64), []
         for number, name, crowd in entry["segments"]:
@@ -122,7 +117,7 @@ class CocoInstances(Labelled):
 
     images: tuple[Path, ...] = field(repr=False)
     numbers: tuple[int, ...] = field(repr=False)
-    coco: COCO = field(repr=False)
+    coco: COCO = field(repr=False, compare=False)
     source: Path
 
     def __len__(self) -> int:

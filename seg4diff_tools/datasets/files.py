@@ -11,6 +11,30 @@ from PIL import Image
 from scipy.io import loadmat
 
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import open_image
+
+
+def open_photograph(path: Path, shape: tuple[int, int], source: Path) -> Image.Image:
+    """Opens the photograph that masks belong to.
+
+    Published data sets annotate pixels as they are stored, whatever Exif says of their orientation. Where only the upright
+    picture has the size of the masks, they were drawn on that.
+
+    Args:
+        path: of the photograph.
+        shape: height and width of its masks.
+        source: the file of the masks, for the error.
+
+    Raises:
+        InputError: an unreadable image, or one of another size.
+    """
+    for upright in (False, True):
+        picture = open_image(path, upright)
+        if (picture.height, picture.width) == shape:
+            return picture
+    raise InputError(
+        f"expected masks of the image's size {picture.size}, got {shape[::-1]} in {source}: they do not belong to {path}"
+    )
 
 
 def require_folder(path: Path) -> None:
@@ -29,7 +53,8 @@ def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
         image = open_png(path, "index PNG")
         if image.mode not in ("P", "L", "I", "I;16", "1"):
             raise InputError(f"expected one class index for each pixel in {path}, got a picture of mode {image.mode}")
-        return np.asarray(image).astype(np.int64)
+        # Pillow stretches grey values of 2 and 4 bits over 8
+        return np.asarray(image).astype(np.int64) // {2: 85, 4: 17}.get(_grey_bits(path), 1)
     try:
         labels = np.asarray(loadmat(path)["LabelMap"])
     # what scipy raises depends on where the damage is
@@ -38,6 +63,13 @@ def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise InputError(f"expected LabelMap as integers [y x] in {path}, got {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)
+
+
+def _grey_bits(path: Path) -> int | None:
+    """Bits of a grey value, from the header of a PNG; None for one of another kind."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return header[24] if header[25] == 0 else None
 
 
 def open_png(path: Path, kind: str) -> Image.Image:

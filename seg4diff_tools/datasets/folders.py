@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from PIL import Image
 
-from seg4diff_tools.datasets.files import read_labels, require_folder
+from seg4diff_tools.datasets.files import open_photograph, read_labels, require_folder
 from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import open_image
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,7 @@ class Labels:
         Raises:
             InputError: an unreadable image, one of another size, or a value that the lookup lacks.
         """
-        picture = open_image(photograph)
-        if values.shape != (picture.height, picture.width):
-            raise InputError(
-                f"expected a label map of the image's size {picture.size}, got {values.shape[::-1]} in {source}: "
-                f"it does not belong to {photograph}"
-            )
+        picture = open_photograph(photograph, values.shape, source)
         raw, inverse = np.unique(values, return_inverse=True)
         if unknown := [int(value) for value in raw if int(value) not in self.lookup]:
             raise InputError(

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
-from seg4diff_tools.datasets.files import read_captions, read_json, require_folder
+from seg4diff_tools.datasets.files import open_photograph, read_captions, read_json, require_folder
 from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import open_image
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,14 @@ class Sa1b(Sequence):
 
     def __getitem__(self, index: int) -> LabelledImage:
         photograph = self.images[index]
-        picture, path = open_image(photograph), photograph.with_suffix(".json")
+        path = photograph.with_suffix(".json")
         try:
             masks = rle.decode([annotation["segmentation"] for annotation in read_json(path)["annotations"]])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"expected masks in COCO's run-length encoding in {path}, got others ({error!r})"
             ) from error
-        if masks.shape[:2] != (picture.height, picture.width):
-            raise InputError(f"expected masks of the image's size {picture.size}, got {masks.shape[1::-1]} in {path}")
+        picture = open_photograph(photograph, masks.shape[:2], path)
         blank = np.full(masks.shape[:2], IGNORE, dtype=np.int64)
         caption = self.captions.get(photograph.name, "")
         return LabelledImage(picture, (), blank, caption, (), photograph.name, masks.transpose(2, 0, 1).astype(bool))
