@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.plots import OKABE_ITO, require_columns
@@ -68,16 +69,13 @@ def curves(
         rows = rows.sort_values(x)
         bars = None
         if interval:
-            below, above = (
-                (100 if percent else 1) * (rows[end] - rows[scores[0]]).abs().to_numpy(dtype=np.float64)
-                for end in interval
-            )
-            bars = {"array": above.round(4), "arrayminus": below.round(4), "thickness": 1, "width": 3}
+            below, above = (_short((100 if percent else 1) * (rows[end] - rows[scores[0]]).abs()) for end in interval)
+            bars = {"array": above, "arrayminus": below, "thickness": 1, "width": 3}
         for score in scores:
             number = len(figure.data)
             figure.add_scatter(
                 x=rows[x].to_numpy(),
-                y=((100 if percent else 1) * rows[score].to_numpy(dtype=np.float64)).round(2 if percent else 4),
+                y=_short((100 if percent else 1) * rows[score]),
                 error_y=bars,
                 name=", ".join(filter(None, [group, score if len(scores) > 1 or not group else ""])),
                 mode="lines+markers",
@@ -184,16 +182,16 @@ def bars(
 
     def lengths(rows: pd.DataFrame) -> dict | None:
         if interval:
-            below, above = ((unit * (rows[end] - rows[y])).abs().round(2).to_numpy(np.float64) for end in interval)
+            below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in interval)
             return {"array": above, "arrayminus": below}
-        return {"array": (unit * rows[spread].to_numpy(dtype=np.float64)).round(2)} if spread else None
+        return {"array": _short(unit * rows[spread])} if spread else None
 
     figure = go.Figure()
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
     for number, (name, rows) in enumerate(groups):
         figure.add_bar(
             x=rows[x].astype(str).tolist(),
-            y=(unit * rows[y].to_numpy(dtype=np.float64)).round(2),
+            y=_short(unit * rows[y]),
             error_y=lengths(rows),
             name=str(name),
             marker={
@@ -201,7 +199,9 @@ def bars(
                 "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "size": 6},
             },
             texttemplate="%{y:.1f}",
-            textposition="outside",
+            # above the bar a number would stand in the whisker
+            textposition="inside" if interval or spread else "outside",
+            insidetextanchor="start",
             textfont={"size": 10},
             textangle=0,
             constraintext="none",
@@ -235,8 +235,8 @@ def scatter(
     require_columns(table, [x, y, label])
     figure = go.Figure()
     figure.add_scatter(
-        x=table[x].to_numpy(dtype=np.float64).round(4),
-        y=((100 if percent else 1) * table[y].to_numpy(dtype=np.float64)).round(2),
+        x=_short(table[x]),
+        y=_short((100 if percent else 1) * table[y]),
         mode="markers+text",
         text=[str(value) for value in table[label]],
         textposition="top center",
@@ -296,6 +296,11 @@ def intervals(
 def _score_title(scores: Sequence[str], percent: bool) -> str:
     name = scores[0] if len(scores) == 1 else "score"
     return f"{name} (%)" if percent else name
+
+
+def _short(values: pd.Series) -> Float[np.ndarray, " row"]:
+    """Four digits of each value, which is more than a figure can show."""
+    return np.array([float(f"{value:.4g}") for value in values])
 
 
 def finished(figure: go.Figure, title: str, height: int) -> go.Figure:

@@ -25,7 +25,7 @@ from seg4diff_tools.cache import fingerprint, model_fingerprint
 from seg4diff_tools.counts import Counts, Opened, Shard, Tally, count_images, own_groups, placed, stored_shards
 from seg4diff_tools.datasets import background_of
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.methods import Method, Pads, Words, Workplace, label_maps, pad_confusion, pad_groups
+from seg4diff_tools.methods import Method, Pads, Words, Workbench, label_maps, pad_confusion, pad_groups
 from seg4diff_tools.runs import claim, processes, read_settings, replace_file
 from seg4diff_tools.segmentation import label_frame
 
@@ -227,7 +227,7 @@ def evaluate(
     folder, state = None if out is None else Path(out), processes()
     if folder is not None:
         claim(folder, settings, "an evaluation")
-    work, found = Workplace(backbone), _Collected(rows)
+    work, found = Workbench(backbone), _Collected(rows)
     compute = partial(_counts, work, methods, rows, vocabulary, batch)
     began = time.perf_counter()
     own = sum(part.stop - part.start for part in own_groups(len(indices), batch))
@@ -300,7 +300,7 @@ class _Collected:
             used = counts.any((0, 2))
             self._images.append((record.index, list(np.array(names)[used]), counts[:, used].astype(np.int32)))
 
-    def evaluation(self, settings: Mapping[str, Any], work: Workplace | None = None) -> Evaluation:
+    def evaluation(self, settings: Mapping[str, Any], work: Workbench | None = None) -> Evaluation:
         """All of it."""
         names = sorted({name for _, own, _ in self._images for name in own} - {UNMATCHED})
         place = {name: index for index, name in enumerate(names)}
@@ -327,7 +327,7 @@ class _Collected:
 
 
 def _counts(
-    work: Workplace,
+    work: Workbench,
     methods: Mapping[str, Method],
     rows: Sequence[tuple[str, str]],
     vocabulary: Sequence[str] | None,
@@ -358,7 +358,7 @@ def _known(each: Opened, vocabulary: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _confusions(
-    work: Workplace,
+    work: Workbench,
     method: Method,
     protocol: str,
     vocabulary: Sequence[str] | None,

@@ -166,7 +166,7 @@ def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"])
 def cross_validated(
     maps: Sequence[HeadMaps], samples: Sequence[Sample], layer: int, count: int = 8, folds: int = 2
 ) -> tuple[pd.DataFrame, list[list[tuple[int, int]]]]:
-    """Scores of the mean over a layer's heads, of the best single head, and of chosen heads, on images that chose nothing.
+    """Scores of the mean over heads, of a layer or of all, of the best head and of chosen ones, on images that chose nothing.
 
     Images are dealt to folds in turn. For each fold, heads are chosen on all other folds and scored on it.
 
@@ -178,7 +178,7 @@ def cross_validated(
         folds: at least 2.
 
     Returns:
-        Columns heads ("mean of layer ...", "best head", "chosen heads"), mIoU, pACC (over all images); and the heads that
+        Columns heads ("mean of layer ...", "mean of all layers", "best head", "chosen heads"), mIoU, pACC (over all images); and the heads that
         were chosen for each fold.
 
     Raises:
@@ -204,6 +204,7 @@ def cross_validated(
         every = [(layer, head) for head in range(maps[0].shape[1])]
         for name, heads in (
             (f"mean of layer {layer}", every),
+            ("mean of all layers", [*np.ndindex(*maps[0].shape[:2])]),
             ("best head", chosen[-1][:1]),
             ("chosen heads", chosen[-1]),
         ):

@@ -134,7 +134,7 @@ class Pads:
 Method = Words | Pads
 
 
-class Workplace:
+class Workbench:
     """What the images of a run share: the model, prompts that were encoded, and how long each kind of work took.
 
     Attributes:
@@ -201,7 +201,7 @@ class Workplace:
 
 
 def label_maps(
-    work: Workplace,
+    work: Workbench,
     pictures: Sequence[PIL.Image.Image],
     class_names: Sequence[Sequence[str]],
     method: Words,
@@ -251,7 +251,7 @@ def label_maps(
     return results
 
 
-def pad_groups(work: Workplace, pictures: Sequence[PIL.Image.Image], method: Pads) -> list[Labels]:
+def pad_groups(work: Workbench, pictures: Sequence[PIL.Image.Image], method: Pads) -> list[Labels]:
     """Groups of a few images, found without a word.
 
     Args:
@@ -303,7 +303,7 @@ def _columns(names: Sequence[str], method: Words) -> list[tuple[tuple[str, ...],
     return columns
 
 
-def _windows(work: Workplace, picture: PIL.Image.Image, method: Words) -> list[PIL.Image.Image]:
+def _windows(work: Workbench, picture: PIL.Image.Image, method: Words) -> list[PIL.Image.Image]:
     """The picture alone, or its frame and then windows of 1 / tiles of its sides, each half a window from the next."""
     if method.tiles == 1:
         return [picture]
@@ -319,7 +319,7 @@ def _windows(work: Workplace, picture: PIL.Image.Image, method: Words) -> list[P
 
 
 def _column_maps(
-    work: Workplace,
+    work: Workbench,
     crops: Sequence[Sequence[PIL.Image.Image]],
     columns: Sequence[Sequence[tuple[tuple[str, ...], int]]],
     method: Words,
@@ -382,7 +382,7 @@ def _joined(maps: Sequence[Maps], tiles: int) -> Float[Tensor, "class row column
     return (masks.upsample(maps[0], size) + canvas / times) / 2
 
 
-def _frame(work: Workplace, picture: PIL.Image.Image, method: Words) -> PIL.Image.Image:
+def _frame(work: Workbench, picture: PIL.Image.Image, method: Words) -> PIL.Image.Image:
     return work.crop(picture, label_frame(work.backbone, (picture.height, picture.width), method.fit))
 
 

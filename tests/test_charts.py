@@ -17,6 +17,11 @@ def test_curves_in_percent_and_in_order():
     assert len({(line.line.color, line.line.dash, line.marker.symbol) for line in figure.data}) == 2
 
 
+def test_small_values_keep_their_digits():
+    rows = pd.DataFrame({"layer": [0, 1], "divergence": [2.3456e-6, 1.1e-5]})
+    assert charts.curves(rows, "layer", "divergence", percent=False).data[0].y.tolist() == [2.346e-6, 1.1e-5]
+
+
 def test_curves_by_group():
     table = score_table()
     figure = charts.curves(table, "steps_from_end", "mIoU", by="layer", percent=False)

@@ -65,6 +65,9 @@ def test_cross_validation_scores_what_chose_nothing():
     assert chosen == [[(0, 3)], [(0, 0)]]
     scores = table.set_index("heads").mIoU
     assert scores["chosen heads"] == pytest.approx(scores["best head"])
+    everything = [m.mean((0, 1), keepdim=True) for m in (good, bad, good, bad)]
+    mean, _ = cross_validated(everything, scenes, layer=0)
+    assert scores["mean of all layers"] == pytest.approx(mean.set_index("heads").mIoU["mean of layer 0"])
     table, chosen = cross_validated([good] * 4, scenes, layer=0)
     assert chosen == [[(0, 0)], [(0, 0)]]
     assert table.set_index("heads").pACC["chosen heads"] > 0.9

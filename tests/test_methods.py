@@ -14,7 +14,7 @@ from seg4diff_tools import masks
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.grouping import group
 from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.methods import Pads, Words, Workplace, label_maps, pad_confusion, pad_groups
+from seg4diff_tools.methods import Pads, Words, Workbench, label_maps, pad_confusion, pad_groups
 from seg4diff_tools.segmentation import segment
 
 NAMES = ("cat", "red car", "dog", "tree")
@@ -36,7 +36,7 @@ def picture():
 
 
 def labels(backbone, picture, names, **options):
-    (found,) = label_maps(Workplace(backbone), [picture], [names], Words(**options), batch=1)
+    (found,) = label_maps(Workbench(backbone), [picture], [names], Words(**options), batch=1)
     return found
 
 
@@ -61,7 +61,7 @@ def test_as_it_stands_it_is_segment(backbone, picture, fit, reading):
 
 def test_several_pictures_at_once(backbone, picture):
     pictures, names = [picture, picture.rotate(180), picture], [NAMES, NAMES[:2], NAMES[1:]]
-    found = label_maps(Workplace(backbone), pictures, names, Words(), batch=5)
+    found = label_maps(Workbench(backbone), pictures, names, Words(), batch=5)
     for one, own, result in zip(pictures, names, found, strict=True):
         assert share(result, labels(backbone, one, own)) > 0.99
 
@@ -133,7 +133,7 @@ def test_background_by_threshold(backbone, picture):
     found = labels(backbone, picture, names, background=cut)
     assert share(found, expected) > 0.99 and 0.4 < (found == 1).double().mean() < 0.6
     # an image with nothing else in it, beside one that has
-    both = label_maps(Workplace(backbone), [picture, picture], [["background"], names], Words(background=cut))
+    both = label_maps(Workbench(backbone), [picture, picture], [["background"], names], Words(background=cut))
     assert both[0].unique().tolist() == [0] and both[0].shape == (38, 46)
     assert share(both[1], expected) > 0.99
 
@@ -158,7 +158,7 @@ def test_tiles_of_a_cropped_picture_are_those_of_its_frame(backbone, picture):
 
 
 def test_pictures_are_not_taken_for_each_other(backbone, picture):
-    work = Workplace(backbone)
+    work = Workbench(backbone)
     for turn in range(12):
         # crops and pictures come and go, and memory is used again
         other = picture.rotate(30 * turn)
@@ -183,7 +183,7 @@ def test_guided_upsampling_follows_edges():
 
 def test_pads_are_group(backbone, picture):
     method = Pads(threshold=0.01, layer=2)
-    (found,) = pad_groups(Workplace(backbone), [picture], method)
+    (found,) = pad_groups(Workbench(backbone), [picture], method)
     expected = group(backbone, picture, 2, threshold=0.01)
     assert np.array_equal(found, expected.label_map)
 
@@ -197,7 +197,7 @@ def test_rows_and_images_match_otherwise():
 
 
 def test_prompts_are_encoded_once(backbone, picture):
-    work = Workplace(backbone)
+    work = Workbench(backbone)
     assert work.prompts(NAMES, Words()) is work.prompts(list(NAMES), Words(seeds=(3,)))
     assert work.prompts(NAMES, Words()) is not work.prompts(NAMES, Words(classes_per_prompt=2))
     label_maps(work, [picture], [NAMES], Words())
