@@ -1,7 +1,6 @@
 """Recorded maps as a viewer reads them: all words of one setting at a time, in 8 bits."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -46,10 +45,10 @@ class Word:
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """Maps in 8 bits, each with a scale of its own: value = low + code / 255 * (high - low).
+    """Maps in 8 bits, each with a scale of its own: value = low + code / 254 * (high - low).
 
     Args:
-        codes: 0 for the smallest value of a map, 255 for its largest.
+        codes: 0 for the smallest value of a map, 254 for its largest, 255 where there is none (NaN or infinite).
         low, high: smallest and largest value of each map; both NaN for one that was not recorded.
     """
 
@@ -64,12 +63,15 @@ class Quantised:
 
 
 def quantise(maps: Float[np.ndarray, "map y x"]) -> Quantised:
-    """Brings maps to 8 bits; no value moves by more than 1/510 of its map's range."""
+    """Brings maps to 8 bits; no value moves by more than 1/508 of its map's range."""
     maps = maps.astype(np.float32, copy=False)
-    low, high = maps.min((1, 2)), maps.max((1, 2))
-    scale = np.float32(255) / np.where(high > low, high - low, 1)
+    there = np.isfinite(maps)
+    low = np.where(there, maps, np.float32(np.inf)).min((1, 2))
+    high = np.where(there, maps, np.float32(-np.inf)).max((1, 2))
+    low, high = (np.where(np.isfinite(ends), ends, np.float32(np.nan)) for ends in (low, high))
+    scale = np.float32(254) / np.where(high > low, high - low, np.float32(1))
     codes = np.rint((maps - low[:, None, None]) * scale[:, None, None])
-    return Quantised(np.nan_to_num(codes, copy=False).astype(np.uint8), low, high)
+    return Quantised(np.where(there, codes, 255).astype(np.uint8), low, high)
 
 
 class Atlas:
@@ -163,9 +165,13 @@ class Atlas:
         key = selection["recording"], selection["block"]
         places = self._places[key]
         *index, head = ((places[axis].get(selection[axis])) for axis in AXES[2:])
-        found = self._maps[key].values[tuple(index)]
+        # of an array that is computed as it is asked for, this part alone
+        found = np.asarray(self._maps[key].data[tuple(index)])
         found = found if tokens is None else found[:, list(tokens)]
-        return found.mean(0, dtype=np.float32) if head is None else found[head].astype(np.float32, copy=False)
+        if head is not None:
+            return found[head].astype(np.float32, copy=False)
+        shared = [places["head"][value] for value in self.axes["head"] if value in places["head"]]
+        return found[shared or slice(None)].mean(0, dtype=np.float32)
 
     def word_map(self, selection: Selection, label: str) -> Float[np.ndarray, "y x"]:
         """The map of one word: the mean over its tokens."""
@@ -175,7 +181,7 @@ class Atlas:
         """The mean map of some tokens for each value of an axis, for small multiples."""
         return np.stack([self.maps({**selection, axis: value}, tokens).mean(0) for value in self.axes[axis]])
 
-    def stored(self, limit: int, selection: Selection) -> dict[str, Any]:
+    def stored(self, limit: int, *panels: Selection) -> dict[str, Any]:
         """As much as fits into a page, for a viewer without Python.
 
         Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is always
@@ -183,11 +189,12 @@ class Atlas:
 
         Args:
             limit: of all maps together, in characters of base64.
-            selection: a value for each of `AXES`.
+            panels: a value for each of `AXES`, for each panel that is shown; what they show is kept in any case.
 
         Returns:
-            axes, tokens and words as they are left; "slices": contents of `Quantised` in base64 by the selection's values
-            as a JSON list in the order of `AXES`; "shape": of each; "kept": what was left out, as a sentence, or "".
+            axes, tokens and words as they are left; "slices": contents of `Quantised` in base64 by the places of the
+            selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was left
+            out, as a sentence, or "".
         """
         columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
@@ -203,9 +210,10 @@ class Atlas:
                 ):
                     cells *= 2
                 continue
-            while size() > limit and len(kept[axis]) > least:
-                halved = [v for i, v in enumerate(kept[axis]) if i % 2 == 0 or v == selection[axis]]
-                kept[axis] = halved if len(halved) < len(kept[axis]) else [selection[axis]]
+            shown = {panel[axis] for panel in panels}
+            while size() > limit and len(kept[axis]) > max(least, len(shown)):
+                halved = [v for i, v in enumerate(kept[axis]) if i % 2 == 0 or v in shown]
+                kept[axis] = halved if len(halved) < len(kept[axis]) else [v for v in kept[axis] if v in shown]
         rows, across = (n // cells for n in self.grid)
         at = {part.label: i for i, part in enumerate(columns)}
 
@@ -213,11 +221,11 @@ class Atlas:
             return tuple(at[part.label] for part in self._parts(word))
 
         slices = {}
-        for values in product(*kept.values()):
-            maps = self.maps(dict(zip(kept, values, strict=True)))
+        for at_values in product(*(range(len(values)) for values in kept.values())):
+            maps = self.maps({axis: kept[axis][i] for axis, i in zip(kept, at_values, strict=True)})
             means = np.stack([maps[list(column.tokens)].mean(0) for column in columns])
             pooled = means.reshape(len(columns), rows, cells, across, cells).mean((2, 4))
-            slices[json.dumps(values, separators=(",", ":"))] = base64.b64encode(quantise(pooled).content).decode()
+            slices[",".join(map(str, at_values))] = base64.b64encode(quantise(pooled).content).decode()
         return {
             "axes": kept,
             "tokens": [vars(Word(column.label, (at,), column.kind)) for at, column in enumerate(columns)],

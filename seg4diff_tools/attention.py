@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import Family, Layout, family_of, transformer_of, uncompiled
+from seg4diff_tools.families import Family, Layout, family_of, transformer_of, turn_of, uncompiled
 from seg4diff_tools.joint import JointAttention, checked_indices
 from seg4diff_tools.operators import attention_with_lse, autocast_inputs
 from seg4diff_tools.shapes import KeyBias
@@ -59,7 +59,8 @@ def intercept(
     """See, and if wanted change, the joint attention of every forward inside the `with`.
 
     Interceptions of one model can be nested: biases add up, and every observer sees the attention that is computed.
-    Everything is undone on leaving, also after an exception. What torch.compile has compiled runs as it was written inside
+    Threads take turns: another one's interception or forward of the same model waits. Everything is undone on leaving, also
+    after an exception. What torch.compile has compiled runs as it was written inside
     the `with`, and another attention backend of diffusers gives way to the native one: neither can be seen.
 
     Args:
@@ -86,20 +87,21 @@ def intercept(
     if on_attention is None:
         wanted = ()
     request = _Request(on_attention, frozenset(wanted), key_bias, stop_after)
-    tap = _TAPS.get(transformer)
-    if tap is None:
-        tap = _TAPS[transformer] = _Tap(transformer, family)
-    tap.requests.append(request)
-    try:
-        yield
-    except StopForward as stop:
-        if stop.args[0] is not request:
-            raise
-    finally:
-        tap.requests.remove(request)
-        if not tap.requests:
-            del _TAPS[transformer]
-            tap.remove()
+    with turn_of(transformer):
+        tap = _TAPS.get(transformer)
+        if tap is None:
+            tap = _TAPS[transformer] = _Tap(transformer, family)
+        tap.requests.append(request)
+        try:
+            yield
+        except StopForward as stop:
+            if stop.args[0] is not request:
+                raise
+        finally:
+            tap.requests.remove(request)
+            if not tap.requests:
+                del _TAPS[transformer]
+                tap.remove()
 
 
 def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import Family, transformer_of
+from seg4diff_tools.families import Family, transformer_of, turn_of
 from seg4diff_tools.families.rehearsal import Rehearsal, rehearse
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.prompts import (
@@ -140,7 +140,7 @@ class Backbone:
 
     def _rehearse(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> Rehearsal:
         arguments = {"max_sequence_length": zero_tokens} if self.family.zeros else {}
-        with torch.no_grad():
+        with turn_of(self.pipe), torch.no_grad():
             return rehearse(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
     def class_prompts(
@@ -282,7 +282,7 @@ class Backbone:
         Returns:
             The predicted velocity, noise minus image.
         """
-        with torch.no_grad():
+        with turn_of(self.pipe), torch.no_grad():
             predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
         return self.family.unpack(self.family.velocity(predicted), self.token_grid(noisy))
 
@@ -380,18 +380,19 @@ class Backbone:
             raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
         noise = _noise(seeds, self._latent_shape((height, width)))
 
-        bar = getattr(self.pipe, "_progress_bar_config", {})
-        self.pipe.set_progress_bar_config(**(bar | {"disable": not progress}))
-        try:
-            return self.pipe(
-                prompt=texts,
-                **self.family.sized(self.pipe, (height, width)),
-                num_inference_steps=steps,
-                latents=self.family.pack(noise) if self.family.takes_packed else noise,
-                **arguments,
-            ).images
-        finally:
-            self.pipe.set_progress_bar_config(**bar)
+        with turn_of(self.pipe):
+            bar = getattr(self.pipe, "_progress_bar_config", {})
+            self.pipe.set_progress_bar_config(**(bar | {"disable": not progress}))
+            try:
+                return self.pipe(
+                    prompt=texts,
+                    **self.family.sized(self.pipe, (height, width)),
+                    num_inference_steps=steps,
+                    latents=self.family.pack(noise) if self.family.takes_packed else noise,
+                    **arguments,
+                ).images
+            finally:
+                self.pipe.set_progress_bar_config(**bar)
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
         most = self.family.widest(self.transformer)

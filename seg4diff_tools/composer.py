@@ -9,9 +9,10 @@ import traitlets
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import ImageLike
-from seg4diff_tools.live import LiveExplorer
+from seg4diff_tools.live import STEPS, LiveExplorer
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
 
+DEFAULTS = {"mode": "masks", "opacity": 0.5}
 Objects = Sequence[tuple[str, tuple[float, float], float]]
 
 
@@ -28,6 +29,7 @@ class Composer(LiveExplorer):
     stock = traitlets.Dict().tag(sync=True)
 
     def __init__(self, backbone: Backbone, objects: Objects, background: str, seed: int, **arguments: Any):
+        self.defaults = self.defaults | DEFAULTS
         self._size = min(backbone.image_size, 256)
         things = [{"name": name, "x": x, "y": y, "side": side} for name, (x, y), side in objects]
         self._draw(things, background)
@@ -56,7 +58,12 @@ class Composer(LiveExplorer):
         self.picture, self.prompt = self._scene.image, self._scene.caption
 
     def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
-        return f"{self._made}, seed={seed}"
+        return f"{self._made}, seed={seed}{self._told_recipe()}"
+
+    def _told_recipe(self) -> str:
+        _, steps, options = self._recipe
+        left = steps - options["steps"][0]
+        return (f", steps={steps}" if steps != STEPS else "") + (f", steps_from_end={left}" if left != 8 else "")
 
 
 def compose_scene(
@@ -93,5 +100,5 @@ def compose_scene(
     if not 1 <= steps_from_end <= steps:
         raise InputError(f"expected steps_from_end from 1 to {steps}, got {steps_from_end}")
     options = {"steps": [steps - steps_from_end]}
-    settings = {"mode": "masks", "opacity": 0.5} | settings
+    settings = DEFAULTS | settings
     return Composer(backbone, objects, background, seed, steps=steps, options=options, store=store, **settings)

@@ -12,7 +12,7 @@ import xarray as xr
 from seg4diff_tools.atlas import Atlas
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.images import ImageLike, open_image, open_images
 from seg4diff_tools.live import LiveExplorer
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.recordings import Recording, open_recording
@@ -30,6 +30,7 @@ def explore(
     steps: int = 28,
     record: Mapping[str, Any] | None = None,
     store: int = 1 << 20,
+    show: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Explorer:
     """Shows what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
@@ -45,6 +46,7 @@ def explore(
         steps: of the backbone's schedule.
         record: more arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "block": ["i2t", "t2i"]}.
         store: characters of maps that a saved notebook keeps for the report, where there is no Python; 0 for none.
+        show: more settings, of which one has the name of another argument: show={"image": 2} begins with that picture.
         settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
 
     Returns:
@@ -58,9 +60,15 @@ def explore(
     Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, "a cat and a tree on grass")`,
     `explore({"before": first, "after": second}, image, beside={"recording": "after"})`.
     """
+    settings = {**settings, **(show or {})}
+    Explorer.check_names(settings)
     if isinstance(source, Backbone):
-        if isinstance(image, str) and Path(image).suffix.lower() not in PIL.Image.registered_extensions():
-            image, prompt = None, image if prompt is None else prompt
+        is_file = isinstance(image, str) and Path(image).suffix.lower() in PIL.Image.registered_extensions()
+        if prompt is None and isinstance(image, str) and not is_file:
+            image, prompt = None, image
+        image = None if image is None else open_image(image)
+        if "stop_after" in (record or {}):
+            raise InputError("expected a record without stop_after, since pictures need all layers: name layers=[...]")
         if prompt is None:
             raise InputError("expected a prompt beside a backbone: explore(backbone, image, prompt='a cat on grass')")
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)

@@ -2,20 +2,24 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import PIL.Image
 import traitlets
 from tqdm.auto import tqdm
 
-from seg4diff_tools.atlas import AXES, Atlas
+from seg4diff_tools.atlas import AXES, Atlas, content_words
 from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.errors import Seg4DiffError
+from seg4diff_tools.families import turn_of
 from seg4diff_tools.images import ImageLike, open_image
 from seg4diff_tools.recorder import AttentionRecorder
 from seg4diff_tools.recordings import Recording
-from seg4diff_tools.viewer import Explorer, described
+from seg4diff_tools.viewer import CLASSES, Explorer, described
+
+STEPS = 28
+"""Length of the schedule where none is asked for."""
 
 
 class LiveExplorer(Explorer):
@@ -34,6 +38,7 @@ class LiveExplorer(Explorer):
     picture = traitlets.Any()
     # there even in one whose construction failed, which is closed too
     _cancelled = traitlets.Instance(threading.Event, ())
+    _ended = traitlets.Bool()
 
     def __init__(
         self,
@@ -47,7 +52,6 @@ class LiveExplorer(Explorer):
         **settings: Any,
     ):
         self._recipe = backbone, steps, options
-        self._busy = threading.Lock()
         self._thread: threading.Thread | None = None
         with tqdm(desc="recording", unit="step", leave=False) as bar:
 
@@ -74,12 +78,15 @@ class LiveExplorer(Explorer):
 
     def close(self) -> None:
         """Ends what runs in the background, and the widget."""
+        self._ended = True
         self.cancel()
         super().close()
 
     def _answer(self, _: Any, question: dict, buffers: list) -> None:
         if question["ask"] == "cancel":
             self.cancel()
+        elif question["ask"] == "record":
+            self._record_again(None)
         else:
             super()._answer(_, question, buffers)
 
@@ -90,9 +97,16 @@ class LiveExplorer(Explorer):
             *(["image"] if picture is not None else []),
             f"prompt={json.dumps(prompt, ensure_ascii=False)}",
         ]
-        return f"explore({', '.join(arguments)}, seed={seed}"
+        return f"explore({', '.join(arguments)}, seed={seed}{self._told_recipe()}"
+
+    def _told_recipe(self) -> str:
+        """Arguments of the schedule and the recorder, as far as they are not the usual ones."""
+        _, steps, options = self._recipe
+        return (f", steps={steps}" if steps != STEPS else "") + (f", record={dict(options)!r}" if options else "")
 
     def _record_again(self, change: object) -> None:
+        if self._ended:
+            return
         self.cancel()
         self._cancelled = threading.Event()
         arguments = self._cancelled, self.picture, self.prompt, self.seed
@@ -105,7 +119,7 @@ class LiveExplorer(Explorer):
                 raise _CancelledError
             self.progress = done / of
 
-        with self._busy:
+        with self._turn(cancelled):
             try:
                 report(0, 1)
                 self.message = ""
@@ -115,21 +129,44 @@ class LiveExplorer(Explorer):
             except _CancelledError:
                 if cancelled is self._cancelled:
                     self.message = "Stopped: the maps are those from before."
-            except (Seg4DiffError, OSError, RuntimeError, TypeError, ValueError) as error:
-                # nobody sees what a thread raises
+            except Exception as error:  # noqa: BLE001 - nobody sees what a thread raises
                 self.message = str(error) or type(error).__name__
             finally:
                 if cancelled is self._cancelled:
                     self.progress = 1.0
 
+    @contextmanager
+    def _turn(self, cancelled: threading.Event) -> Iterator[None]:
+        """Waits until nobody else runs or watches the model, or until nobody waits for this any more."""
+        turn = turn_of(self._recipe[0])
+        while not turn.acquire(timeout=0.05):
+            if cancelled.is_set():
+                break
+        else:
+            try:
+                yield
+            finally:
+                turn.release()
+            return
+        # the recording sees at once that it is not wanted
+        yield
+
     def _replace(self, atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> None:
         """Shows other maps, with the settings as far as they are still there."""
-        self._atlas = atlas
-        labels = {word.label for word in (*atlas.words, *atlas.tokens)}
-        kept = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) in atlas.axes[axis]}
-        kept |= {"token": self.token} if self.token in labels else {}
+        told = described(atlas, pictures)
+        usual = self.classes == content_words(self._atlas.words)[:CLASSES]
         with self.hold_sync(), self.hold_trait_notifications():
-            for name, value in (described(atlas, pictures) | kept).items():
+            self._atlas = atlas
+            now = {name: getattr(self, name) for name in (*AXES, "token", "classes", "beside", "cell")}
+            labels = {word.label for word in (*atlas.words, *atlas.tokens)}
+            kept = {axis: now[axis] for axis in AXES if now[axis] in atlas.axes[axis]}
+            kept |= {"token": now["token"]} if now["token"] in labels else {}
+            if not usual and (classes := [name for name in now["classes"] if name in labels]):
+                kept["classes"] = classes
+            possible = all(value in atlas.axes[axis] for axis, value in now["beside"].items())
+            inside = now["cell"] and all(at < most for at, most in zip(now["cell"], atlas.grid, strict=True))
+            kept |= {"beside": now["beside"] if possible else {}, "cell": now["cell"] if inside else None}
+            for name, value in (told | kept).items():
                 setattr(self, name, value)
             self.revision += 1
 

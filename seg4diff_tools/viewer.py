@@ -7,7 +7,7 @@ import base64
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ from jaxtyping import Float
 from matplotlib.colors import to_hex
 
 from seg4diff_tools.atlas import AXES, Atlas, content_words, quantise
-from seg4diff_tools.errors import InputError, Seg4DiffError
+from seg4diff_tools.errors import InputError
 from seg4diff_tools.pages import STORED, module, page, style
 from seg4diff_tools.plots import class_colours
 
+
+class SettingError(InputError, traitlets.TraitError):
+    """A setting that the maps do not have; the viewer keeps the one that it had."""
+
+
 COLOURS = ("viridis", "magma", "cividis", "gray")
-SIDE = 512
+SIDE, CLASSES = 512, 24
 
 
 class Explorer(anywidget.AnyWidget):
@@ -38,6 +43,7 @@ class Explorer(anywidget.AnyWidget):
             was not recorded. To set and to observe, as all that follow.
         token: the word or token whose map is shown.
         beside: what the second panel has of its own, such as {"layer": 9}; {} for one panel.
+        defaults: settings that a line of code need not name.
         mode: "map", or "masks" for the most attended of `classes` at every place (Seg4Diff, Eq 12).
         classes: the words that masks choose from.
         cell: row and column of the pinned image token, or None.
@@ -62,6 +68,9 @@ class Explorer(anywidget.AnyWidget):
     shared = traitlets.Bool().tag(sync=True)
     pieces = traitlets.Bool().tag(sync=True)
     multiples = traitlets.Unicode("layer").tag(sync=True)
+    defaults = traitlets.Dict(
+        {"mode": "map", "colours": COLOURS[0], "opacity": 0.7, "shared": False, "pieces": False, "multiples": "layer"}
+    ).tag(sync=True)
 
     # what the front end is told
     axes = traitlets.Dict().tag(sync=True)
@@ -88,37 +97,48 @@ class Explorer(anywidget.AnyWidget):
     )
 
     def __init__(self, atlas: Atlas, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
-        if unknown := set(settings) - set(self.SETTINGS):
-            raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(self.SETTINGS)}")
+        self.check_names(settings)
         self._atlas, self._store = atlas, store
         # shared with neighbours in an HBox
         layout = ipywidgets.Layout(width="100%")
         super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
         self.on_msg(self._answer)
 
-    @traitlets.validate(*AXES)
-    def _check_axis(self, proposal: dict) -> Any:
-        return self._atlas.check(proposal["trait"].name, proposal["value"])
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises: InputError for a name that is no setting."""
+        if unknown := set(settings) - set(cls.SETTINGS):
+            raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(cls.SETTINGS)}")
 
-    @traitlets.validate("token")
-    def _check_token(self, proposal: dict) -> str:
-        return self._atlas.find(proposal["value"]).label
+    @traitlets.validate(*AXES, "token", "classes", "beside", "multiples", "cell")
+    def _check(self, proposal: dict) -> Any:
+        try:
+            return self._checked(proposal["trait"].name, proposal["value"])
+        except InputError as error:
+            # of the kind after which traitlets goes back to the value before
+            raise SettingError(str(error)) from None
 
-    @traitlets.validate("classes")
-    def _check_classes(self, proposal: dict) -> list[str]:
-        return [self._atlas.find(label).label for label in proposal["value"]]
-
-    @traitlets.validate("beside")
-    def _check_beside(self, proposal: dict) -> dict:
-        if len(proposal["value"]) > 1 or set(proposal["value"]) - set(AXES):
-            raise InputError(f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {proposal['value']}")
-        return {axis: self._atlas.check(axis, value) for axis, value in proposal["value"].items()}
-
-    @traitlets.validate("multiples")
-    def _check_multiples(self, proposal: dict) -> str:
-        if proposal["value"] not in ("", *AXES):
-            raise InputError(f"expected multiples='' or one of {', '.join(AXES)}, got {proposal['value']!r}")
-        return proposal["value"]
+    def _checked(self, name: str, value: Any) -> Any:
+        """A setting as the atlas writes it."""
+        if name in AXES:
+            return self._atlas.check(name, value)
+        if name == "token":
+            return self._atlas.find(value).label
+        if name == "classes":
+            return [self._atlas.find(label).label for label in value]
+        if name == "beside":
+            if len(value) > 1 or set(value) - set(AXES):
+                raise InputError(f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}")
+            return {axis: self._atlas.check(axis, one) for axis, one in value.items()}
+        if name == "multiples" and value not in ("", *AXES):
+            raise InputError(f"expected multiples='' or one of {', '.join(AXES)}, got {value!r}")
+        if (
+            name == "cell"
+            and value
+            and not all(0 <= at < most for at, most in zip(value, self._atlas.grid, strict=True))
+        ):
+            raise InputError(f"expected a cell of {self._atlas.grid} image tokens, counted from 0, got {value}")
+        return value
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -136,7 +156,10 @@ class Explorer(anywidget.AnyWidget):
         values = np.stack([[self._atlas.word_map(panel, label) for label in labels] for panel in panels])
         found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
         for axis in self.beside:
-            found = found.rename(panel=axis).assign_coords({axis: [panel[axis] for panel in panels]})
+            shown = [panel[axis] for panel in panels]
+            # "mean" beside head 2: as they are, not both as words
+            mixed = len({isinstance(value, str) for value in shown}) > 1
+            found = found.rename(panel=axis).assign_coords({axis: np.array(shown, dtype=object if mixed else None)})
         found.attrs = {
             axis: value for axis, value in self.selection.items() if value is not None and axis not in self.beside
         }
@@ -147,10 +170,22 @@ class Explorer(anywidget.AnyWidget):
 
     def stored(self) -> dict[str, Any]:
         """What a page needs to show this view without Python, of about `store` characters; see `Atlas.stored`."""
-        fixed = ("pictures", "palette", "call")
-        return {name: getattr(self, name) for name in (*self.SETTINGS, *fixed)} | self._atlas.stored(
-            self._store, self.selection
-        )
+        told = {name: getattr(self, name) for name in (*self.SETTINGS, "pictures", "palette", "call", "defaults")}
+        kept = self._atlas.stored(self._store, self.selection, *([self.selection | self.beside] if self.beside else []))
+        labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
+        group = {
+            self._atlas.tokens[i].label: word.label for word in self._atlas.words for i in word.tokens
+        }  # of padding a page keeps the mean alone
+        told["token"] = self.token if self.token in labels else group[self.token]
+        told["classes"] = list(dict.fromkeys(name if name in labels else group[name] for name in self.classes))
+        if len(self.pictures) > 1:
+            told["pictures"] = [self.pictures[self.axes["image"].index(one)] for one in kept["axes"]["image"]]
+        if self.cell:
+            told["cell"] = [
+                at * now // before
+                for at, now, before in zip(self.cell, kept["shape"][1:], self._atlas.grid, strict=True)
+            ]
+        return told | kept
 
     def save_html(self, path: str | os.PathLike) -> Path:
         """Writes the view as a page in one file, which needs no Python and no network; returns its path."""
@@ -177,8 +212,8 @@ class Explorer(anywidget.AnyWidget):
                 self._send_maps(question, maps)
             elif question["ask"] == "file":
                 self.send({"question": question}, [_netcdf(self.data)])
-        except Seg4DiffError as error:
-            self.send({"question": question, "error": str(error)})
+        except Exception as error:  # noqa: BLE001 - whoever asked would wait for nothing
+            self.send({"question": question, "error": str(error) or type(error).__name__})
 
     def _send_maps(self, question: dict, maps: Float[np.ndarray, "map y x"]) -> None:
         self.send({"question": question, "shape": maps.shape}, [quantise(maps).content])
@@ -186,7 +221,8 @@ class Explorer(anywidget.AnyWidget):
 
 def described(atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> dict[str, Any]:
     """What the front end is told of an atlas, and the settings to begin with."""
-    telling = content_words(atlas.words)
+    # as many as there are colours
+    telling = content_words(atlas.words)[:CLASSES]
     return {
         "axes": atlas.axes,
         "tokens": [vars(token) for token in atlas.tokens],
@@ -201,7 +237,7 @@ def described(atlas: Atlas, pictures: Sequence[PIL.Image.Image]) -> dict[str, An
 def _palette() -> dict[str, list[str]]:
     """Colour maps at 33 places, which a browser blends in between, and the colours of classes."""
     palette = {name: [to_hex(c) for c in matplotlib.colormaps[name](np.linspace(0, 1, 33))] for name in COLOURS}
-    return palette | {"classes": [to_hex(colour / 255) for colour in class_colours(24)]}
+    return palette | {"classes": [to_hex(colour / 255) for colour in class_colours(CLASSES)]}
 
 
 def _data_url(picture: PIL.Image.Image) -> str:
@@ -213,6 +249,8 @@ def _data_url(picture: PIL.Image.Image) -> str:
 
 
 def _netcdf(array: xr.DataArray) -> bytes:
+    # numbers beside words are words in a file
+    array = array.assign_coords({n: c.astype(str) for n, c in array.coords.items() if c.dtype == object})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "view.nc")
         array.to_netcdf(path, engine="h5netcdf")

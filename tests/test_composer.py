@@ -19,7 +19,9 @@ def test_it_shows_the_scene_at_one_step(view):
     assert (view.scene.image == plain.image).all()
     assert (view.prompt, view.axes["step"], view.layer) == (plain.caption, [3], 1)
     assert (view.mode, view.classes) == ("masks", ["cat", "snow"])
-    assert view.call == 'compose_scene(backbone, [("cat", (0.25, 0.50), 0.50)], "snow", seed=0'
+    assert (
+        view.call == 'compose_scene(backbone, [("cat", (0.25, 0.50), 0.50)], "snow", seed=0, steps=5, steps_from_end=2'
+    )
 
 
 def test_masks_follow_the_things(view):

@@ -174,7 +174,7 @@ def test_the_notebook_keeps_what_a_page_needs(view, recording, tmp_path):
     stored = json.loads(json.dumps(data[pages.STORED], sort_keys=True))
     assert "application/vnd.jupyter.widget-view+json" in data
     assert (stored["token"], stored["beside"], stored["layer"]) == ("car", {"layer": 4}, 1)
-    key = json.dumps([view.selection[axis] for axis in AXES], separators=(",", ":"))
+    key = ",".join(str(stored["axes"][axis].index(view.selection[axis])) for axis in AXES)
     assert len(base64.b64decode(stored["slices"][key])) == np.prod(stored["shape"]) + 8 * stored["shape"][0]
     page = view.save_html(tmp_path / "view.html").read_text()
     (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
@@ -188,6 +188,63 @@ def test_the_script_serves_a_widget_and_a_page():
     assert {path.stem for path in pages.STATIC.glob("*.js")} == {*pages.PARTS, "page"}
     assert re.findall(r"(?m)^[ \t]*(?:export|import)\b.*", module) == ["export default { render };"]
     assert not re.search(r"(?m)^[ \t]*(?:export|import)\b", page)
+
+
+def test_a_setting_that_is_refused_leaves_the_one_before(view):
+    for wrong in (
+        {"layer": 77},
+        {"token": "lion"},
+        {"beside": {"layer": 77}},
+        {"cell": [3, 20]},
+        {"multiples": "words"},
+    ):
+        before = {name: getattr(view, name) for name in wrong}
+        with pytest.raises(InputError), view.hold_trait_notifications():
+            for name, value in wrong.items():
+                setattr(view, name, value)
+        assert {name: getattr(view, name) for name in wrong} == before
+    view.set_state({"cell": [6, 6]})
+    assert view.cell == [6, 6] and view.data.shape == (7, 7)
+
+
+def test_a_page_finds_maps_by_place(recording):
+    maps = recording["i2t"].squeeze(["image", "branch"], drop=True).assign_coords(step=[1000.0, 750.5])
+    named = {"für später": maps, "before": maps * 2}
+    stored = explore(named, layer=2, recording="before").stored()
+    places = [stored["axes"][axis].index(stored[axis]) for axis in AXES]
+    assert ",".join(map(str, places)) in stored["slices"] and places[0] == 1
+
+
+def test_a_page_keeps_both_panels(recording):
+    view = explore(recording, layer=3, beside={"layer": 1}, store=6_000, block="i2t")
+    stored = view.stored()
+    assert {1, 3} <= set(stored["axes"]["layer"]) and len(stored["axes"]["layer"]) < 5
+
+
+def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
+    one = recording["i2t"].isel(image=0, branch=0, drop=True)
+    batch = xr.concat([one * scale for scale in (1, 2, 3, 4)], "image").assign_coords(image=range(4))
+    batch = batch.pad(y=(0, 1), x=(0, 1), mode="edge")
+    pictures = [np.full((56, 56, 3), 60 * i, np.uint8) for i in range(4)]
+    pads = [label for label in one.token.values.tolist() if label.startswith("<pad>")]
+    view = explore(
+        batch, pictures, show={"image": 2}, token=pads[3], classes=[pads[1], "red"], cell=[7, 5], store=2_500
+    )
+    stored = view.stored()
+    assert stored["axes"]["image"] == [2] and stored["pictures"] == [view.pictures[2]]
+    assert (stored["token"], stored["classes"]) == ("<pads>", ["<pads>", "red"])
+    rows, columns = stored["shape"][1:]
+    assert rows < 8 and stored["cell"] == [7 * rows // 8, 5 * columns // 8]
+
+
+def test_mean_is_that_of_the_heads_that_all_have(recording):
+    maps = recording["i2t"].isel(image=0, branch=0, drop=True)
+    view = explore({"all": maps, "two": maps.sel(head=[0, 1])}, beside={"recording": "two"})
+    assert view.axes["head"] == ["mean", 0, 1]
+    np.testing.assert_allclose(*view.data.values)
+    view = explore(maps, head="mean", beside={"head": 2})
+    assert view.data["head"].values.tolist() == ["mean", 2]
+    assert ask(view, ask="file")[1][:4] == b"\x89HDF"
 
 
 @pytest.fixture
@@ -225,7 +282,7 @@ def test_live_records_again_only_for_another_question(live):
     assert (live.token, live.classes, live.call) == (
         "red",
         ["red", "car"],
-        'explore(backbone, image, prompt="a red car", seed=1',
+        'explore(backbone, image, prompt="a red car", seed=1, steps=3',
     )
 
 
@@ -248,6 +305,59 @@ def test_live_can_be_stopped(live):
     assert (live.data == before).all()
 
 
+def test_live_keeps_chosen_classes(live):
+    live.classes = ["dog"]
+    live.seed = 2
+    live.wait()
+    assert live.classes == ["dog"]
+
+
+def test_live_tries_again_and_says_every_error(live, monkeypatch):
+    def broken(*_):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("seg4diff_tools.live.record_live", broken)
+    live.seed = 4
+    live.wait()
+    assert (live.message, live.revision) == ("no such thing", 0)
+    monkeypatch.undo()
+    live._handle_custom_msg({"ask": "record"}, [])
+    live.wait()
+    assert (live.message, live.revision) == ("", 1)
+    live.close()
+    live.seed = 6
+    live.wait()
+    assert live.revision == 1
+
+
+def test_live_and_the_notebook_take_turns(live, tiny_backbone):
+    prompt, latents = tiny_backbone.encode_prompt("a zebra"), tiny_backbone.encode_image(IMAGE)
+
+    def recorded():
+        with AttentionRecorder(tiny_backbone, prompt=prompt) as recorder:
+            for step in (3, 2, 1):
+                tiny_backbone.denoise(*tiny_backbone.noised(latents, step, 3), prompt)
+        return recorder.maps
+
+    expected = recorded()
+    for seed in range(10, 16):
+        live.seed = seed
+        xr.testing.assert_identical(recorded(), expected)
+        live.wait()
+        assert (live.message, live.revision) == ("", seed - 9)
+
+
+def test_live_refuses_before_it_records(tiny_backbone, monkeypatch):
+    monkeypatch.setattr("seg4diff_tools.live.record_live", None)
+    for arguments, message in (
+        ({"image": "a cat", "layers": 3}, "no setting layers"),
+        ({"image": "photo.jgp", "prompt": "a cat"}, "no image file 'photo.jgp'"),
+        ({"image": "a cat", "record": {"stop_after": 2}}, "without stop_after"),
+    ):
+        with pytest.raises(InputError, match=message):
+            explore(tiny_backbone, **arguments)
+
+
 def test_live_says_what_is_wrong_with_a_prompt(live):
     live.prompt = "cat " * 90
     live.wait()
@@ -261,7 +371,8 @@ def test_live_draws_where_there_is_no_picture(tiny_backbone):
     view = explore(tiny_backbone, "a cat", steps=2, seed=3, record={"heads": "all", "block": ["i2t", "t2i"]}, layer=0)
     assert (view.axes["branch"], view.branch) == (["uncond", "cond"], "cond")
     assert (view.axes["block"], view.axes["head"]) == (["i2t", "t2i"], ["mean", 0, 1, 2])
-    assert view.call == 'explore(backbone, prompt="a cat", seed=3'
+    told = """, steps=2, record={'heads': 'all', 'block': ['i2t', 't2i']}"""
+    assert view.call == 'explore(backbone, prompt="a cat", seed=3' + told
     assert len(view.pictures) == 1
     with pytest.raises(InputError, match="no image file"):
         explore(tiny_backbone, "missing.jpg", prompt="a cat")

@@ -1,6 +1,8 @@
 """The transformer behind whatever holds it, and torch.compile kept from running it while hooks have to see it."""
 
 import sys
+import weakref
+from _thread import RLock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,14 @@ def transformer_of(model: Any) -> nn.Module:
     """The transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module that it wraps."""
     transformer = getattr(model, "transformer", model)
     return getattr(transformer, "_orig_mod", transformer)
+
+
+def turn_of(model: Any) -> RLock:
+    """What a thread holds while it runs or watches a model, so that threads take turns."""
+    return _TURNS.setdefault(transformer_of(model), RLock())
+
+
+_TURNS: weakref.WeakKeyDictionary[nn.Module, RLock] = weakref.WeakKeyDictionary()
 
 
 @contextmanager

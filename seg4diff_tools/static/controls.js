@@ -69,8 +69,10 @@ function controlBar(view) {
     parts.push(menu("colours", colours, () => get("colours"), (name) => set({ colours: name })));
     if (get("pictures").length) parts.push(opacity());
     if (axes.length) parts.push(...besides());
+    const focused = node.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     node.replaceChildren(...parts.map((part) => part.node));
     mark();
+    if (focused) node.querySelector(`[aria-label="${focused}"]`)?.focus();
   };
   const mark = () => parts.forEach((part) => part.mark());
   return { node, build, mark };
@@ -120,6 +122,7 @@ function multiples(view) {
     thumbs.forEach(({ canvas }, i) => {
       const map = meanMap(maps, [i]);
       Object.assign(canvas, { width: maps.columns, height: maps.rows });
+      canvas.style.aspectRatio = `${maps.columns} / ${maps.rows}`;
       canvas.getContext("2d").drawImage(mapCanvas(map, extent(map.values), colours), 0, 0);
     });
   };

@@ -2,7 +2,6 @@
 
 const AXES = ["recording", "block", "image", "branch", "layer", "step", "head"];
 const SLIDERS = ["layer", "step"];
-const DEFAULTS = { mode: "map", colours: "viridis", opacity: 0.7, shared: false, pieces: false, multiples: "layer" };
 const NAMES = { i2t: "image to text (I2T)", t2i: "text to image (T2I)", gray: "grey" };
 
 function create(tag, attributes = {}, ...children) {

@@ -3,7 +3,7 @@
 /** What is shown in words, and ways to take it along. */
 function footer(view, exports) {
   const status = create("p", { class: "status", role: "status", "aria-live": "polite" });
-  const note = create("p", { class: "note", role: "alert" });
+  const note = create("p", { class: "note" });
   const code = create("code", { tabindex: 0, "aria-label": "code of this view" });
   const copy = create("button", { type: "button" }, "Copy code");
   copy.addEventListener("click", async () => {
@@ -16,9 +16,11 @@ function footer(view, exports) {
   if (view.get("kept") !== undefined) Object.assign(file, { disabled: true, title: "The data need Python" });
   const line = create("div", { class: "code" }, code, copy, png, file);
   const say = (text, trouble) => {
-    status.textContent = text;
+    if (status.textContent !== text) status.textContent = text;
     const troubles = [trouble, view.get("message")].filter(Boolean);
-    note.textContent = [...troubles, view.get("kept")].filter(Boolean).join(" ");
+    const told = [...troubles, view.get("kept")].filter(Boolean).join(" ");
+    note.setAttribute("role", troubles.length ? "alert" : "note");
+    if (note.textContent !== told) note.textContent = told; // a screen reader says what was written anew
     note.classList.toggle("trouble", troubles.length > 0);
     code.textContent = codeLine(view);
   };
@@ -39,7 +41,7 @@ function poster(panels, headings, text) {
   const [gap, line] = [16, 28];
   const sheet = create("canvas", {
     width: panels.length * (SIDE + gap) + gap,
-    height: panels[0].canvas.height + 2 * gap + 2 * line,
+    height: Math.max(...panels.map(({ canvas }) => canvas.height)) + 2 * gap + 2 * line,
   });
   const context = sheet.getContext("2d");
   context.fillStyle = "white";
@@ -93,10 +95,12 @@ function render({ model, el }) {
   const rank = () => {
     const cell = hovered ?? get("cell");
     panels.slice(0, view.panels().length).forEach((part) => part.rank(cell));
+    if (!hovered && get("cell")) say(trouble);
   };
   const say = (problem) => {
     trouble = problem;
-    foot.say(status, trouble);
+    const place = hovered || !get("cell") ? null : panels[0].place();
+    foot.say([status, place].filter(Boolean).join("\n"), trouble);
   };
   const colours = () => {
     const name = get("colours");
@@ -117,7 +121,7 @@ function render({ model, el }) {
     const under = await Promise.all(chosen.map(pictureOf));
     if (closed) return;
     const word = view.find(get("token"));
-    const found = slices.map((maps) => meanMap(maps, word?.tokens ?? [0]));
+    const found = slices.map((maps) => meanMap(maps, word?.tokens ?? []));
     let limits = found.map(({ values }) => extent(values));
     if (get("shared")) limits = limits.map(() => extent(limits.flat()));
     const classes = get("classes").map(view.find).filter(Boolean);

@@ -11,7 +11,10 @@ function liveBar(view) {
   const progress = create("progress", { max: 1, "aria-label": "recording" });
   const submit = (event) => {
     event.preventDefault();
-    set({ prompt: prompt.value, seed: Math.round(Number(seed.value)) });
+    const wanted = { prompt: prompt.value, seed: Math.round(Number(seed.value)) };
+    const same = wanted.prompt === get("prompt") && wanted.seed === get("seed");
+    if (same) model.send({ ask: "record" }); // after an error, or a stop
+    else set(wanted);
   };
   const fields = [control("prompt", prompt), control("seed", seed), record, stop, progress];
   const node = create("form", { class: "live", submit }, ...fields);
@@ -49,7 +52,7 @@ function sceneBar(view, stage) {
       const [thing, { width }] = [get("objects")[index], stage.getBoundingClientRect()];
       node.onpointermove = (move) =>
         change(index, react(thing, (move.clientX - down.clientX) / width, (move.clientY - down.clientY) / width));
-      node.onpointerup = () => (node.onpointermove = null);
+      node.onpointerup = node.onpointercancel = () => (node.onpointermove = null);
     });
     node.addEventListener("click", (event) => event.stopPropagation());
   };

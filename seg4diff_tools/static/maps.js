@@ -1,6 +1,7 @@
 /** Maps, which come as 8-bit codes with a smallest and a largest value for each (`Quantised` in atlas.py), and their colours. */
 
 const SIDE = 512; // of a canvas, in pixels
+const MOST = 254; // code of a map's largest value; one more says that there is none
 
 function decode([count, rows, columns], view) {
   const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
@@ -12,10 +13,13 @@ function decode([count, rows, columns], view) {
 /** The mean map of some tokens. */
 function meanMap(maps, tokens) {
   const cells = maps.rows * maps.columns;
-  const values = new Float32Array(cells);
+  const values = new Float32Array(cells).fill(tokens.length ? 0 : NaN);
   for (const token of tokens) {
-    const [low, scale] = [maps.low[token], (maps.high[token] - maps.low[token]) / 255];
-    for (let i = 0; i < cells; i++) values[i] += (low + scale * maps.codes[token * cells + i]) / tokens.length;
+    const [low, scale] = [maps.low[token], (maps.high[token] - maps.low[token]) / MOST];
+    for (let i = 0; i < cells; i++) {
+      const code = maps.codes[token * cells + i];
+      values[i] += code > MOST ? NaN : (low + scale * code) / tokens.length;
+    }
   }
   return { values, rows: maps.rows, columns: maps.columns };
 }
@@ -26,23 +30,26 @@ function valueAt(maps, tokens, cell) {
     const key = tokens.join();
     if (!maps.means.has(key)) {
       const { values } = meanMap(maps, tokens);
-      maps.means.set(key, values.reduce((a, b) => a + b, 0) / values.length);
+      const known = values.filter((value) => !Number.isNaN(value));
+      maps.means.set(key, known.reduce((a, b) => a + b, 0) / known.length);
     }
     return maps.means.get(key);
   }
   const place = cell[0] * maps.columns + cell[1];
-  const code = (token) => maps.codes[token * maps.rows * maps.columns + place] / 255;
-  const value = (token) => maps.low[token] + code(token) * (maps.high[token] - maps.low[token]);
+  const code = (token) => maps.codes[token * maps.rows * maps.columns + place];
+  const range = (token) => maps.high[token] - maps.low[token];
+  const value = (token) => (code(token) > MOST ? NaN : maps.low[token] + (code(token) / MOST) * range(token));
   return tokens.reduce((sum, token) => sum + value(token), 0) / tokens.length;
 }
 
 function extent(values) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
-    if (!(value >= low)) low = value;
-    if (!(value <= high)) high = value;
+    if (!Number.isFinite(value)) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
   }
-  return [low, high];
+  return low > high ? [NaN, NaN] : [low, high];
 }
 
 function rgb(hex) {

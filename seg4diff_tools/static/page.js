@@ -4,7 +4,7 @@ function storedModel(stored) {
   const values = { message: "", revision: 0, ...stored };
   const listeners = [];
   const emit = (name, ...details) => listeners.filter(([event]) => event === name).forEach(([, react]) => react(...details));
-  const key = (selection) => JSON.stringify(AXES.map((axis) => selection[axis]));
+  const key = (selection) => AXES.map((axis) => stored.axes[axis].indexOf(selection[axis])).join();
   const bytesAt = (selection) => Uint8Array.from(atob(stored.slices[key(selection)]), (letter) => letter.charCodeAt(0));
 
   const along = ({ axis, selection, tokens }) => {
@@ -16,8 +16,12 @@ function storedModel(stored) {
   };
   const answer = (question) => {
     const slice = () => ({ shape: stored.shape, content: bytesAt(question.selection) });
-    const { shape, content } = question.ask === "slice" ? slice() : along(question);
-    emit("msg:custom", { question, shape }, [new DataView(content.buffer)]);
+    try {
+      const { shape, content } = question.ask === "slice" ? slice() : along(question);
+      emit("msg:custom", { question, shape }, [new DataView(content.buffer)]);
+    } catch (error) {
+      emit("msg:custom", { question, error: `This page does not hold that: ${error.message}` }, []);
+    }
   };
   return {
     get: (name) => values[name],
@@ -37,7 +41,8 @@ function encode(maps) {
   const limits = maps.map(extent);
   const codes = maps.map((map, i) => {
     const [low, high] = limits[i];
-    return Uint8Array.from(map, (value) => Math.round(((value - low) * 255) / (high > low ? high - low : 1)));
+    const code = (value) => Math.round(((value - low) * MOST) / (high > low ? high - low : 1));
+    return Uint8Array.from(map, (value) => (Number.isFinite(value) ? code(value) : MOST + 1));
   });
   const numbers = new Float32Array([...limits.map(([low]) => low), ...limits.map(([, high]) => high)]);
   const content = new Uint8Array(numbers.byteLength + maps.length * codes[0].length);

@@ -118,7 +118,8 @@ function panel(view, hover) {
     });
   };
   const head = (text) => (heading.textContent = text);
-  return { node, stage, canvas, draw, legend, rank, head };
+  const told = () => `${place.textContent}: ${[...list.children].slice(0, 3).map((row) => row.textContent).join(", ")}`;
+  return { node, stage, canvas, draw, legend, rank, head, place: told };
 }
 
 function rankRow({ label, kind, value }, most, chosen) {

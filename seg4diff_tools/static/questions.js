@@ -57,6 +57,9 @@ class Questions {
   }
 
   keep(key, answer) {
+    const revision = this.model.get("revision");
+    if (revision !== this.revision) this.answers.clear(); // of maps that are no more
+    this.revision = revision;
     this.answers.set(key, answer);
     if (this.answers.size > KEPT) this.answers.delete(this.answers.keys().next().value);
   }
@@ -97,11 +100,13 @@ function describe({ get, choices, find }, chosen, limits) {
 }
 
 function codeLine({ get, choices, besideAxis }) {
-  const shown = AXES.filter((axis) => choices(axis).length > 1).map((axis) => [axis, get(axis)]);
+  const several = AXES.filter((axis) => choices(axis).length > 1);
+  // the axis of pictures has the name of another argument
+  const shown = several.map((axis) => (axis === "image" ? ["show", { image: get(axis) }] : [axis, get(axis)]));
   if (get("mode") === "map") shown.push(["token", get("token")]);
   else shown.push(["classes", get("classes")]);
   if (besideAxis()) shown.push(["beside", get("beside")]);
   if (get("cell")) shown.push(["cell", get("cell")]);
-  for (const [name, value] of Object.entries(DEFAULTS)) if (get(name) !== value) shown.push([name, get(name)]);
+  for (const [name, value] of Object.entries(get("defaults"))) if (get(name) !== value) shown.push([name, get(name)]);
   return `${get("call")}, ${shown.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
 }
