@@ -227,9 +227,7 @@ def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
     batch = batch.pad(y=(0, 1), x=(0, 1), mode="edge")
     pictures = [np.full((56, 56, 3), 60 * i, np.uint8) for i in range(4)]
     pads = [label for label in one.token.values.tolist() if label.startswith("<pad>")]
-    view = explore(
-        batch, pictures, show={"image": 2}, token=pads[3], classes=[pads[1], "red"], cell=[7, 5], store=2_500
-    )
+    view = explore(batch, pictures, show={"image": 2}, token=pads[3], classes=[pads[1], "red"], cell=[7, 5], store=500)
     stored = view.stored()
     assert stored["axes"]["image"] == [2] and stored["pictures"] == [view.pictures[2]]
     assert (stored["token"], stored["classes"]) == ("<pads>", ["<pads>", "red"])

@@ -178,7 +178,9 @@ def test_keys_move(page):
     drawn(page, "layer 3, step 4 of 7")
     assert_shows(page, 3, 4, "cat")
     page.keyboard.press("Shift+ArrowRight")
-    page.get_by_text("words at row 4, column 5").wait_for()
+    page.get_by_text("words at row 4, column 5", exact=True).wait_for()
+    # which a screen reader hears too
+    assert "words at row 4, column 5: " in page.locator(".status").inner_text()
     assert "cell=[4, 5]" in page.locator(".code code").inner_text()
 
 
@@ -191,6 +193,28 @@ def test_two_settings_side_by_side_move_together(page):
     assert_shows(page, 1, 5, "grass")
     assert_shows(page, 3, 5, "grass", panel=1)
     assert page.locator(".ranking:visible").count() == 2
+
+
+def test_the_menu_that_adds_a_panel_keeps_the_focus(page):
+    page.get_by_label("beside it", exact=True).focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("() => document.querySelectorAll('.panel:not([hidden])').length === 2")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "beside it"
+
+
+def test_cells_without_a_value_leave_the_others_theirs(browser, tmp_path):
+    # steps whose numbers JavaScript spells otherwise than Python
+    holes = MAPS.copy().assign_coords(step=[1000.0 - step for step in range(7)])
+    holes[..., 0, 0] = np.nan
+    path = explore(holes, IMAGE, opacity=1.0, token="cat", layer=2).save_html(tmp_path / "view.html")
+    page = opened(browser, path.as_uri(), offline=True)
+    page.wait_for_selector(".explorer[data-drawn]")
+    values = holes.sel(layer=2, token="cat").isel(step=5)
+    low, high = float(values.min()), float(values.max())
+    colour = [255 * c for c in colormaps["viridis"]((float(values[4, 4]) - low) / (high - low))[:3]]
+    np.testing.assert_allclose(pixel(page, 4, 4), colour, atol=8)
+    assert page.errors == [] and "no map" not in page.locator(".scale").first.inner_text()
+    page.context.close()
 
 
 def test_small_maps_go_to_a_layer(page):
