@@ -135,7 +135,8 @@ def evaluate(
         printed = paper.scores_of(dataset, number)
         if len(printed):
             typer.echo(
-                f"mIoU that the paper prints (table {number}), each with its own model:\n{printed.to_string(index=False)}"
+                f"mIoU that the paper prints (table {number}{', Seg4Diff under present' if number == 1 else ''}), each with its own "
+                f"model:\n{printed.to_string(index=False)}"
             )
         typer.echo(f"{out}: table.csv, result.json with every setting, and counts of each image in Parquet")
 
