@@ -11,7 +11,7 @@ pytest.importorskip("jupyter_book", reason='the book is not installed: pip insta
 
 from built_book import NOTEBOOKS, ROOT, build, pages
 
-from seg4diff_tools.pages import STORED
+from seg4diff_tools.explorer.page import STORED
 
 NOTEBOOK_LIMIT = 4_000_000
 EXPLORER_LIMIT = 3_000_000

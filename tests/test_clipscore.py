@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_run import tiny_clip
 from transformers import CLIPImageProcessorPil
 
-from seg4diff_tools.clipscore import clip_scores, load_clip, retrieval_accuracy
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.generation.clip import clip_scores, load_clip, retrieval_accuracy
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from test_scenes import read
 
-from seg4diff_tools.composition import (
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.generation.composition import (
     CATEGORIES,
     Asked,
     CompositionPrompt,
@@ -20,15 +21,14 @@ from seg4diff_tools.composition import (
     summary,
     validation,
 )
-from seg4diff_tools.drawings import concepts
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.parser import load_parser
-from seg4diff_tools.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
+from seg4diff_tools.generation.detector import load_detector
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 
 
 @pytest.fixture(scope="module")
 def parser():
-    return load_parser()
+    return load_detector()
 
 
 def test_prompts_are_captions_that_mean_what_is_judged():
@@ -37,19 +37,19 @@ def test_prompts_are_captions_that_mean_what_is_judged():
     assert len({(prompt.category, prompt.text) for prompt in drawn}) == len(drawn)
     for prompt in drawn:
         counts, where, told, background = read(prompt.text)  # as the tests of scenes read captions
-        assert counts == {(asked.concept, asked.colour): asked.count for asked in prompt.objects}
+        assert counts == {(asked.concept, asked.color): asked.count for asked in prompt.objects}
         assert (where, background) == (prompt.relation, prompt.background)
         assert [name for name, _, _ in told] == [asked.concept for asked in prompt.objects]
         assert {asked.concept for asked in prompt.objects} <= set(BASE_CONCEPTS)
         for asked in prompt.objects:
-            assert asked.colour is None or concepts()[asked.concept].recolour
+            assert asked.color is None or concepts()[asked.concept].recolor
     groups = {name: [prompt for prompt in drawn if prompt.category == name] for name in CATEGORIES}
     assert {prompt.objects[0].count for prompt in groups["counting"]} == {2, 3}
     assert {prompt.relation for prompt in groups["relation"]} == {"left of", "right of", "above", "below"}
-    assert all(one.colour != other.colour for one, other in (p.objects for p in groups["colour binding"]))
+    assert all(one.color != other.color for one, other in (p.objects for p in groups["color binding"]))
     for prompt in groups["complex"]:
         assert sum(asked.count for asked in prompt.objects) in (2, 3)
-        assert any(asked.colour or asked.count > 1 for asked in prompt.objects)
+        assert any(asked.color or asked.count > 1 for asked in prompt.objects)
 
 
 def test_prompts_depend_on_the_seed_alone():
@@ -70,8 +70,8 @@ def test_prompts_depend_on_the_seed_alone():
         (CompositionPrompt("counting", (Asked("cat", count=2),), "sand"), ""),
         (CompositionPrompt("counting", (Asked("cat", count=3),), "sand"), "count of cats: 2"),
         (CompositionPrompt("counting", (Asked("car", count=2),), "sand"), "count of cars: 1"),
-        (CompositionPrompt("colour binding", (Asked("car", "green"), Asked("cat")), "sand"), ""),
-        (CompositionPrompt("colour binding", (Asked("car", "blue"), Asked("cat")), "sand"), "car in green"),
+        (CompositionPrompt("color binding", (Asked("car", "green"), Asked("cat")), "sand"), ""),
+        (CompositionPrompt("color binding", (Asked("car", "blue"), Asked("cat")), "sand"), "car in green"),
         (CompositionPrompt("relation", (Asked("car"), Asked("turtle")), "sand", "above"), ""),
         (CompositionPrompt("relation", (Asked("turtle"), Asked("car")), "sand", "above"), "relation: below"),
         (CompositionPrompt("complex", (Asked("car", "green"), Asked("cat", count=2)), "sand"), ""),
@@ -84,7 +84,7 @@ def test_rules_on_one_scene(parser, prompt, wrong):
         Placement("cat", "noto", (0.2, 0.8), 0.36),
         Placement("cat", "fluent-flat", (0.8, 0.8), 0.36),
         Placement("turtle", "noto", (0.5, 0.6), 0.36),
-        Placement("car", "noto", (0.5, 0.2), 0.36, colour="green"),
+        Placement("car", "noto", (0.5, 0.2), 0.36, color="green"),
     )
     scene = Plan(placements, "sand", "", fitting_plan(prompt).noise)
     (row,) = judge(parser, draw_scenes([scene], 96)[0].image, [prompt]).itertuples()
@@ -96,11 +96,11 @@ def test_rules_on_one_scene(parser, prompt, wrong):
 def test_fitting_scenes_show_what_was_asked_for():
     for seed, prompt in enumerate(prompts(9, seed=1)):
         plan = fitting_plan(prompt, seed)
-        shown = Counter((thing.concept, thing.colour) for thing in plan.placements)
-        assert shown == {(asked.concept, asked.colour): asked.count for asked in prompt.objects}
+        shown = Counter((thing.concept, thing.color) for thing in plan.placements)
+        assert shown == {(asked.concept, asked.color): asked.count for asked in prompt.objects}
         assert (plan.background, plan.caption) == (prompt.background, prompt.text)
         if prompt.relation:
-            assert relation(*(thing.centre for thing in plan.placements)) == prompt.relation
+            assert relation(*(thing.center for thing in plan.placements)) == prompt.relation
         assert near_miss(prompt, seed) == near_miss(prompt, seed) != prompt
 
 

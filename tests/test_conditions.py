@@ -1,4 +1,4 @@
-"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantised or compiled models, other kernels."""
+"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantized or compiled models, other kernels."""
 
 import numpy as np
 import PIL.Image
@@ -14,15 +14,15 @@ from diffusers import (
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from test_architectures import Eyewitness, softmax
-from test_perturb import EDITS, materialised
+from test_perturb import EDITS, materialized
 from tiny_models import build
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.edits import blur, drop, edited_output, perturb, perturbed_guidance
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.families import family_of
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.perturb import blur, drop, edited_output, perturb, perturbed_guidance
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.segmentation.segment import segment
 
 SIZE = (40, 56)  # 5 x 7 image tokens
 IMAGE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8))
@@ -69,7 +69,7 @@ class TestGuidance:
         found = {}
         for branch, texts in {"cond": self.prompts, "uncond": [self.negative] * 2}.items():
             with AttentionRecorder(backbone, heads="all") as one:
-                backbone.denoise(self.start(backbone), backbone.schedule(2, SIZE)[0][0], texts)
+                backbone.predict_velocity(self.start(backbone), backbone.schedule(2, SIZE)[0][0], texts)
             found[branch] = one.maps.sel(branch="cond", step=0)
             np.testing.assert_allclose(recorder.maps.sel(branch=branch, step=0), found[branch], rtol=1e-3, atol=1e-6)
         assert not np.allclose(found["cond"], found["uncond"], rtol=1e-2)
@@ -89,10 +89,10 @@ class TestGuidance:
                 **GUIDANCE[name],
             )
         start, timestep = self.start(backbone), backbone.schedule(1, SIZE)[0][0]
-        good = backbone.denoise(start, timestep, self.prompts)
-        none = backbone.denoise(start, timestep, self.negative)
+        good = backbone.predict_velocity(start, timestep, self.prompts)
+        none = backbone.predict_velocity(start, timestep, self.negative)
         with perturb(backbone, blur(), 1):
-            worse = backbone.denoise(start, timestep, self.prompts)
+            worse = backbone.predict_velocity(start, timestep, self.prompts)
         wanted = backbone.family.pack(start - (none + 4 * (good - none) + 1.5 * (good - worse)))
         assert (good - worse).abs().max() > 1e-4
         torch.testing.assert_close(seen[0], wanted, rtol=1e-4, atol=1e-4)
@@ -141,7 +141,7 @@ def test_pipelines_with_images(make, arguments):
     family, layers = family_of(pipe.transformer), family_of(pipe.transformer).layers(pipe.transformer)
     with Eyewitness() as witness:
         plain = generated(pipe, 2, **arguments)
-    with AttentionRecorder(pipe, heads="all", block=("i2t", "masses")) as recorder:
+    with AttentionRecorder(pipe, heads="all", direction=("i2t", "masses")) as recorder:
         assert torch.equal(generated(pipe, 2, **arguments), plain)
     maps, masses = recorder.recording["i2t"], recorder.masses
     guided = family.name == "sd3" or "true_cfg_scale" in arguments
@@ -159,7 +159,7 @@ def test_pipelines_with_images(make, arguments):
         steps_first.values.reshape(joint[..., image, words].shape), joint[..., image, words], atol=1e-5
     )
     sums = np.stack([joint[..., a, b].sum(-1).mean(-1) for a in (image, words) for b in (image, words)], axis=-1)
-    steps_first = masses.sel(image=0).transpose("step", "layer", "branch", "head", "block")
+    steps_first = masses.sel(image=0).transpose("step", "layer", "branch", "head", "direction")
     np.testing.assert_allclose(steps_first, sums, atol=1e-5)
 
     with perturb(pipe, blur(), 1):
@@ -173,7 +173,7 @@ def test_pipelines_with_images(make, arguments):
 def test_edits_leave_a_reference_image_its_share(edit):
     make, arguments = PIPELINES["kontext"]
     pipe, seen = make(), []
-    with intercept(pipe.transformer, lambda call: seen.append((edited_output(call, edit), materialised(call, edit)))):
+    with intercept(pipe.transformer, lambda call: seen.append((edited_output(call, edit), materialized(call, edit)))):
         generated(pipe, 1, **arguments)
     assert len(seen) == 10
     # as in test_perturb; sharper attention leaves less to others
@@ -208,7 +208,7 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
             return generated(pipe, **GUIDANCE[name], negative_prompt="snow")
 
         found = [run()]
-        with AttentionRecorder(pipe, block=("i2t", "masses")) as recorder:
+        with AttentionRecorder(pipe, direction=("i2t", "masses")) as recorder:
             found.append(run())
         with perturb(pipe, drop(), 1):
             found.append(run())
@@ -225,12 +225,12 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
         np.testing.assert_array_equal(x, y)
 
 
-def quantise_with_torchao(transformer) -> None:
+def quantize_with_torchao(transformer) -> None:
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed: pip install torchao")
     quantization.quantize_(transformer, quantization.Int8WeightOnlyConfig())
 
 
-def quantise_with_bitsandbytes(module) -> None:
+def quantize_with_bitsandbytes(module) -> None:
     bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
@@ -239,17 +239,17 @@ def quantise_with_bitsandbytes(module) -> None:
             small.load_state_dict(child.state_dict())
             setattr(module, name, small.to("cpu"))
         else:
-            quantise_with_bitsandbytes(child)
+            quantize_with_bitsandbytes(child)
 
 
 @ONE_OF_EACH
 # of the libraries themselves
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("quantise", [quantise_with_torchao, quantise_with_bitsandbytes])
-def test_quantised_weights(name, quantise):
+@pytest.mark.parametrize("quantize", [quantize_with_torchao, quantize_with_bitsandbytes])
+def test_quantized_weights(name, quantize):
     pipe = build(name)
     full = generated(pipe)
-    quantise(pipe.transformer)
+    quantize(pipe.transformer)
     small = generated(pipe)
     assert 0 < (small - full).abs().max() < 0.3
     with Eyewitness() as witness, AttentionRecorder(pipe, heads="all") as recorder:
@@ -261,8 +261,8 @@ def test_quantised_weights(name, quantise):
 
 
 def compile_blocks(pipe, backend) -> None:
-    for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
-        block.compile(backend=backend)
+    for direction in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
+        direction.compile(backend=backend)
 
 
 def compile_in_place(pipe, backend) -> None:

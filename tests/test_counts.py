@@ -1,4 +1,4 @@
-"""Counts on disk: what is written is read, damage and second runs are named, nothing is lost."""
+"""ImageCounts on disk: what is written is read, damage and second runs are named, nothing is lost."""
 
 import os
 import subprocess
@@ -11,17 +11,26 @@ import pandas as pd
 import pytest
 import torch
 
-from seg4diff_tools import metrics
-from seg4diff_tools.counts import Counts, Shard, Tally, count_images, placed, read_shard, stored_shards, write_shard
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools._runs import replace_file
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.runs import replace_file
+from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.counts import (
+    ImageCounts,
+    Shard,
+    TotalCounts,
+    count_images,
+    placed,
+    read_shard,
+    stored_shards,
+    write_shard,
+)
 
 
 def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree"), configurations=3):
     confusion = np.random.default_rng(index).integers(0, 9, (configurations, len(true), len(predicted)))
     confusion[:, :, 1:2] = 0  # a class that is never chosen
-    return Counts(index, confusion, true, predicted, ("grass",), f"picture {index}")
+    return ImageCounts(index, confusion, true, predicted, ("grass",), f"picture {index}")
 
 
 def test_round_trip(tmp_path):
@@ -52,20 +61,20 @@ def test_nothing_read_is_still_a_file(tmp_path):
 
 def test_scores_do_not_depend_on_the_order():
     records = [record(0), record(1, true=("tree", "dog", "cat")), record(2, true=("dog",))]
-    pd.testing.assert_frame_equal(Tally(records).scores(), Tally(records[::-1]).scores(), check_exact=True)
+    pd.testing.assert_frame_equal(TotalCounts(records).scores(), TotalCounts(records[::-1]).scores(), check_exact=True)
     names = ["cat", "dog", "grass", "tree"]
     total = sum(placed(each, names) for each in records)
-    scores = Tally(records).scores()
+    scores = TotalCounts(records).scores()
     np.testing.assert_allclose(scores["mIoU"], metrics.miou(total))
     np.testing.assert_allclose(scores["object_mIoU"], metrics.miou(total, [0, 1, 3]))
     np.testing.assert_allclose(scores["background_mIoU"], metrics.miou(total, [2]))
-    assert Tally().scores().empty
+    assert TotalCounts().scores().empty
 
 
 def sample(index):
     generator = np.random.default_rng(index)
     pixels = generator.integers(0, 256, (7, 11, 3), dtype=np.uint8)
-    return LabelledImage(pixels, ("cat", "grass"), generator.integers(0, 2, (7, 11)), background=("grass",))
+    return LabeledImage(pixels, ("cat", "grass"), generator.integers(0, 2, (7, 11)), background=("grass",))
 
 
 def compute(group):

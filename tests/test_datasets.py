@@ -24,7 +24,7 @@ def folders(tmp_path):
     images.mkdir()
     masks.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (11, 13, 3), dtype=np.uint8)
-    for name in ("b.jpg", "a.png", "unlabelled.png"):
+    for name in ("b.jpg", "a.png", "unlabeled.png"):
         Image.fromarray(pixels).save(images / name)
     labels = np.zeros((11, 13), dtype=np.uint8)
     labels[2:5, 3:7], labels[0, 0] = 2, 255
@@ -99,7 +99,7 @@ def test_mask_of_another_size_is_refused(folders):
         datasets.folder(images, masks, NAMES)[0]
 
 
-def test_coloured_mask_is_refused(folders):
+def test_colored_mask_is_refused(folders):
     images, masks = folders
     Image.new("RGB", (13, 11)).save(masks / "a.png")
     with pytest.raises(InputError, match="one class index"):
@@ -134,7 +134,7 @@ def test_wrong_folders_and_names_are_refused(folders, tmp_path):
             datasets.folder(*arguments)
 
 
-def colours(segments: np.ndarray) -> Image.Image:
+def colors(segments: np.ndarray) -> Image.Image:
     """A panoptic PNG: id = red + 256 green + 65536 blue."""
     return Image.fromarray(np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1).astype(np.uint8))
 
@@ -155,7 +155,7 @@ def coco(tmp_path):
     images.mkdir()
     masks.mkdir()
     Image.new("RGB", (11, 7)).save(images / "000000000030.jpg")
-    colours(SEGMENTS).save(masks / "000000000030.png")
+    colors(SEGMENTS).save(masks / "000000000030.png")
     segments = [(300, 1, 0), (70_000, 44, 0), (5, 1, 0), (9, 1, 1)]
     content = {
         "categories": CATEGORIES,
@@ -201,7 +201,7 @@ def test_coco_captions_in_both_formats(coco, tmp_path):
 
 def test_broken_coco_is_named(coco, tmp_path):
     images, masks, path = coco
-    colours(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
+    colors(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
     with pytest.raises(InputError, match=r"masks of the image's size \(11, 7\), got \(10, 7\)"):
         datasets.coco_panoptic(*coco)[0]
     (masks / "000000000030.png").write_bytes(b"no picture")
@@ -270,7 +270,7 @@ def test_real_coco_photographs():
 
 def test_renamed_classes_of_one_name_become_one():
     label_map = np.array([[0, 1, 2], [2, 3, datasets.IGNORE]])
-    sample = datasets.LabelledImage(
+    sample = datasets.LabeledImage(
         np.zeros((2, 3, 3), np.uint8), ("cat", "sand", "dog", "snow"), label_map, "", ("sand", "snow")
     )
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_run import tiny_clip
 
-from seg4diff_tools.clipscore import clip_scores, load_clip
-from seg4diff_tools.effects import guidance_effects, layer_effects, resampled
+from seg4diff_tools.analysis.perturbation import guidance_effects, layer_effects, resampled
+from seg4diff_tools.attention.edits import blur, drop, perturb, perturbed_guidance
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
+from seg4diff_tools.generation.clip import clip_scores, load_clip
 
 PROMPTS = ["a cat and a dog", "a red car", "two cats near a tree"]
 

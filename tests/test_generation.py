@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from seg4diff_tools.__main__ import app
 from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.generation import generate_benchmark, read_prompts
+from seg4diff_tools.generation.benchmarks import generate_benchmark, read_prompts
 
 QUICK = {"steps": 2, "guidance_scale": 1.0, "progress": False}
 TEXTS = ["a cat", "a red car", "a dog"]
@@ -146,7 +146,7 @@ def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
 
 
 def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
-    from seg4diff_tools.lora import attach, save_lora, trained
+    from seg4diff_tools.backbones.lora import attach, save_lora, trained
 
     transformer = tiny_backbone.transformer
     attach(transformer, tiny_backbone.family, rank=2, alpha=2)

@@ -9,9 +9,9 @@ from conftest import tiny_pipeline
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
-from seg4diff_tools.checkpoints import load_pipeline
+from seg4diff_tools.backbones.checkpoints import load_pipeline
+from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
-from seg4diff_tools.loading import load_backbone, wrap_pipeline
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.backbones.lora import FILE, SHIPPED, LoraWeights, attach, lora, read_lora, save_lora, trained
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.lora import FILE, SHIPPED, LoraWeights, attach, lora, read_lora, save_lora, trained
-from seg4diff_tools.scenes import Scenes
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
+from seg4diff_tools.scenes.scenes import Scenes
 
 RANK = 3
 
@@ -34,7 +34,7 @@ def weights(backbone) -> LoraWeights:
 @torch.no_grad()
 def velocity(backbone) -> torch.Tensor:
     noisy = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    return backbone.denoise(noisy, 500.0, "a cat")
+    return backbone.predict_velocity(noisy, 500.0, "a cat")
 
 
 def released(weights: LoraWeights, head: bool) -> dict:

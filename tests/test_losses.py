@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.losses import dice_loss, focal_loss, match_masks, matching_cost
+from seg4diff_tools.magnet.losses import dice_loss, focal_loss, match_masks, matching_cost
 
 
 def logit(*chances: float) -> torch.Tensor:

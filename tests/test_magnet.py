@@ -1,4 +1,4 @@
-"""Mask alignment: losses and gradients against a materialised softmax, targets, and runs that a kill or a cut does not change."""
+"""Mask alignment: losses and gradients against a materialized softmax, targets, and runs that a kill or a cut does not change."""
 
 import csv
 import os
@@ -18,17 +18,17 @@ from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.backbones.lora import lora, read_lora
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.lora import lora, read_lora
-from seg4diff_tools.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
+from seg4diff_tools.magnet.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
-from seg4diff_tools.operators import attention_with_lse
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.scenes import Scenes
+from seg4diff_tools.scenes.scenes import Scenes
 
 HEADS, GRID, TEXT, DIM = 3, (5, 7), 11, 8
 IMAGE = GRID[0] * GRID[1]
@@ -67,15 +67,15 @@ def targets(spans: bool) -> list[Target]:
     return found
 
 
-def materialised(call: JointAttention, config: MagnetConfig, spans: tuple[tuple[int, ...], ...], image: int):
+def materialized(call: JointAttention, config: MagnetConfig, spans: tuple[tuple[int, ...], ...], image: int):
     """The maps of one image by definition, from the whole map."""
     scores = call.query[image] @ call.key[image].mT * call.scale
     whole = scores if config.reading == "scores" else scores.softmax(-1)
-    block = whole[:, :IMAGE, IMAGE:]
+    direction = whole[:, :IMAGE, IMAGE:]
     if config.maps == "heads":
-        maps = block.permute(0, 2, 1).flatten(0, 1)
+        maps = direction.permute(0, 2, 1).flatten(0, 1)
         return maps if config.reading == "scores" else maps.logit()
-    maps = torch.stack([block.mean(0)[:, list(span)].mean(1) for span in spans])
+    maps = torch.stack([direction.mean(0)[:, list(span)].mean(1) for span in spans])
     if config.reading == "softmax":
         maps = maps.logit()
     if config.reading == "shares":
@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_words_are_those_of_the_whole_map(reading, focal
     call = attention()
     expected = {"focal": 0.0, "dice": 0.0}
     for image, one in enumerate(wanted):
-        plain = materialised(call, config, one.spans, image).unflatten(-1, GRID).float()
+        plain = materialized(call, config, one.spans, image).unflatten(-1, GRID).float()
         large = interpolate(plain[None], size=(10, 14), mode="bilinear")[0][:, one.known]
         expected["focal"] += focal_loss(large, one.masks[:, one.known], focal=focal).mean() / 2
         expected["dice"] += dice_loss(large, one.masks[:, one.known]).mean() / 2
@@ -117,7 +117,7 @@ def test_losses_and_gradients_of_heads_are_those_of_the_best_matching_maps(readi
     call = attention()
     total = 0.0
     for image, one in enumerate(wanted):
-        maps = materialised(call, config, (), image).unflatten(-1, GRID).float()
+        maps = materialized(call, config, (), image).unflatten(-1, GRID).float()
         small = interpolate(one.masks[None].float(), size=GRID, mode="nearest-exact")[0] > 0.5
         costs = torch.stack([dice_loss(maps.flatten(1), mask.flatten().expand(len(maps), -1)) for mask in small], 1)
         # few masks: every choice can be tried
@@ -169,7 +169,7 @@ def test_the_head_changes_maps_before_the_loss():
 class TestTargets:
     labels = np.zeros((56, 56), dtype=np.int64)
     labels[:10, :10], labels[20:, 20:], labels[0, 50:] = 1, 2, 255
-    sample = LabelledImage(np.zeros((56, 56, 3), np.uint8), ("snow", "cat", "dog"), labels, caption="a dog on snow")
+    sample = LabeledImage(np.zeros((56, 56, 3), np.uint8), ("snow", "cat", "dog"), labels, caption="a dog on snow")
 
     def test_words_of_class_names(self, backbone):
         found = target(backbone, self.sample, QUICK)
@@ -195,7 +195,7 @@ class TestTargets:
     def test_masks_come_to_the_square_of_the_image(self, backbone):
         wide = np.zeros((28, 112), dtype=np.int64)
         wide[:, 56:] = 1
-        sample = LabelledImage(np.zeros((28, 112, 3), np.uint8), ("cat", "dog"), wide)
+        sample = LabeledImage(np.zeros((28, 112, 3), np.uint8), ("cat", "dog"), wide)
         masks = target(backbone, sample, QUICK).masks
         assert masks.shape == (2, 56, 56)
         assert masks[0, :, :28].all() and not masks[0, :, 28:].any()
@@ -205,7 +205,7 @@ class TestTargets:
         masks = np.zeros((2, 56, 56), dtype=bool)
         masks[0, :5], masks[1] = True, True
         blank = np.full((56, 56), 255, dtype=np.int64)
-        sample = LabelledImage(np.zeros((56, 56, 3), np.uint8), (), blank, "a cat", masks=masks)
+        sample = LabeledImage(np.zeros((56, 56, 3), np.uint8), (), blank, "a cat", masks=masks)
         found = target(backbone, sample, replace(QUICK, maps="heads", text="caption"))
         assert [int(mask.sum()) for mask in found.masks] == [56 * 56, 5 * 56]
         assert found.spans == () and found.known.all()
@@ -284,7 +284,7 @@ def test_the_mask_loss_falls(backbone, tmp_path, options):
 @pytest.mark.parametrize("options", [{}, {"maps": "heads", "text": "caption"}], ids=["words", "heads"])
 def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
     backbone = wrap_pipeline(build("flux-dev"))
-    # a double block and a single one
+    # a double direction and a single one
     losses = {"flow_weight": 0.0, "focal_weight": 0.0, "reading": "softmax"}
     config = replace(QUICK, steps=6, batch=3, layers=(1, 3), learning_rate=0.03, **losses, **options)
     few = [DATA[index] for index in range(3)]
@@ -300,7 +300,7 @@ def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
     found = rows(finetune(backbone, few, config, tmp_path / "run", progress=False))
     assert 0 < found[-1]["dice"] < 0.98 * found[0]["dice"]
     assert torch.equal(generated(), plain)
-    # single blocks have one output projection for attention and the rest together, which is left alone
+    # single directions have one output projection for attention and the rest together, which is left alone
     modules = {f"transformer_blocks.{i}.attn.{part}" for i in range(2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
     modules |= {f"single_transformer_blocks.{i}.attn.{part}" for i in range(3) for part in ("to_q", "to_k", "to_v")}
     assert {name.rpartition(".lora_")[0] for name in read_lora(tmp_path / "run").tensors} == modules

@@ -12,10 +12,9 @@ from pycocotools import mask as rle
 from tiny_run import TINY
 from typer.testing import CliRunner
 
-from seg4diff_tools import model_cards
 from seg4diff_tools.__main__ import app
-from seg4diff_tools.lora import read_lora
-from seg4diff_tools.pretrain import RunConfig, preset
+from seg4diff_tools.backbones.lora import read_lora
+from seg4diff_tools.pretrain import RunConfig, model_card, preset
 
 
 def call(*words: object):
@@ -40,7 +39,7 @@ def test_a_whole_run(tmp_path, monkeypatch):
 
     result = call("export", "--run", run)
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr(model_cards, "GALLERY", model_cards.GALLERY[:1])  # the others are drawn alike
+    monkeypatch.setattr(model_card, "GALLERY", model_card.GALLERY[:1])  # the others are drawn alike
     numbers = {"scenes": 3, "search-scenes": 2, "generated": 2, "guidance-scale": 1}
     options = [word for name, number in numbers.items() for word in (f"--{name}", number)]
     result = call("report", "--run", run, "--compute", "a test", *options)

@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 from tiny_run import TINY
 
-from seg4diff_tools import model_cards
+from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.errors import CheckpointError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.model_cards import write_card
-from seg4diff_tools.quality import Quality
+from seg4diff_tools.pretrain import model_card
+from seg4diff_tools.pretrain.model_card import write_card
+from seg4diff_tools.pretrain.report import Quality
 
 
 def quality(object_miou: float = 0.512) -> Quality:
@@ -56,14 +56,14 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tiny_backbone):
     """The gallery, drawn once in few steps."""
-    return model_cards.gallery(tiny_backbone, 2.0, steps=2)
+    return model_card.gallery(tiny_backbone, 2.0, steps=2)
 
 
 @pytest.fixture
 def write(tiny_folder, tiny_backbone, tmp_path, run, drawn, monkeypatch):
     """A function that writes the card of a copy of the tiny model; it returns folder and card."""
     folder = shutil.copytree(tiny_folder, tmp_path / "toy")
-    monkeypatch.setattr(model_cards, "gallery", lambda backbone, scale: drawn)
+    monkeypatch.setattr(model_card, "gallery", lambda backbone, scale: drawn)
 
     def write(measured: Quality):
         return folder, write_card(folder, tiny_backbone, measured, run, guidance_scale=2.5, compute="one core, 3 hours")
@@ -111,9 +111,9 @@ def test_a_goal_that_was_missed_is_told(write):
 
 def test_the_gallery_shows_every_prompt_in_a_small_file(drawn):
     picture = Image.open(io.BytesIO(drawn))
-    assert picture.format == "PNG" and len(drawn) <= model_cards.GALLERY_BYTES
+    assert picture.format == "PNG" and len(drawn) <= model_card.GALLERY_BYTES
     assert picture.width > 600 and picture.height > 400
-    assert len(set(model_cards.GALLERY)) == len(model_cards.GALLERY) == 18
+    assert len(set(model_card.GALLERY)) == len(model_card.GALLERY) == 18
 
 
 def test_a_run_without_logs_is_refused(write, run):

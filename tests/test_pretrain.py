@@ -12,14 +12,14 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from tiny_run import MODEL, TINY
 from torch import nn
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain import RunConfig, export, preset, run_stage, stages
 from seg4diff_tools.pretrain.config import StageConfig
 from seg4diff_tools.pretrain.loop import _rate, train
 from seg4diff_tools.pretrain.stages import STAGES, TransformerStage, prompt_of, scene_batch
 from seg4diff_tools.pretrain.vocabulary import make_tokenizer
-from seg4diff_tools.scenes import plan
+from seg4diff_tools.scenes.scenes import plan
 
 CPU = torch.device("cpu")
 PARTS = tuple(STAGES)
@@ -48,7 +48,7 @@ TOY = StageConfig(steps=70, batch=5, learning_rate=0.02, warmup=10, cooldown=20,
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint: weights, moving averages and the optimisers' state."""
+    """Everything in a checkpoint: weights, moving averages and the optimizers' state."""
     flat = {}
 
     def walk(name: str, value) -> None:
@@ -339,8 +339,8 @@ def test_the_exported_model_holds_the_trained_weights(tiny_run, tiny_model):
 
 
 def test_the_exported_model_can_be_segmented_with(tiny_model):
-    from seg4diff_tools.loading import load_backbone
-    from seg4diff_tools.segmentation import segment
+    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.segmentation.segment import segment
 
     backbone = load_backbone(tiny_model)
     assert backbone.image_size == 56 and backbone.token_grid() == (7, 7)

@@ -173,7 +173,7 @@ def test_coco_objects_are_drawn_small_ones_last(tmp_path, capsys):
 def test_pixel_maps_of_coco(tmp_path, images, maps):
     for name in ("000000000139", "000000000285"):
         photograph(tmp_path / images / f"{name}.jpg")
-        # person, toothbrush, banner, unlabelled; the rest is wood
+        # person, toothbrush, banner, unlabeled; the rest is wood
         mask(tmp_path / maps / f"{name}.png", 181, 0, 89, 91, 255)
     samples = datasets.published("coco-stuff27", tmp_path)
     assert len(samples) == 2 and len(samples.class_names) == 27 and len(samples.background) == 15

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from tiny_run import SCENES, tiny_clip
 
-from seg4diff_tools.clipscore import clip_scores, load_clip
-from seg4diff_tools.counts import stored_counts
-from seg4diff_tools.drawings import concepts
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.quality import SEARCH_FROM, _psnr, measure
-from seg4diff_tools.scenes import Scenes, scene
-from seg4diff_tools.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.evaluation.counts import stored_counts
+from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.generation.clip import clip_scores, load_clip
+from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import Scenes, scene
 
 OPTIONS = {"scenes": 5, "search_scenes": 3, "search_steps": (3, 8), "generated": 3, "steps": 9, "progress": False}
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from seg4diff_tools import scenes
-from seg4diff_tools.drawings import COLOURS, concepts, drawing, styles
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
+from seg4diff_tools.scenes import scenes
+from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
+from seg4diff_tools.scenes.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 
-HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, coloured=0.6)
+HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, colored=0.6)
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 
@@ -21,8 +21,8 @@ def phrases() -> dict[str, tuple[str, str | None, int]]:
     """Everything that a caption may call some objects, with what it means."""
     meanings = {}
     for concept in concepts().values():
-        for colour in (None, *(COLOURS if concept.recolour else ())):
-            word = f"{colour} " if colour else ""
+        for color in (None, *(COLORS if concept.recolor else ())):
+            word = f"{color} " if color else ""
             one = f"{word}{concept.name}"
             article = (
                 ""
@@ -31,8 +31,8 @@ def phrases() -> dict[str, tuple[str, str | None, int]]:
                 if one[0] in "aeiou"
                 else "a "
             )
-            meanings[article + one] = (concept.name, colour, 1)
-            meanings |= {f"{n} {word}{concept.plural}": (concept.name, colour, count) for n, count in NUMBERS.items()}
+            meanings[article + one] = (concept.name, color, 1)
+            meanings |= {f"{n} {word}{concept.plural}": (concept.name, color, count) for n, count in NUMBERS.items()}
     return meanings
 
 
@@ -48,8 +48,8 @@ def read(caption: str) -> tuple[Counter, str | None, list[tuple], str]:
     parts = re.split(f" {relation} " if relation else ", | and ", listed)
     told = [PHRASES[part] for part in parts]
     counts = Counter()
-    for name, colour, count in told:
-        counts[name, colour] += count
+    for name, color, count in told:
+        counts[name, color] += count
     return counts, relation, told, background
 
 
@@ -60,12 +60,12 @@ def test_captions_tell_the_truth(split, config):
     for index in range(200):
         p = plan(split, index, config)
         counts, relation, told, background = read(p.caption)
-        assert counts == Counter((o.concept, o.colour) for o in p.placements)
+        assert counts == Counter((o.concept, o.color) for o in p.placements)
         assert background == p.background
         relations[relation] += 1
         if relation:
-            centre = {(o.concept, o.colour): o.centre for o in p.placements}
-            (x0, y0), (x1, y1) = (centre[name, colour] for name, colour, _ in told)
+            center = {(o.concept, o.color): o.center for o in p.placements}
+            (x0, y0), (x1, y1) = (center[name, color] for name, color, _ in told)
             holds = {"left of": x0 < x1, "right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}
             assert holds[relation]
             # the relation is along the longer way
@@ -82,8 +82,8 @@ def test_plans_keep_to_their_configuration():
     assert {o.concept for o in objects} == set(config.concepts)
     assert {o.flipped for o in objects} == {True, False}
     assert all(0.15 <= o.side <= 0.7 and abs(o.degrees) <= config.degrees for o in objects)
-    assert {o.colour for o in objects if not concepts()[o.concept].recolour} == {None}
-    assert {o.colour for o in objects if o.concept == "car"} == {None, *COLOURS}
+    assert {o.color for o in objects if not concepts()[o.concept].recolor} == {None}
+    assert {o.color for o in objects if o.concept == "car"} == {None, *COLORS}
     twins = [p for p in plans if max(Counter(o.concept for o in p.placements).values()) > 1]
     assert 0.3 < len(twins) / len(plans) < 0.8
     # an object in front is never larger than one behind it
@@ -144,7 +144,7 @@ def test_labels_are_where_the_picture_changes():
 
 
 def test_composed_by_hand():
-    # this donut touches all four sides of its drawing: half of 96 pixels, centred, is 24 to 72
+    # this donut touches all four sides of its drawing: half of 96 pixels, centered, is 24 to 72
     donut = scenes.compose([("donut", (0.5, 0.5), 0.5)], background="snow", style="noto")
     assert donut.boxes.tolist() == [[24, 24, 72, 72]]
     assert donut.class_names == ("donut", "snow") and donut.caption == "a donut in snow"

@@ -1,4 +1,4 @@
-"""Words of any prompt are found again, in order, in every family's tokenizer."""
+"""OpenVocabulary of any prompt are found again, in order, in every family's tokenizer."""
 
 from unicodedata import normalize
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BUILDERS, build
 
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import PromptError
-from seg4diff_tools.loading import wrap_pipeline
 
 # letters, marks and digits of every script, in words short enough for the shortest of the text encoders
 WORDS = st.lists(

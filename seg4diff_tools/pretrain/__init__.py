@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from seg4diff_tools.checkpoints import best_device
+from seg4diff_tools.backbones.checkpoints import best_device
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.pretrain.config import RunConfig, preset
 from seg4diff_tools.pretrain.loop import train

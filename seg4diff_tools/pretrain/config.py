@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seg4diff_tools.drawings import concepts
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.scenes import SceneConfig
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import SceneConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One run of optimisation. `cooldown` is the number of last steps in which the rate falls to zero."""
+    """One run of optimization. `cooldown` is the number of last steps in which the rate falls to zero."""
 
     steps: int
     batch: int

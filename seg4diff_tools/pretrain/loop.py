@@ -12,9 +12,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from seg4diff_tools._runs import append_row, truncate_log
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import StageConfig
-from seg4diff_tools.runs import append_row, truncate_log
 
 
 @runtime_checkable
@@ -24,7 +24,7 @@ class Stage(Protocol):
     model: nn.Module
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Losses on the scenes with these indices; the first is minimised, the others are logged."""
+        """Losses on the scenes with these indices; the first is minimized, the others are logged."""
         ...
 
 

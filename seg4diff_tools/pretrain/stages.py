@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
 from seg4diff_tools.pretrain.vocabulary import MAX_TOKENS, make_tokenizer
-from seg4diff_tools.scenes import Plan, SceneConfig, plan, render
+from seg4diff_tools.scenes.scenes import Plan, SceneConfig, plan, render
 
 PLAIN, EMPTY = 0.4, 0.1
 """Shares of prompts that are plain class names, and empty; the others are captions."""
