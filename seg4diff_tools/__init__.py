@@ -27,13 +27,11 @@ if TYPE_CHECKING:
         segmentation,
     )
     from seg4diff_tools.attention import AttentionRecorder, Recording, intercept, open_recording
-    from seg4diff_tools.attention import edits as edits
     from seg4diff_tools.backbones import Backbone, load_backbone, verify, wrap_pipeline
-    from seg4diff_tools.backbones import lora as lora
     from seg4diff_tools.caching import remember
     from seg4diff_tools.datasets import Sample
     from seg4diff_tools.errors import Seg4DiffError
-    from seg4diff_tools.evaluation import Evaluation, evaluate, layer_step_sweep, metrics, read_evaluation
+    from seg4diff_tools.evaluation import Evaluation, evaluate, layer_step_sweep, read_evaluation
     from seg4diff_tools.explorer import Explorer, compose_scene, explore
     from seg4diff_tools.magnet import MagnetConfig, finetune
     from seg4diff_tools.prompts import Prompt
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
         Segmentation,
         Unsupervised,
         group,
-        masks,
         segment,
     )
 

@@ -174,7 +174,7 @@ def test_folder_says_all(backbone, samples, tmp_path):
     result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY, out=tmp_path)
     told = json.loads((tmp_path / "result.json").read_text())
     assert told["settings"]["methods"]["spread"]["reading"] == {
-        "function": "seg4diff_tools.readings.refined",
+        "function": "seg4diff_tools.segmentation.attribution.refined",
         "times": 1,
     }
     assert told["settings"]["methods"]["one"]["layers"] == [3] and told["versions"]["torch"] == torch.__version__

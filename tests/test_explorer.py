@@ -45,7 +45,7 @@ def ask(view, **question):
 
 
 def test_it_begins_with_a_telling_word(view):
-    assert (view.block, view.branch, view.layer, view.step, view.head) == ("i2t", "cond", 1, 1, "mean")
+    assert (view.direction, view.branch, view.layer, view.step, view.head) == ("i2t", "cond", 1, 1, "mean")
     assert (view.token, view.classes) == ("red", ["red", "car", "zebra"])
     assert view.axes["head"] == ["mean", 0, 1, 2]
     assert "masses" not in view.axes["direction"]
@@ -56,7 +56,7 @@ def test_it_begins_with_a_telling_word(view):
 
 def test_the_bytes_are_those_of_the_chosen_maps(view, recording):
     for layer, step, head, direction in [(0, 0, "mean", "i2t"), (4, 1, 2, "t2i"), (3, 0, 1, "i2t")]:
-        view.layer, view.step, view.head, view.block = layer, step, head, direction
+        view.layer, view.step, view.head, view.direction = layer, step, head, direction
         content, sent = ask(view, ask="slice", selection=view.selection)
         plain = recording[direction].sel(layer=layer, step=step, branch="cond", image=0)
         plain = plain.mean("head") if head == "mean" else plain.sel(head=head)
@@ -315,7 +315,7 @@ def test_live_tries_again_and_says_every_error(live, monkeypatch):
     def broken(*_):
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("seg4diff_tools.live.record_live", broken)
+    monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", broken)
     live.seed = 4
     live.wait()
     assert (live.message, live.revision) == ("no such thing", 0)
@@ -347,7 +347,7 @@ def test_live_and_the_notebook_take_turns(live, tiny_backbone):
 
 
 def test_live_refuses_before_it_records(tiny_backbone, monkeypatch):
-    monkeypatch.setattr("seg4diff_tools.live.record_live", None)
+    monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", None)
     for arguments, message in (
         ({"image": "a cat", "layers": 3}, "no setting layers"),
         ({"image": "photo.jgp", "prompt": "a cat"}, "no image file 'photo.jgp'"),

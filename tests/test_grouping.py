@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seg4diff_tools.attention.recorder import AttentionRecorder
-from seg4diff_tools.datasets import labels
+from seg4diff_tools.datasets.labels import renumber
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_groups(tiny_backbone, samples):
     total, counts = 0, []
     for sample in samples:
         found = group(tiny_backbone, sample.image, layer=3, threshold=0.01)
-        target = labels.renumber(torch.from_numpy(np.array(sample.label_map)).long(), sample.class_names, vocabulary)
+        target = renumber(torch.from_numpy(np.array(sample.label_map)).long(), sample.class_names, vocabulary)
         named = metrics.match(torch.from_numpy(found.label_map), target, len(vocabulary))
         total = total + metrics.confusion(named, target, len(vocabulary) + 1)
         counts.append(len(found.proposals))

@@ -9,7 +9,8 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from seg4diff_tools.backbones.loading import load_backbone
-from seg4diff_tools.datasets import LabeledImage, labels
+from seg4diff_tools.datasets import LabeledImage
+from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import counts, metrics, sweeps
 from seg4diff_tools.segmentation.segment import segment
@@ -20,7 +21,7 @@ VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]
 def sample(index, names, size=(23, 31)):
     generator = np.random.default_rng(index)
     label_map = generator.integers(0, len(names), size)
-    label_map[: index + 1, 3:7] = labels.IGNORE
+    label_map[: index + 1, 3:7] = IGNORE
     pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
     return LabeledImage(pixels, tuple(names), label_map, background=("grass",))
 
@@ -56,8 +57,8 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
             )  # fmt: skip
             left, top, right, bottom = result.settings["frame"]
             target = torch.tensor(each.label_map[top:bottom, left:right])
-            target = labels.renumber(target, each.class_names, VOCABULARY)
-            prediction = labels.renumber(torch.tensor(result.label_map), names, VOCABULARY)
+            target = renumber(target, each.class_names, VOCABULARY)
+            prediction = renumber(torch.tensor(result.label_map), names, VOCABULARY)
             total += metrics.confusion(prediction, target, 5)
         # a batch of two rounds otherwise than one image on its own: ties may fall differently
         close = {"abs": 5e-3}
@@ -133,7 +134,7 @@ def test_per_image_scores(tiny_backbone, samples, tmp_path):
     row = scores.query("image == 1 and layer == 3").iloc[0]
     assert row["class_names"] == "grass, red car, dog"
     result = segment(tiny_backbone, samples[1].image, VOCABULARY, layer=3)
-    target = labels.renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
+    target = renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
     pixels = metrics.confusion(torch.tensor(result.label_map), target, 5)
     assert row["mIoU"] == metrics.miou(pixels).item()
     assert row["object_mIoU"] == metrics.miou(pixels, [2, 3]).item()
@@ -175,7 +176,7 @@ def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tin
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
 def test_image_without_a_class_counts_nothing(tiny_backbone, samples, vocabulary, tmp_path):
-    empty = LabeledImage(samples[0].image, (), np.full((23, 31), labels.IGNORE))
+    empty = LabeledImage(samples[0].image, (), np.full((23, 31), IGNORE))
     options = {"layers": [1, 2], "steps_from_end": (3, 8), "vocabulary": vocabulary}
     table = sweep(tiny_backbone, [empty, *samples[:2]], batch=6, out=tmp_path, **options)
     expected = sweep(tiny_backbone, samples[:2], batch=6, **options)
@@ -228,7 +229,7 @@ def test_vocabulary_of_hundreds_of_classes(tiny_backbone, samples):
     table = sweep(tiny_backbone, samples[2:3], layers=[1], vocabulary=vocabulary)
     result = segment(tiny_backbone, samples[2].image, vocabulary, layer=1)
     assert len(result.settings["prompts"]) > 1
-    kept = samples[2].label_map != labels.IGNORE
+    kept = samples[2].label_map != IGNORE
     assert table["pACC"].item() == pytest.approx((result.label_map[kept] == 255).mean())
 
 

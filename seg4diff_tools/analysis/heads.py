@@ -193,8 +193,8 @@ def cross_validated(
     targets, labels = [], []
     for sample in samples:
         names = sample.class_names
-        targets.append(labels.true_classes(sample.label_map, names, vocabulary))
-        own = labels.true_classes(sample.label_map, names, names)
+        targets.append(true_classes(sample.label_map, names, vocabulary))
+        own = true_classes(sample.label_map, names, names)
         coarse = token_labels(torch.where(own < 0, len(names), own), grid)
         # a token of which most is ignored counts for the first class; it is one in hundreds
         labels.append(torch.where(coarse < len(names), coarse, 0))
@@ -213,7 +213,7 @@ def cross_validated(
             for i in range(fold, len(samples), folds):
                 mean = torch.stack([maps[i][one] for one in heads]).mean(0)
                 found = masks.label_map(mean, tuple(targets[i].shape))
-                found = labels.renumber(found, samples[i].class_names, vocabulary, ignore=-1)
+                found = renumber(found, samples[i].class_names, vocabulary, ignore=-1)
                 totals[name] = totals.get(name, 0) + metrics.confusion(found, targets[i], len(vocabulary), ignore=-1)
     rows = [(name, metrics.miou(c).item(), metrics.pixel_accuracy(c).item()) for name, c in totals.items()]
     return pd.DataFrame(rows, columns=["heads", "mIoU", "pACC"]), chosen

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.datasets import Sample, labels
+from seg4diff_tools.datasets import Sample
+from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.segmentation import masks
@@ -78,13 +79,13 @@ def choose_combination(
     if not names:
         raise InputError(f"expected samples that show a class, got none among {len(samples)}")
     vocabulary = sorted({name for own in names for name in own})
-    targets = [labels.true_classes(truth, own, vocabulary) for truth, own in zip(truths, names, strict=True)]
+    targets = [true_classes(truth, own, vocabulary) for truth, own in zip(truths, names, strict=True)]
 
     def score(at_steps: Sequence[int], of_layers: Sequence[int]) -> float:
         total = torch.zeros(len(vocabulary), len(vocabulary), dtype=torch.int64)
         for own, one, target in zip(names, maps, targets, strict=True):
             labels = masks.label_map(_mean(one, at_steps, of_layers), tuple(target.shape))
-            named = labels.renumber(labels, own, vocabulary, ignore=-1)
+            named = renumber(labels, own, vocabulary, ignore=-1)
             total += metrics.confusion(named, target, len(vocabulary), ignore=-1)
         return metrics.miou(total).item()
 

@@ -390,10 +390,10 @@ def _confusions(
     with work.timed("scores"):
         for index, (each, labels) in enumerate(zip(group, found, strict=True)):
             known, names = _known(each, vocabulary), each.sample.class_names
-            target = labels.true_classes(each.sample.label_map, names, known)
+            target = true_classes(each.sample.label_map, names, known)
             if isinstance(method, OpenVocabulary):
                 left, top, right, bottom = label_frame(work.backbone, tuple(target.shape), method.fit)
-                labels = labels.renumber(labels, asked[index], known, ignore=-1)
+                labels = renumber(labels, asked[index], known, ignore=-1)
                 counts = metrics.confusion(labels, target[top:bottom, left:right], len(known), ignore=-1)
             else:
                 counts = pad_confusion(labels, target, len(known) - 1, method)

@@ -10,11 +10,13 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.datasets import Sample, labels
+from seg4diff_tools.datasets import Sample
+from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.prompts import Kind
 from seg4diff_tools.segmentation import masks
+from seg4diff_tools.segmentation.options import Labels, Unsupervised
 from seg4diff_tools.segmentation.unsupervised import Matching, read_token_maps
 
 
@@ -68,7 +70,7 @@ def grouping_scores(
     counts = torch.zeros(len(wanted), len(thresholds))
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping")):
         picture = open_sample(sample, index).picture
-        target = labels.true_classes(sample.label_map, sample.class_names, vocabulary)
+        target = true_classes(sample.label_map, sample.class_names, vocabulary)
         latents = backbone.encode_image(picture)
         maps = read_token_maps(backbone, latents, prompt, wanted, tokens, steps_from_end, steps, seed)[0].cpu()
         for i in range(len(wanted)):

@@ -18,7 +18,8 @@ from seg4diff_tools._runs import open_run, processes, read_settings
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
 from seg4diff_tools.caching import model_fingerprint
-from seg4diff_tools.datasets import Sample, background_of, labels
+from seg4diff_tools.datasets import Sample, background_of
+from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
@@ -225,7 +226,7 @@ def _counts(
     for each, one in zip(shown, maps, strict=True):
         predicted = tuple(settings["vocabulary"] or each.sample.class_names)
         true = tuple(name for name in predicted if name in each.sample.class_names)
-        target = labels.true_classes(each.sample.label_map, each.sample.class_names, predicted)
+        target = true_classes(each.sample.label_map, each.sample.class_names, predicted)
         left, top, right, bottom = label_frame(backbone, target.shape, settings["fit"])
         counts = _confusion(one, target[top:bottom, left:right].to(one.device), settings)
         rows = counts[:, [predicted.index(name) for name in true]]

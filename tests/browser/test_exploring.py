@@ -60,7 +60,7 @@ def lab(browser, tmp_path_factory):
     np.save(folder / "image.npy", IMAGE)
     write_notebook(folder / "view.ipynb", SHOW)
     with server(folder) as address:
-        page = open_sample(browser, f"{address}/lab/tree/view.ipynb?reset", height=1400)
+        page = open_page(browser, f"{address}/lab/tree/view.ipynb?reset", height=1400)
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(".explorer[data-drawn]")
@@ -72,13 +72,13 @@ def lab(browser, tmp_path_factory):
 def file(browser, tmp_path_factory):
     """The same as a page of its own, with the network off."""
     path = explore(MAPS, IMAGE, opacity=1.0).save_html(tmp_path_factory.mktemp("page") / "view.html")
-    page = open_sample(browser, path.as_uri(), offline=True, width=700)
+    page = open_page(browser, path.as_uri(), offline=True, width=700)
     page.wait_for_selector(".explorer[data-drawn]")
     yield page
     page.context.close()
 
 
-def open_sample(browser, address, width=1200, height=1000, **settings):
+def open_page(browser, address, width=1200, height=1000, **settings):
     page = browser.new_context(viewport={"width": width, "height": height}, **settings).new_page()
     page.set_default_timeout(90_000)
     page.errors = []
@@ -207,7 +207,7 @@ def test_cells_without_a_value_leave_the_others_theirs(browser, tmp_path):
     holes = MAPS.copy().assign_coords(step=[1000.0 - step for step in range(7)])
     holes[..., 0, 0] = np.nan
     path = explore(holes, IMAGE, opacity=1.0, token="cat", layer=2).save_html(tmp_path / "view.html")
-    page = open_sample(browser, path.as_uri(), offline=True)
+    page = open_page(browser, path.as_uri(), offline=True)
     page.wait_for_selector(".explorer[data-drawn]")
     values = holes.sel(layer=2, token="cat").isel(step=5)
     low, high = float(values.min()), float(values.max())
@@ -313,7 +313,7 @@ def test_the_report_explores_without_a_network(browser):
     stored = [
         output["data"][STORED] for cell in cells for output in cell.get("outputs", []) if STORED in output["data"]
     ]
-    page = open_sample(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
+    page = open_page(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
     page.wait_for_function("(n) => document.querySelectorAll('.explorer[data-drawn]').length === n", arg=len(stored))
     explorer, last = page.locator(".explorer").first, stored[0]["axes"]["layer"][-1]
     before = explorer.locator(".stage").first.screenshot()
