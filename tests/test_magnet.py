@@ -415,7 +415,7 @@ def test_a_missing_tensorboard_is_named(backbone, tmp_path):
 SCRIPT = """
 import sys
 from tiny_run import SCENES
-from seg4diff_tools.loading import load_backbone
+from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.magnet import MagnetConfig, finetune
 from seg4diff_tools.scenes import Scenes
 

@@ -14,6 +14,7 @@ from seg4diff_tools.analysis.features import token_labels
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.datasets import Sample
+from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.scenes.scenes import Scene

@@ -8,6 +8,7 @@ import PIL.Image
 import torch
 
 from seg4diff_tools.datasets import Sample, background_of
+from seg4diff_tools.datasets.labels import check_labels
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import open_images
 
@@ -46,7 +47,7 @@ def open_sample(sample: Sample, index: int) -> OpenedSample:
             f"expected a label map of the image's size {(picture.height, picture.width)} for sample {index}, got "
             f"{labels.shape}: check that it belongs to this image"
         )
-    labels.check_labels(torch.from_numpy(labels.astype(np.int64)), len(sample.class_names))
+    check_labels(torch.from_numpy(labels.astype(np.int64)), len(sample.class_names))
     content = hashlib.sha256(picture.tobytes())
     content.update(labels.astype(np.int64).tobytes())
     content.update(repr((list(sample.class_names), background_of(sample))).encode())

@@ -23,6 +23,7 @@ from seg4diff_tools._runs import open_run, processes, read_settings, replace_fil
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import fingerprint, model_fingerprint
 from seg4diff_tools.datasets import background_of
+from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import metrics
