@@ -16,7 +16,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.lora import SHIPPED
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
-from seg4diff_tools.magnet import MagnetConfig, finetune, lora, preset
+from seg4diff_tools.magnet import MagnetConfig, apply_lora, finetune, preset
 from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
 
 LONG, SHORT, SEEDS = 600, 150, (0, 1, 2)
@@ -96,7 +96,7 @@ def run(out: Path) -> None:
                 table = measure(backbone)
             else:
                 finetune(backbone, data, config, folder)
-                with lora(backbone, folder):
+                with apply_lora(backbone, folder):
                     table = measure(backbone)
             seed, steps = (0, 0) if config is None else (config.seed, config.steps)
             table.insert(0, "variant", name)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         segmentation,
     )
     from seg4diff_tools.attention import AttentionRecorder, Recording, intercept, open_recording
-    from seg4diff_tools.backbones import Backbone, load_backbone, verify, wrap_pipeline
+    from seg4diff_tools.backbones import Backbone, apply_lora, load_backbone, verify, wrap_pipeline
     from seg4diff_tools.caching import remember
     from seg4diff_tools.datasets import Sample
     from seg4diff_tools.errors import Seg4DiffError
@@ -52,7 +52,7 @@ _PACKAGES = (
 )
 _HOMES = {
     "attention": ("AttentionRecorder", "Recording", "intercept", "open_recording"),
-    "backbones": ("Backbone", "load_backbone", "verify", "wrap_pipeline"),
+    "backbones": ("Backbone", "apply_lora", "load_backbone", "verify", "wrap_pipeline"),
     "caching": ("remember",),
     "datasets": ("Sample",),
     "errors": ("Seg4DiffError",),

@@ -99,7 +99,7 @@ def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:
         row: its columns; the first one is the step.
     """
     new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="") as file:
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, row)
         if new:
             writer.writeheader()

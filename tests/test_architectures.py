@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
 from seg4diff_tools.analysis.features import attention_budget, image_features, value_norms
-from seg4diff_tools.attention.edits import blur, drop, perturb, perturbed_guidance
+from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.backbone import Backbone
@@ -115,7 +115,8 @@ def test_words_and_places_stand_where_the_layout_says(backbone):
     rows, columns = backbone.token_grid(latents)
     assert rows != columns
     (before, *_) = calls(backbone, backbone.inputs(latents, timestep, prompt))
-    assert before.image_tokens == rows * columns and before.text_tokens == len(prompt.tokens)
+    assert before.image_tokens == rows * columns
+    assert before.text_tokens == len(prompt.tokens)
 
     row, column, side = 3, 5, backbone.family.cells
     other = latents.clone()
@@ -200,7 +201,8 @@ def test_labels_are_what_the_text_encoder_reads(backbone):
         for start in range(len(ids) - last)
         if all(pieces[start + word.index] in (word.text, "") for word in words) and pieces[start + last]
     ]
-    assert len(words) >= 6 and len(fits) == 1
+    assert len(words) >= 6
+    assert len(fits) == 1
     for token, index, piece in zip(prompt.tokens[:last], ids[fits[0] :], pieces[fits[0] :], strict=False):
         if token.kind == "pad":
             assert index == tokenizer.pad_token_id
@@ -258,13 +260,13 @@ def test_edits_and_guidance_change_what_they_should(backbone):
         return torch.stack(list(found))
 
     plain = output()
-    with perturb(backbone, blur(), 1):
+    with apply_edit(backbone, blur(), 1):
         worse = output()
     assert not torch.equal(plain, worse)
     with perturbed_guidance(backbone, blur(), 1, 2.0):
         guided = output()
     torch.testing.assert_close(guided, plain + 2 * (plain - worse), rtol=1e-4, atol=1e-4)
-    with perturb(backbone, drop(keep="nothing"), 0):
+    with apply_edit(backbone, drop(keep="nothing"), 0):
         assert not torch.equal(output(), plain)
     assert torch.equal(output(), plain)
 
@@ -302,9 +304,9 @@ def test_the_page_about_adding_a_model_does_what_it_says(own_families):
     page = (Path(__file__).parents[1] / "book" / "add_your_model.md").read_text()
     record, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"pipe": build("flux-dev")}
-    exec(record, names)  # noqa: S102 - our own page
+    exec(record, names)
     assert own_families[0] is names["MINE"]
-    exec(check, names)  # noqa: S102
+    exec(check, names)
     assert names["backbone"].family.name == "mine"
     for family in families.FAMILIES[1:]:
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"
@@ -314,9 +316,8 @@ def test_features_norms_and_budget(backbone):
     latents = backbone.encode_image([IMAGE, IMAGE])
     prompts = backbone.encode_prompt([PROMPT, "a dog"])
     features = image_features(backbone, latents, prompts)
-    assert features.sizes["layer"] == backbone.layers and (features.sizes["y"], features.sizes["x"]) == (
-        backbone.token_grid()
-    )
+    assert features.sizes["layer"] == backbone.layers
+    assert (features.sizes["y"], features.sizes["x"]) == (backbone.token_grid())
     assert set(value_norms(backbone, latents, prompts).tokens) == {"image", "text", "words"}
     budget = attention_budget(backbone, latents, prompts, [8], progress=False)
     shares = budget[budget.key.isin(["image", "text"])].groupby(["layer", "query"]).share.sum()
@@ -348,7 +349,8 @@ def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
     backbone.pipe.default_sample_size = SIDE // backbone.pipe.vae_scale_factor
     latents, timesteps = backbone.add_noise(torch.zeros(2, *backbone.latent_shape), [8, 3])
     inputs = backbone.inputs(latents, timesteps, ["a cat", "a dog"])
-    assert torch.equal(inputs["timestep"], timesteps) and torch.equal(inputs["timestep_r"], timesteps)
+    assert torch.equal(inputs["timestep"], timesteps)
+    assert torch.equal(inputs["timestep_r"], timesteps)
     assert inputs["guidance"].tolist() == [3250.0] * 4
 
 
@@ -366,7 +368,9 @@ def test_masked_pads_get_exactly_nothing(name):
     (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
     columns = first.i2t().sum(dim=(0, 1, 2))
     pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
-    assert pads.any() and (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+    assert pads.any()
+    assert (columns[pads] == 0).all()
+    assert (columns[~pads] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["qwen-image", "ernie-image"])
@@ -378,8 +382,11 @@ def test_the_shorter_prompt_of_a_batch_is_filled_with_what_gets_nothing(name):
     with intercept(backbone.transformer, seen.append, layers=[0]):
         backbone.generate([PROMPT, "a dog"], steps=1, guidance_scale=1.0, negative_prompt="", progress=False)
     columns = seen[0].i2t().sum(dim=(1, 2))
-    assert columns.shape == (2, lengths[0]) and lengths[1] < lengths[0]
-    assert (columns[0] > 0).all() and (columns[1, : lengths[1]] > 0).all() and (columns[1, lengths[1] :] == 0).all()
+    assert columns.shape == (2, lengths[0])
+    assert lengths[1] < lengths[0]
+    assert (columns[0] > 0).all()
+    assert (columns[1, : lengths[1]] > 0).all()
+    assert (columns[1, lengths[1] :] == 0).all()
 
 
 def test_latents_of_ernie_image_are_those_of_its_pipeline():

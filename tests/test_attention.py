@@ -59,7 +59,9 @@ def inputs(dtype=torch.float32, text=TEXT) -> dict:
         torch.randn(BATCH, *shape, generator=generator) for shape in ((13, 2 * ROWS, 2 * COLUMNS), (text, 17), (19,))
     ]
     names = ("hidden_states", "encoder_hidden_states", "pooled_projections")
-    return {name: x.to(dtype) for name, x in zip(names, random)} | {"timestep": torch.tensor([23.0, 501.0, 997.0])}
+    return {name: x.to(dtype) for name, x in zip(names, random, strict=False)} | {
+        "timestep": torch.tensor([23.0, 501.0, 997.0])
+    }
 
 
 def reference_maps(transformer, arguments) -> list[torch.Tensor]:
@@ -223,7 +225,8 @@ def test_an_outer_stop_also_leaves_an_inner_interception():
         with intercept(transformer, lambda call: None):
             transformer(**inputs())
         after.append("the rest of the outer body")
-    assert not after and state(transformer) == before
+    assert not after
+    assert state(transformer) == before
 
 
 @torch.no_grad()
@@ -286,7 +289,8 @@ def test_observers_see_the_bias_of_another_interception(bias_first):
     first, second = (first, second) if bias_first else (second, first)
     with intercept(transformer, **first), intercept(transformer, **second):
         transformer(**inputs())
-    assert len(maps) == LAYERS and max(x.abs().max() for x in maps.values()) < 1e-5
+    assert len(maps) == LAYERS
+    assert max(x.abs().max() for x in maps.values()) < 1e-5
 
 
 def test_maps_have_the_gradients_of_a_materialized_softmax():
@@ -405,7 +409,8 @@ def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output, _ = attention_with_lse(query, key, value, mask)
-    assert output.dtype == torch.bfloat16 and torch.equal(plain, output)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(plain, output)
 
     transformer, arguments, found = make(qk_norm="rms_norm"), inputs(), []
 
@@ -418,7 +423,8 @@ def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():
         with intercept(transformer, observe):
             watched = transformer(**arguments).sample
     assert torch.equal(plain, watched)
-    assert all(dtype == torch.bfloat16 and error < 2e-3 for dtype, error in found) and len(found) == LAYERS
+    assert all(dtype == torch.bfloat16 and error < 2e-3 for dtype, error in found)
+    assert len(found) == LAYERS
 
 
 def test_wrong_arguments_are_refused():

@@ -13,8 +13,10 @@ def test_curves_in_percent_and_in_order():
     table = score_table()
     figure = interactive.curves(table[table.steps_from_end == 8], "layer", ("mIoU", "pACC"), mark=2, title="layers")
     assert [line.name for line in figure.data] == ["mIoU", "pACC"]
-    assert figure.data[0].x.tolist() == [0, 1, 2] and figure.data[0].y.tolist() == [10, 20, 30]
-    assert figure.layout.xaxis.title.text == "layer (from 0)" and figure.layout.yaxis.title.text == "score (%)"
+    assert figure.data[0].x.tolist() == [0, 1, 2]
+    assert figure.data[0].y.tolist() == [10, 20, 30]
+    assert figure.layout.xaxis.title.text == "layer (from 0)"
+    assert figure.layout.yaxis.title.text == "score (%)"
     assert len({(line.line.color, line.line.dash, line.marker.symbol) for line in figure.data}) == 2
 
 
@@ -50,8 +52,10 @@ def test_score_map_frames_the_best_cell_of_each_score():
     best = figure.layout.shapes[0]
     assert (best.x0, best.x1, best.y0, best.y1) == (1.5, 2.5, -0.5, 0.5)
     second = figure.layout.updatemenus[0].buttons[1]
-    assert second.label == "pACC" and second.args[0]["visible"] == [False, True]
-    assert second.args[1]["shapes"][0]["x0"] == -0.5 and second.args[1]["shapes"][0]["y0"] == 2.5
+    assert second.label == "pACC"
+    assert second.args[0]["visible"] == [False, True]
+    assert second.args[1]["shapes"][0]["x0"] == -0.5
+    assert second.args[1]["shapes"][0]["y0"] == 2.5
     with pytest.raises(InputError, match="one row for each pair"):
         interactive.score_map(pd.concat([table, table]), "layer", "steps_from_end")
 
@@ -61,7 +65,8 @@ def test_bars_beside_the_paper():
     theirs = paper.table(5).rename(columns={"VOC": "mIoU"}).assign(model="SD3 medium")
     figure = interactive.bars(pd.concat([ours, theirs]), "normalize", by="model")
     assert [bar.name for bar in figure.data] == ["mini", "SD3 medium"]
-    assert figure.data[0].y.tolist() == [50, 40] and figure.data[1].y.tolist() == [83.2, 85.2, 89.0, 88.3]
+    assert figure.data[0].y.tolist() == [50, 40]
+    assert figure.data[1].y.tolist() == [83.2, 85.2, 89.0, 88.3]
     assert len(interactive.bars(ours, "normalize").data) == 1
 
 
@@ -75,7 +80,8 @@ def test_bars_with_error_bars():
 def test_bars_with_intervals():
     table = pd.DataFrame({"method": ["a", "b"], "mIoU": [0.5, 0.4], "low": [0.48, 0.3], "high": [0.6, 0.41]})
     error = interactive.bars(table, "method", interval=("low", "high")).data[0].error_y
-    assert error.array.tolist() == [10, 1] and error.arrayminus.tolist() == [2, 10]
+    assert error.array.tolist() == [10, 1]
+    assert error.arrayminus.tolist() == [2, 10]
 
 
 def test_intervals():
@@ -83,8 +89,10 @@ def test_intervals():
         {"choice": ["a", "b"], "difference": [0.01, -0.2], "low": [-0.02, -0.25], "high": [0.05, -0.19]}
     )
     (points,) = interactive.intervals(table, "choice").data
-    assert list(points.x) == [1, -20] and list(points.y) == ["a", "b"]
-    assert list(points.error_x.array) == [4, 1] and list(points.error_x.arrayminus) == [3, 5]
+    assert list(points.x) == [1, -20]
+    assert list(points.y) == ["a", "b"]
+    assert list(points.error_x.array) == [4, 1]
+    assert list(points.error_x.arrayminus) == [3, 5]
     with pytest.raises(InputError, match="most"):
         interactive.intervals(table, "choice", high="most")
 
@@ -92,7 +100,8 @@ def test_intervals():
 def test_scatter():
     table = pd.DataFrame({"layer": [0, 1, 2], "norm": [1.5, 3.0, 2.0], "mIoU": [0.1, 0.5, 0.25]})
     (points,) = interactive.scatter(table, "norm", title="norms").data
-    assert list(points.x) == [1.5, 3.0, 2.0] and list(points.y) == [10.0, 50.0, 25.0]
+    assert list(points.x) == [1.5, 3.0, 2.0]
+    assert list(points.y) == [10.0, 50.0, 25.0]
     assert list(points.text) == ["0", "1", "2"]
     with pytest.raises(InputError, match="depth"):
         interactive.scatter(table, "depth")

@@ -107,9 +107,12 @@ def test_fitting_scenes_show_what_was_asked_for():
 def test_the_judge_tells_right_from_wrong(parser):
     """Scenes that fit are correct nearly always; other prompts' scenes and near misses nearly never."""
     found = validation(parser, prompts(12, seed=2), seed=5)
-    assert found.category.tolist() == list(CATEGORIES) and (found.pictures == 12).all()
-    assert found.fitting.mean() > 0.9 and found.fitting.min() >= 0.75
-    assert found.shuffled.mean() < 0.05 and found["near miss"].mean() < 0.05
+    assert found.category.tolist() == list(CATEGORIES)
+    assert (found.pictures == 12).all()
+    assert found.fitting.mean() > 0.9
+    assert found.fitting.min() >= 0.75
+    assert found.shuffled.mean() < 0.05
+    assert found["near miss"].mean() < 0.05
     # what is done to the pictures first is what is judged
     blank = validation(parser, prompts(2), through=lambda images: [np.zeros_like(image) for image in images])
     assert (blank[["fitting", "shuffled", "near miss"]] == 0).all(axis=None)
@@ -119,7 +122,8 @@ def test_scores_are_judged_pictures(tiny_backbone, parser):
     asked = prompts(1)[:3]
     settings = {"steps": 2, "guidance_scale": 1.0, "progress": False}
     found = composition_scores(tiny_backbone, parser, asked, (0, 4), batch=4, **settings)
-    assert found.seed.tolist() == [0, 0, 0, 4, 4, 4] and found.prompt.tolist() == [p.text for p in asked] * 2
+    assert found.seed.tolist() == [0, 0, 0, 4, 4, 4]
+    assert found.prompt.tolist() == [p.text for p in asked] * 2
     assert set(found.model) == {tiny_backbone.name}
     made = generate_pictures(tiny_backbone, asked, (0, 4), batch=4, **settings)
     pd.testing.assert_frame_equal(found[["correct", "found"]], judge(parser, made, asked * 2)[["correct", "found"]])
@@ -137,7 +141,8 @@ def test_summary_by_hand():
         {"category": ["b", "a", "b", "b", "b"], "correct": [True, True, True, True, False], "model": "m"}
     )
     found = summary(table)
-    assert found.category.tolist() == ["b", "a"] and found.pictures.tolist() == [4, 1]
+    assert found.category.tolist() == ["b", "a"]
+    assert found.pictures.tolist() == [4, 1]
     assert found.correct.tolist() == [0.75, 1.0]
     # Wilson: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     z, p, n = 1.959964, 0.75, 4

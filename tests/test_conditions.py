@@ -17,7 +17,7 @@ from test_architectures import Eyewitness, softmax
 from test_perturb import EDITS, materialized
 from tiny_models import build
 
-from seg4diff_tools.attention.edits import blur, drop, edited_output, perturb, perturbed_guidance
+from seg4diff_tools.attention.edits import apply_edit, blur, drop, edited_output, perturbed_guidance
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import wrap_pipeline
@@ -65,7 +65,8 @@ class TestGuidance:
             watched = run()
         for x, y in zip(plain, watched, strict=True):
             np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-        assert sorted(recorder.maps.branch.values) == ["cond", "uncond"] and recorder.maps.sizes["step"] == 2
+        assert sorted(recorder.maps.branch.values) == ["cond", "uncond"]
+        assert recorder.maps.sizes["step"] == 2
         found = {}
         for branch, texts in {"cond": self.prompts, "uncond": [self.negative] * 2}.items():
             with AttentionRecorder(backbone, heads="all") as one:
@@ -91,7 +92,7 @@ class TestGuidance:
         start, timestep = self.start(backbone), backbone.schedule(1, SIZE)[0][0]
         good = backbone.predict_velocity(start, timestep, self.prompts)
         none = backbone.predict_velocity(start, timestep, self.negative)
-        with perturb(backbone, blur(), 1):
+        with apply_edit(backbone, blur(), 1):
             worse = backbone.predict_velocity(start, timestep, self.prompts)
         wanted = backbone.family.pack(start - (none + 4 * (good - none) + 1.5 * (good - worse)))
         assert (good - worse).abs().max() > 1e-4
@@ -162,7 +163,7 @@ def test_pipelines_with_images(make, arguments):
     steps_first = masses.sel(image=0).transpose("step", "layer", "branch", "head", "direction")
     np.testing.assert_allclose(steps_first, sums, atol=1e-5)
 
-    with perturb(pipe, blur(), 1):
+    with apply_edit(pipe, blur(), 1):
         assert not torch.equal(generated(pipe, 2, **arguments), plain)
     with perturbed_guidance(pipe, blur(), 1, 2.0):
         assert not torch.equal(generated(pipe, 2, **arguments), plain)
@@ -210,7 +211,7 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
         found = [run()]
         with AttentionRecorder(pipe, direction=("i2t", "masses")) as recorder:
             found.append(run())
-        with perturb(pipe, drop(), 1):
+        with apply_edit(pipe, drop(), 1):
             found.append(run())
         with perturbed_guidance(pipe, drop(), 1, 2.0):
             found.append(run())
@@ -219,7 +220,9 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
 
     pipe = build(name)
     plain = results(pipe)
-    assert (plain[0] == plain[1]).all() and (plain[0] != plain[2]).any() and (plain[0] != plain[3]).any()
+    assert (plain[0] == plain[1]).all()
+    assert (plain[0] != plain[2]).any()
+    assert (plain[0] != plain[3]).any()
     offload(pipe)
     for x, y in zip(plain, results(pipe), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -254,8 +257,10 @@ def test_quantized_weights(name, quantize):
     assert 0 < (small - full).abs().max() < 0.3
     with Eyewitness() as witness, AttentionRecorder(pipe, heads="all") as recorder:
         assert torch.equal(generated(pipe), small)
-    assert (recorder.maps > 0).all() and recorder.maps.sizes["layer"] == 5 and witness.seen
-    with perturb(pipe, drop(), 1):
+    assert (recorder.maps > 0).all()
+    assert recorder.maps.sizes["layer"] == 5
+    assert witness.seen
+    with apply_edit(pipe, drop(), 1):
         assert not torch.equal(generated(pipe), small)
     assert torch.equal(generated(pipe), small)
 
@@ -285,7 +290,7 @@ def test_a_compiled_transformer_runs_as_written_while_it_is_watched(compiled):
 
     def results() -> list[torch.Tensor]:
         found = []
-        for condition in (perturb(pipe, drop(), 1), perturbed_guidance(pipe, drop(), 1, 2.0)):
+        for condition in (apply_edit(pipe, drop(), 1), perturbed_guidance(pipe, drop(), 1, 2.0)):
             with condition:
                 found.append(generated(pipe, 1))
         return found
@@ -301,7 +306,8 @@ def test_a_compiled_transformer_runs_as_written_while_it_is_watched(compiled):
     for x, y in zip(edited, results(), strict=True):
         assert torch.equal(x, y)
     backbone = wrap_pipeline(pipe)
-    assert backbone.transformer is written and len(segment(backbone, IMAGE, ["cat", "tree"], layer=1).class_maps) == 2
+    assert backbone.transformer is written
+    assert len(segment(backbone, IMAGE, ["cat", "tree"], layer=1).class_maps) == 2
     assert len(runs) == once
     generated(pipe, 1)
     assert len(runs) == 2 * once
@@ -347,7 +353,8 @@ def test_other_attention_backends_give_way_and_come_back(shared, monkeypatch):
     assert before[0] == "flex"
     with AttentionRecorder(pipe) as recorder:
         assert torch.equal(generated(pipe), plain)
-    assert recorder.maps.sizes["layer"] == 5 and backends() == before
+    assert recorder.maps.sizes["layer"] == 5
+    assert backends() == before
     with pytest.raises(ZeroDivisionError), intercept(pipe.transformer, lambda call: 1 / 0):
         generated(pipe)
     assert backends() == before

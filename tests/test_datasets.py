@@ -175,10 +175,13 @@ def coco(tmp_path):
 
 def test_coco_panoptic_tells_classes_and_things_apart(coco):
     samples = datasets.coco_panoptic(*coco)
-    assert samples.class_names == ("cat", "wall brick", "floor") and samples.background == ("wall brick", "floor")
+    assert samples.class_names == ("cat", "wall brick", "floor")
+    assert samples.background == ("wall brick", "floor")
     (sample,) = samples
-    assert isinstance(sample, datasets.Sample) and sample.name == "000000000030.jpg"
-    assert sample.class_names == ("cat", "wall brick") and sample.background == ("wall brick",)
+    assert isinstance(sample, datasets.Sample)
+    assert sample.name == "000000000030.jpg"
+    assert sample.class_names == ("cat", "wall brick")
+    assert sample.background == ("wall brick",)
     assert sample.caption == "cat wall brick"
     expected = np.where(SEGMENTS == 70_000, 1, np.where(SEGMENTS == 0, 255, 0))
     assert np.array_equal(sample.label_map, expected)
@@ -241,7 +244,8 @@ def test_sa1b_reads_masks_without_names(sa):
     samples = datasets.sa1b(folder, folder / "captions.json")
     assert [sample.name for sample in samples] == ["sa_1.jpg", "sa_2.jpg"]
     assert [sample.caption for sample in samples] == ["", "a road"]
-    assert np.array_equal(samples[0].masks, masks) and samples[0].class_names == ()
+    assert np.array_equal(samples[0].masks, masks)
+    assert samples[0].class_names == ()
 
 
 def test_broken_sa1b_is_named(sa, tmp_path):
@@ -278,6 +282,8 @@ def test_renamed_classes_of_one_name_become_one():
         class_names = ("cat", "sand", "dog", "snow", "tree")
 
     found = datasets.renamed(Set([sample]), {"sand": "background", "snow": "background", "cat": "kitten"})
-    assert found.class_names == ("kitten", "background", "dog", "tree") and len(found) == 1
-    assert found[0].class_names == ("kitten", "background", "dog") and found[0].background == ("background",)
+    assert found.class_names == ("kitten", "background", "dog", "tree")
+    assert len(found) == 1
+    assert found[0].class_names == ("kitten", "background", "dog")
+    assert found[0].background == ("background",)
     assert found[0].label_map.tolist() == [[0, 1, 2], [2, 1, datasets.IGNORE]]

@@ -34,7 +34,8 @@ def test_names_are_plain_words_that_differ():
 def test_every_drawing_shows_one_thing_on_transparent_ground():
     for name, style in EVERY:
         rgba = drawings.drawing(name, style)
-        assert rgba.shape == (96, 96, 4) and rgba.dtype == np.uint8
+        assert rgba.shape == (96, 96, 4)
+        assert rgba.dtype == np.uint8
         solid = rgba[..., 3] > 127
         # less would be an empty cell, more a tile behind the drawing
         assert 0.2 < solid.mean() < 0.95, (name, style)

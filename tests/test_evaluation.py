@@ -99,11 +99,15 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         assert row.pACC == pytest.approx(metrics.pixel_accuracy(total).item(), **close)
         first = table.query("method == 'one' and protocol == @row.protocol").iloc[0]
         assert row.gain == row.mIoU - first.mIoU
-        assert row.low <= row.high and row.images == 3 and row.skipped == 0
+        assert row.low <= row.high
+        assert row.images == 3
+        assert row.skipped == 0
     assert (table.loc[:1, ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
-    assert table.mIoU.nunique() == 6 and (table.gain_low < table.gain_high)[2:].all()
+    assert table.mIoU.nunique() == 6
+    assert (table.gain_low < table.gain_high)[2:].all()
     assert set(result.pace) == {(row.method, row.protocol) for row in table.itertuples()}
-    assert min(result.pace.values()) > 0 and "3 images at" in result.throughput()
+    assert min(result.pace.values()) > 0
+    assert "3 images at" in result.throughput()
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
@@ -138,7 +142,8 @@ def test_by_class_size_and_image(backbone, samples):
         names = np.array(sample.class_names)
         true, found = names[np.where(kept, sample.label_map, 0)] == "tree", names[labels] == "tree"
         hits, union = hits + (true & found & kept).sum(), union + ((true | found) & kept).sum()
-    assert tree["IoU"] == pytest.approx(hits / union, abs=4e-3) and tree["images"] == 2
+    assert tree["IoU"] == pytest.approx(hits / union, abs=4e-3)
+    assert tree["images"] == 2
     assert result.by_class()["pixels"].sum() == sum((s.label_map != IGNORE).sum() for s in samples)
     # grass is stuff, and every other class covers more than a fifth of its image
     sizes = result.by_size().set_index("size")
@@ -177,8 +182,10 @@ def test_folder_says_all(backbone, samples, tmp_path):
         "function": "seg4diff_tools.segmentation.attribution.refined",
         "times": 1,
     }
-    assert told["settings"]["methods"]["one"]["layers"] == [3] and told["versions"]["torch"] == torch.__version__
-    assert told["settings"]["rows"][1] == ["one", "full"] and told["processes"] == 1
+    assert told["settings"]["methods"]["one"]["layers"] == [3]
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["settings"]["rows"][1] == ["one", "full"]
+    assert told["processes"] == 1
     stored = read_evaluation(tmp_path)
     assert_frame_equal(stored.table(), result.table(), check_exact=True)
     assert_frame_equal(stored.by_size(), result.by_size(), check_exact=True)
@@ -221,7 +228,8 @@ def test_image_without_a_class_counts_nothing(backbone, samples):
     empty = LabeledImage(samples[0].image, (), np.full((23, 31), IGNORE))
     with_it = run(backbone, [empty, *samples], {"one": METHODS["one"]}, batch=4)
     without = run(backbone, samples, {"one": METHODS["one"]}, batch=3)
-    assert with_it.table()["mIoU"].item() == without.table()["mIoU"].item() and len(with_it.skipped) == 0
+    assert with_it.table()["mIoU"].item() == without.table()["mIoU"].item()
+    assert len(with_it.skipped) == 0
 
 
 def photographs_in(path):
@@ -265,7 +273,8 @@ def test_damaged_samples_are_named_and_left_out(backbone, tmp_path, how):
     with pytest.warns(UserWarning, match=r"1 of 11 samples .* number 4: .*04\.(jpg|png)"):
         result = run(backbone, sound, methods, out=tmp_path / "run", batch=1)
     table = result.table()
-    assert table["skipped"].item() == 1 and list(result.skipped) == [4]
+    assert table["skipped"].item() == 1
+    assert list(result.skipped) == [4]
     assert_frame_equal(table.drop(columns="skipped"), expected.drop(columns="skipped"))
     assert read_evaluation(tmp_path / "run").table()["skipped"].item() == 1
     # mended, the same run takes it in
@@ -329,7 +338,8 @@ def test_killed_command_goes_on(tiny_folder, straight, tmp_path):
 
 def test_combination_is_the_best_of_plain_means(backbone, samples):
     moves = choose_combination(backbone, samples, [0, 2, 3], (3, 8), progress=False)
-    assert moves["mIoU"].is_monotonic_increasing and moves["mIoU"].is_unique
+    assert moves["mIoU"].is_monotonic_increasing
+    assert moves["mIoU"].is_unique
 
     def plain(layers, steps):
         pairs = []
@@ -349,7 +359,8 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
     last = moves.iloc[-1]
     assert plain(last["layers"], last["steps_from_end"]) == pytest.approx(last["mIoU"], abs=4e-3)
     for _, row in moves.iterrows():
-        assert list(row["layers"]) == sorted(row["layers"]) and set(row["layers"]) <= {0, 2, 3}
+        assert list(row["layers"]) == sorted(row["layers"])
+        assert set(row["layers"]) <= {0, 2, 3}
     with pytest.raises(InputError, match="at least one sample"):
         choose_combination(backbone, [])
     turned = replace(samples[0], label_map=samples[0].label_map.T)

@@ -205,7 +205,8 @@ def test_a_setting_that_is_refused_leaves_the_one_before(view):
                 setattr(view, name, value)
         assert {name: getattr(view, name) for name in wrong} == before
     view.set_state({"cell": [6, 6]})
-    assert view.cell == [6, 6] and view.data.shape == (7, 7)
+    assert view.cell == [6, 6]
+    assert view.data.shape == (7, 7)
 
 
 def test_a_page_finds_maps_by_place(recording):
@@ -213,13 +214,15 @@ def test_a_page_finds_maps_by_place(recording):
     named = {"für später": maps, "before": maps * 2}
     stored = explore(named, layer=2, recording="before").stored()
     places = [stored["axes"][axis].index(stored[axis]) for axis in AXES]
-    assert ",".join(map(str, places)) in stored["slices"] and places[0] == 1
+    assert ",".join(map(str, places)) in stored["slices"]
+    assert places[0] == 1
 
 
 def test_a_page_keeps_both_panels(recording):
     view = explore(recording, layer=3, beside={"layer": 1}, store=6_000, direction="i2t")
     stored = view.stored()
-    assert {1, 3} <= set(stored["axes"]["layer"]) and len(stored["axes"]["layer"]) < 5
+    assert {1, 3} <= set(stored["axes"]["layer"])
+    assert len(stored["axes"]["layer"]) < 5
 
 
 def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
@@ -230,10 +233,12 @@ def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
     pads = [label for label in one.token.values.tolist() if label.startswith("<pad>")]
     view = explore(batch, pictures, show={"image": 2}, token=pads[3], classes=[pads[1], "red"], cell=[7, 5], store=500)
     stored = view.stored()
-    assert stored["axes"]["image"] == [2] and stored["pictures"] == [view.pictures[2]]
+    assert stored["axes"]["image"] == [2]
+    assert stored["pictures"] == [view.pictures[2]]
     assert (stored["token"], stored["classes"]) == ("<pads>", ["<pads>", "red"])
     rows, columns = stored["shape"][1:]
-    assert rows < 8 and stored["cell"] == [7 * rows // 8, 5 * columns // 8]
+    assert rows < 8
+    assert stored["cell"] == [7 * rows // 8, 5 * columns // 8]
 
 
 def test_mean_is_that_of_the_heads_that_all_have(recording):

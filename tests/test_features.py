@@ -107,7 +107,9 @@ def test_pca_colors_are_shared_by_images():
         "f"
     )
     colors = pca_colors(features)
-    assert colors.shape == (2, 5, 7, 3) and colors.min() == 0 and colors.max() == 1
+    assert colors.shape == (2, 5, 7, 3)
+    assert colors.min() == 0
+    assert colors.max() == 1
     first = [colors[0][classes[0] == c].mean(0) for c in range(3)]
     second = [colors[1][classes[1] == c].mean(0) for c in range(3)]
     # the third component is noise

@@ -182,7 +182,8 @@ def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
     again = CliRunner().invoke(
         app, [str(tmp_path / "tuned") if word == tmp_path / "plain" else str(word) for word in plain]
     )
-    assert again.exit_code == 2 and "weights: " in again.stderr
+    assert again.exit_code == 2
+    assert "weights: " in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,4 +200,5 @@ def test_an_error_is_one_line(tiny_folder, t2i, tmp_path, changed, message):
     result = CliRunner().invoke(app, ["generate", *(str(word) for option in options.items() for word in option)])
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ")
+    assert message in line

@@ -68,12 +68,14 @@ def test_match_finds_the_cheapest_pairs():
         for chosen in itertools.permutations(range(5), 3)
     )
     assert cost[rows, columns].sum().item() == pytest.approx(best)
-    assert sorted(columns.tolist()) == [0, 1, 2] and len(set(rows.tolist())) == 3
+    assert sorted(columns.tolist()) == [0, 1, 2]
+    assert len(set(rows.tolist())) == 3
 
 
 def test_fewer_maps_than_masks_leave_masks_over():
     rows, columns = match_masks(torch.tensor([[3.0, 1.0, 2.0]]))
-    assert rows.tolist() == [0] and columns.tolist() == [1]
+    assert rows.tolist() == [0]
+    assert columns.tolist() == [1]
 
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss])

@@ -74,15 +74,19 @@ def write(tiny_folder, tiny_backbone, tmp_path, run, drawn, monkeypatch):
 def test_the_card_for_programs(write):
     folder, card = write(quality())
     assert json.loads((folder / "model_card.json").read_text()) == json.loads(json.dumps(card))
-    assert card["expert_layer"] == 3 and card["guidance_scale"] == 2.5
+    assert card["expert_layer"] == 3
+    assert card["guidance_scale"] == 2.5
     assert card["training"]["compute"] == "one core, 3 hours"
     trained = card["training"]["transformer"]
-    assert trained["steps"] == 40 and trained["images"] == 320 and trained["losses"] == {"flow": 2.25}
+    assert trained["steps"] == 40
+    assert trained["images"] == 320
+    assert trained["losses"] == {"flow": 2.25}
     assert card["data"]["concepts"] == TINY.model.scenes.concepts
     assert [drawing["held_out"] for drawing in card["data"]["drawings"]].count(True) == 1
     assert card["measured"]["pictures"]["VAE_PSNR"] == 27.34
     backbone = load_backbone(folder)
-    assert backbone.expert_layer == 3 and backbone.guidance_scale == 2.5
+    assert backbone.expert_layer == 3
+    assert backbone.guidance_scale == 2.5
 
 
 def test_the_card_for_people(write):
@@ -90,15 +94,18 @@ def test_the_card_for_people(write):
     told = (folder / "README.md").read_text()
     _, front, body = told.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "diffusers"
-    assert "It is **not**\nStable Diffusion 3" in body and "Stability AI" in body
-    assert body.startswith("\n# toy: ") and "path/to/toy" in body
+    assert "It is **not**\nStable Diffusion 3" in body
+    assert "Stability AI" in body
+    assert body.startswith("\n# toy: ")
+    assert "path/to/toy" in body
     for number in ("51.2", "31.2", "21.7", "11.9", "64.1", "40.3", "1.231", "0.452", "1.763", "87.5", "27.3", "320"):
         assert number in body, number
     for name in (*TINY.model.scenes.concepts, "Noto Emoji", "Fluent Emoji Flat", "MIT", "one core, 3 hours", "2.25"):
         assert name in body, name
     for limit in card["limits"]:
         assert limit in body
-    assert "(gallery.png)" in body and (folder / "gallery.png").is_file()
+    assert "(gallery.png)" in body
+    assert (folder / "gallery.png").is_file()
 
 
 def test_a_goal_that_was_missed_is_told(write):
@@ -111,8 +118,10 @@ def test_a_goal_that_was_missed_is_told(write):
 
 def test_the_gallery_shows_every_prompt_in_a_small_file(drawn):
     picture = Image.open(io.BytesIO(drawn))
-    assert picture.format == "PNG" and len(drawn) <= model_card.GALLERY_BYTES
-    assert picture.width > 600 and picture.height > 400
+    assert picture.format == "PNG"
+    assert len(drawn) <= model_card.GALLERY_BYTES
+    assert picture.width > 600
+    assert picture.height > 400
     assert len(set(model_card.GALLERY)) == len(model_card.GALLERY) == 18
 
 

@@ -73,10 +73,12 @@ def test_images_of_any_kind_and_size(parser):
     bigger = scene.pil.resize((192, 192))
     tensor = torch.from_numpy(scene.image).permute(2, 0, 1) / 255
     for found in parser.parse([scene.image, scene.pil, bigger, tensor], batch=3):
-        assert {thing.concept for thing in found.objects} == {"cat", "tree"} and found.background == "brick"
+        assert {thing.concept for thing in found.objects} == {"cat", "tree"}
+        assert found.background == "brick"
         assert [thing.score for thing in found.objects] == sorted((t.score for t in found.objects), reverse=True)
         (cat,) = (thing for thing in found.objects if thing.concept == "cat")
-        assert cat.color is None and cat.center == pytest.approx((0.3, 0.6), abs=0.06)
+        assert cat.color is None
+        assert cat.center == pytest.approx((0.3, 0.6), abs=0.06)
     with pytest.raises(InputError, match="at least one image"):
         parser.parse([])
 
@@ -134,7 +136,8 @@ def test_the_shipped_parser_is_small_and_knows_the_words(parser):
     assert sum(weight.numel() for weight in parser.net.parameters()) < 700_000
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
     assert (parser.config.concepts, parser.config.backgrounds) == (BASE_CONCEPTS, BACKGROUNDS)
-    assert not parser.net.training and not any(weight.requires_grad for weight in parser.net.parameters())
+    assert not parser.net.training
+    assert not any(weight.requires_grad for weight in parser.net.parameters())
 
 
 def test_written_and_read_again(tmp_path):

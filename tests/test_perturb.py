@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from seg4diff_tools.attention.edits import average, blur, drop, edited_output, perturb, perturbed_guidance, swap
+from seg4diff_tools.attention.edits import apply_edit, average, blur, drop, edited_output, perturbed_guidance, swap
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.errors import InputError
@@ -81,7 +81,7 @@ def test_perturb_changes_only_what_follows_its_layer(tiny_backbone):
     given = inputs(tiny_backbone)
     with AttentionRecorder(tiny_backbone) as plain:
         before = tiny_backbone.predict_velocity(*given)
-    with AttentionRecorder(tiny_backbone) as edited, perturb(tiny_backbone, drop(), layers=2):
+    with AttentionRecorder(tiny_backbone) as edited, apply_edit(tiny_backbone, drop(), layers=2):
         after = tiny_backbone.predict_velocity(*given)
     assert not torch.equal(before, after)
     same = [(plain.maps.sel(layer=i).values == edited.maps.sel(layer=i).values).all() for i in range(5)]
@@ -94,14 +94,14 @@ def test_swapping_words_of_one_meaning_changes_nothing(tiny_backbone):
     prompt = tiny_backbone.encode_prompt("a cat")
     identity = average([prompt.tokens[3].index])
     plain = tiny_backbone.predict_velocity(latents, timestep, prompt)
-    with perturb(tiny_backbone, identity):
+    with apply_edit(tiny_backbone, identity):
         assert_close(tiny_backbone.predict_velocity(latents, timestep, prompt), plain, rtol=0, atol=1e-5)
 
 
 def test_guidance_of_one_forward(tiny_backbone):
     given = inputs(tiny_backbone)
     plain = tiny_backbone.predict_velocity(*given)
-    with perturb(tiny_backbone, blur(), [1, 3]):
+    with apply_edit(tiny_backbone, blur(), [1, 3]):
         worse = tiny_backbone.predict_velocity(*given)
     with perturbed_guidance(tiny_backbone, blur(), [1, 3], scale=2.5):
         guided = tiny_backbone.predict_velocity(*given)
@@ -121,7 +121,7 @@ def test_guidance_inside_the_pipeline(tiny_backbone, guidance_scale):
         tiny_backbone.generate(prompt, **asked, progress=False, callback=lambda *step: seen.append(step[-1].clone()))
     good = tiny_backbone.predict_velocity(start, timestep, prompt)
     none = tiny_backbone.predict_velocity(start, timestep, empty)
-    with perturb(tiny_backbone, drop(), 2):
+    with apply_edit(tiny_backbone, drop(), 2):
         worse = tiny_backbone.predict_velocity(start, timestep, prompt)
     guided = (none + guidance_scale * (good - none) if guidance_scale > 1 else good) + 1.5 * (good - worse)
     assert_close(seen[0], start - guided, rtol=1e-4, atol=1e-5)
@@ -157,5 +157,5 @@ def test_bad_edits(make, message):
 def test_bad_guidance(tiny_backbone):
     with pytest.raises(InputError, match="at least 0"), perturbed_guidance(tiny_backbone, blur(), 0, scale=-1.0):
         pass
-    with pytest.raises(InputError, match="There is no layer 5"), perturb(tiny_backbone, blur(), 5):
+    with pytest.raises(InputError, match="There is no layer 5"), apply_edit(tiny_backbone, blur(), 5):
         pass

@@ -88,7 +88,8 @@ def test_label_maps_name_only_what_is_shown():
 def test_case_gallery():
     cases = [{"truth": labels(), "found": labels()}] * 2
     figure = static.case_gallery([IMAGE] * 2, cases, [NAMES] * 2, ["90 %", "10 %"], title="cases")
-    assert len(figure.axes) == 6 and figure.axes[3].get_title() == "10 %"
+    assert len(figure.axes) == 6
+    assert figure.axes[3].get_title() == "10 %"
     with pytest.raises(InputError, match="as many images"):
         static.case_gallery([IMAGE], cases, [NAMES] * 2, ["90 %", "10 %"])
 
@@ -96,7 +97,8 @@ def test_case_gallery():
 def test_score_histogram():
     table = score_table()
     figure = static.score_histogram(table.assign(split=["a", "b"] * 6), by="split")
-    assert isinstance(figure, Figure) and figure.axes[0].get_xlabel() == "mIoU of an image (%)"
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_xlabel() == "mIoU of an image (%)"
     with pytest.raises(InputError, match="columns mACC; got 12 rows"):
         static.score_histogram(table, "mACC")
 
@@ -116,7 +118,8 @@ def test_picture_grid():
     pictures = [np.full((8, 9, 3), shade, np.uint8) for shade in (10, 90, 200)]
     figure = static.picture_grid(pictures, ["a", "b", "a label that is longer than one line"], columns=2, title="all")
     shown = [axis for axis in figure.axes if axis.images]
-    assert len(figure.axes) == 4 and len(shown) == 3
+    assert len(figure.axes) == 4
+    assert len(shown) == 3
     assert np.array_equal(shown[2].images[0].get_array(), pictures[2])
     assert "\n" in shown[2].get_title()
     with pytest.raises(InputError, match="got 1 for 3 pictures"):

@@ -223,7 +223,8 @@ def test_latents_are_scaled_to_unit_deviation(tiny_run):
     images, _ = scene_batch(range(64), MODEL.scenes, CPU)
     with torch.no_grad():
         latents = (vae.encode(images).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
-    assert abs(latents.mean().item()) < 0.1 and abs(latents.std().item() - 1) < 0.1
+    assert abs(latents.mean().item()) < 0.1
+    assert abs(latents.std().item() - 1) < 0.1
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -251,10 +252,12 @@ def test_prompts_are_captions_class_names_or_empty():
         assert prompt_of(p, 0.05, order) == ""
         assert prompt_of(p, 0.75, order) == p.caption
         told, names = prompt_of(p, 0.3, order), {o.concept for o in p.placements} | {p.background}
-        assert len(told) == len(" ".join(names)) and all(name in told for name in names)
+        assert len(told) == len(" ".join(names))
+        assert all(name in told for name in names)
     draws = np.linspace(0, 1, 1001)[:-1]
     told = [prompt_of(plans[0], draw, order) for draw in draws]
-    assert told.count("") == 100 and told.count(plans[0].caption) == pytest.approx(500, abs=1)
+    assert told.count("") == 100
+    assert told.count(plans[0].caption) == pytest.approx(500, abs=1)
 
 
 def test_one_weighted_zero_vector_stands_for_many():
@@ -307,7 +310,8 @@ def test_the_tokenizer_writes_any_word(tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     for text in ("a cat on sand", "two fire engines", "xylophone quiz", "Crème brûlée"):
         ids = tokenizer(text).input_ids
-        assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.eos_token_id not in ids[1:-1]
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text.lower()
     assert len(tokenizer("a cat on sand").input_ids) == 6
@@ -343,7 +347,8 @@ def test_the_exported_model_can_be_segmented_with(tiny_model):
     from seg4diff_tools.segmentation.segment import segment
 
     backbone = load_backbone(tiny_model)
-    assert backbone.image_size == 56 and backbone.token_grid() == (7, 7)
+    assert backbone.image_size == 56
+    assert backbone.token_grid() == (7, 7)
     found = segment(backbone, np.zeros((56, 56, 3), np.uint8), ["cat", "sand"], layer=3)
     assert found.label_map.shape == (56, 56)
 

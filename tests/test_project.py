@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # A module imports only from floors below its own; CONTRIBUTING.md says why.
 FLOORS = [
     {"errors"},
-    {"_runs", "images", "paper", "prompts"},
+    {"_runs", "images", "indices", "paper", "prompts"},
     {"families"},
     {"attention", "datasets", "scenes"},
     {"backbones", "plotting"},
@@ -87,7 +87,7 @@ def top(path: Path) -> str:
 def imported(path: Path) -> Iterator[str]:
     """Full names of what a file imports, inside functions too."""
     folder = ("seg4diff_tools", *path.relative_to(PACKAGE).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -185,7 +185,8 @@ def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, na
     prompts = tiny_backbone.class_prompts(MANY)
     assert len(prompts) > 1
     maps = read(tiny_backbone, latents, prompts, name, [2, 3], steps_from_end=[4, 8])
-    assert maps.shape == (20, 7, 7) and maps.dtype == torch.float32
+    assert maps.shape == (20, 7, 7)
+    assert maps.dtype == torch.float32
     assert maps.flatten(1).std(1).min() > 0
     each = [read(tiny_backbone, latents, prompts, name, [2, 3], steps_from_end=step) for step in (4, 8)]
     torch.testing.assert_close(maps, torch.stack(each).mean(0), atol=1e-4, rtol=1e-3)
@@ -215,7 +216,8 @@ def test_segment_averages_layers_and_steps(tiny_backbone, latents, prompt):
     result = segment(tiny_backbone, picture, NAMES, range(5), [3, 8])
     other = segment(tiny_backbone, picture, NAMES, steps_from_end=[3, 8], reading="daam")
     np.testing.assert_allclose(result.class_maps, other.class_maps, atol=1e-7)
-    assert result.settings["layer"] == (0, 1, 2, 3, 4) and other.settings["layer"] is None
+    assert result.settings["layer"] == (0, 1, 2, 3, 4)
+    assert other.settings["layer"] is None
 
 
 def test_wrong_input_is_refused(tiny_backbone, latents, prompt):

@@ -48,9 +48,11 @@ def test_maps_of_noised_images_are_exact_and_labeled(backbone, prompt):
         run()
     i2t, t2i, masses = (recorder.recording[name] for name in ("i2t", "t2i", "masses"))
     assert dict(i2t.sizes) == {"image": 3, "branch": 1, "step": 1, "layer": 5, "head": 3, "token": TEXT, "y": 5, "x": 7}
-    assert i2t.dims == t2i.dims and masses.dims == (*i2t.dims[:5], "direction")
+    assert i2t.dims == t2i.dims
+    assert masses.dims == (*i2t.dims[:5], "direction")
     assert list(masses.block.values) == list(DIRECTIONS)
-    assert float(i2t.timestep[0]) == 601 and list(i2t.branch.values) == ["cond"]
+    assert float(i2t.timestep[0]) == 601
+    assert list(i2t.branch.values) == ["cond"]
     for layer, joint in enumerate(joint_maps(backbone, run)):
         pick = {"branch": "cond", "step": 0, "layer": layer}
         expected = joint[:, :, :35, 35:].mT.unflatten(-1, (5, 7))
@@ -98,7 +100,8 @@ def test_words_label_the_tokens_and_repeated_words_stay_apart(backbone, prompt):
     maps = recorder.maps
     assert len(set(maps.token.values)) == TEXT
     first, second = prompt.span("a")
-    assert int(maps.sel(token="a").token_index) == first and int(maps.sel(token="a#2").token_index) == second
+    assert int(maps.sel(token="a").token_index) == first
+    assert int(maps.sel(token="a#2").token_index) == second
     assert maps.sel(token="cat").token_kind == "word"
     assert maps.sel(token="cat").token_reader == "CLIP"
     assert (maps.token_kind == "zero").sum() == 5
@@ -131,7 +134,8 @@ def test_generation_is_unchanged_and_its_guidance_branches_are_kept_apart(backbo
         "x": 7,
     }
     assert list(maps.branch.values) == ["uncond", "cond"]
-    assert maps.timestep.dims == ("step",) and maps.timestep[0] > maps.timestep[1]
+    assert maps.timestep.dims == ("step",)
+    assert maps.timestep[0] > maps.timestep[1]
     joint = torch.stack(joint_maps(backbone, run)).unflatten(0, (2, 5))[:, :, :, :, :35, 35:]
     expected = joint.mT.unflatten(-1, (5, 7)).unflatten(2, (2, 3))  # step layer branch image head token y x
     np.testing.assert_allclose(maps, expected.permute(3, 2, 0, 1, 4, 5, 6, 7), atol=1e-5)
@@ -140,12 +144,14 @@ def test_generation_is_unchanged_and_its_guidance_branches_are_kept_apart(backbo
 def test_guidance_that_is_off_or_left_over_makes_no_branches(backbone, prompt):
     with AttentionRecorder(backbone, layers=1) as recorder:
         backbone.generate(prompt, steps=2, guidance_scale=1.0, seed=[1, 2], progress=False)
-    assert list(recorder.maps.branch.values) == ["cond"] and recorder.maps.sizes["image"] == 2
+    assert list(recorder.maps.branch.values) == ["cond"]
+    assert recorder.maps.sizes["image"] == 2
     backbone.generate(prompt, steps=1, guidance_scale=5.0, progress=False)
     same = latents(images=1).expand(2, -1, -1, -1)
     with AttentionRecorder(backbone, layers=1) as recorder:
         backbone.predict_velocity(same, torch.tensor(601.0), prompt)
-    assert list(recorder.maps.branch.values) == ["cond"] and recorder.maps.sizes["image"] == 2
+    assert list(recorder.maps.branch.values) == ["cond"]
+    assert recorder.maps.sizes["image"] == 2
 
 
 def test_a_bare_pipeline_and_a_transformer_are_recorded_too(backbone, prompt):
@@ -195,7 +201,8 @@ def test_branches_that_come_one_after_the_other_share_a_step(backbone, prompt):
     with AttentionRecorder(backbone, layers=[0, 3]) as single:
         backbone.predict_velocity(latents(), torch.tensor(300.0), empty)
     maps = recorder.maps
-    assert list(maps.branch.values) == ["cond", "uncond"] and list(maps.timestep.values) == [900, 300]
+    assert list(maps.branch.values) == ["cond", "uncond"]
+    assert list(maps.timestep.values) == [900, 300]
     np.testing.assert_array_equal(maps.sel(step=1, branch="uncond"), single.maps.sel(step=0, branch="cond"))
     with (
         pytest.raises(RecordingError, match="uncond did not come"),
@@ -209,7 +216,8 @@ def test_steps_are_counted_and_timesteps_of_a_batch_may_differ(backbone, prompt)
     with AttentionRecorder(backbone, layers=2, steps=[1, 3]) as recorder:
         for timestep in (900.0, 700.0, 500.0, 300.0, 100.0):
             backbone.predict_velocity(latents(), torch.tensor(timestep), prompt)
-    assert list(recorder.maps.step) == [1, 3] and list(recorder.maps.timestep) == [700, 300]
+    assert list(recorder.maps.step) == [1, 3]
+    assert list(recorder.maps.timestep) == [700, 300]
     with AttentionRecorder(backbone, layers=2) as recorder:
         backbone.predict_velocity(latents(), torch.tensor([900.0, 500.0, 100.0]), prompt)
     assert recorder.maps.timestep.dims == ("step", "image")
@@ -254,7 +262,8 @@ def test_results_can_be_read_while_recording_and_hold_no_model(build_backbone):
     maps, model = recorder.recording, weakref.ref(backbone.transformer)
     del backbone, recorder
     gc.collect()
-    assert model() is None and maps.maps.sizes["step"] == 2
+    assert model() is None
+    assert maps.maps.sizes["step"] == 2
 
 
 def test_the_memory_budget_is_kept(backbone, prompt):

@@ -111,13 +111,15 @@ def test_a_scene_follows_from_split_and_index():
     assert len({tuple(told) for told in captions.values()}) == len(scenes.SPLITS)
     # reading one scene does not move another
     late = plan("train", 1_000_003)
-    assert plan("train", 1_000_003) == late and np.array_equal(plan("train", 1_000_003).noise, late.noise)
+    assert plan("train", 1_000_003) == late
+    assert np.array_equal(plan("train", 1_000_003).noise, late.noise)
 
 
 @pytest.mark.parametrize("config", [SceneConfig(), HARD], ids=["easy", "hard"])
 def test_labels_masks_and_boxes_agree(config):
     for sample in Scenes("train", 30, replace(config, size=53)):
-        assert sample.image.shape == (53, 53, 3) and sample.label_map.shape == (53, 53)
+        assert sample.image.shape == (53, 53, 3)
+        assert sample.label_map.shape == (53, 53)
         assert sample.masks.shape == (len(sample.objects), 53, 53)
         assert sample.masks.sum(0).max() <= 1
         assert sample.class_names == (*dict.fromkeys(sample.objects), sample.background)
@@ -129,7 +131,10 @@ def test_labels_masks_and_boxes_agree(config):
         assert set(np.unique(sample.label_map[~of_objects])) <= {len(sample.class_names) - 1, 255}
         for (left, top, right, bottom), mask in zip(sample.boxes, sample.masks, strict=True):
             assert mask[top:bottom, left:right].sum() == mask.sum()
-            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+            assert mask[top].any()
+            assert mask[bottom - 1].any()
+            assert mask[:, left].any()
+            assert mask[:, right - 1].any()
 
 
 def test_labels_are_where_the_picture_changes():
@@ -147,9 +152,11 @@ def test_composed_by_hand():
     # this donut touches all four sides of its drawing: half of 96 pixels, centered, is 24 to 72
     donut = scenes.compose([("donut", (0.5, 0.5), 0.5)], background="snow", style="noto")
     assert donut.boxes.tolist() == [[24, 24, 72, 72]]
-    assert donut.class_names == ("donut", "snow") and donut.caption == "a donut in snow"
+    assert donut.class_names == ("donut", "snow")
+    assert donut.caption == "a donut in snow"
     assert set(np.unique(donut.label_map)) == {0, 1}
-    assert donut.label_map[25, 48] == 0 and donut.label_map[2, 2] == 1
+    assert donut.label_map[25, 48] == 0
+    assert donut.label_map[2, 2] == 1
     # its hole shows the ground
     assert donut.pil.size == (96, 96)
     alpha = drawing("donut", "noto")[..., 3] > 127
@@ -173,7 +180,8 @@ def test_objects_are_drawn_back_to_front():
 def test_what_is_hidden_is_not_listed():
     front = ("bear", (0.5, 0.5), 0.9)
     hidden = scenes.compose([("apple", (0.5, 0.5), 0.2), front])
-    assert hidden.class_names == ("bear", "grass") and hidden.objects == ("bear",)
+    assert hidden.class_names == ("bear", "grass")
+    assert hidden.objects == ("bear",)
     # almost hidden: the few pixels that can be seen belong to no listed class
     almost = scenes.compose([("fish", (0.62, 0.5), 0.9), ("bear", (0.5, 0.5), 1.0)])
     assert almost.class_names == ("bear", "grass")
@@ -200,7 +208,9 @@ def test_flips_and_turns():
 def test_a_batch_equals_single_scenes():
     plans = [plan("train", index, HARD) for index in range(23)]
     images, owners = render(plans, 61)
-    assert images.shape == (23, 3, 61, 61) and images.min() >= 0 and images.max() <= 1
+    assert images.shape == (23, 3, 61, 61)
+    assert images.min() >= 0
+    assert images.max() <= 1
     for number, p in enumerate(plans):
         image, owner = render([p], 61)
         torch.testing.assert_close(image[0], images[number], rtol=0, atol=1e-6)
@@ -209,7 +219,8 @@ def test_a_batch_equals_single_scenes():
 
 def test_a_sequence_of_scenes():
     test = Scenes("test", 7)
-    assert len(test) == 7 and len(list(test)) == 7
+    assert len(test) == 7
+    assert len(list(test)) == 7
     np.testing.assert_array_equal(test[-1].image, scene("test", 6).image)
     with pytest.raises(IndexError, match="scene 7 of 7"):
         test[7]

@@ -21,7 +21,8 @@ def test_a_texture_follows_from_its_noise(name):
     fields = noise(5)
     pictures = draw(name, fields, SIDE)
     assert pictures.shape == (5, 3, SIDE, SIDE)
-    assert pictures.min() >= 0 and pictures.max() <= 1
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
     torch.testing.assert_close(draw(name, fields.clone(), SIDE), pictures, rtol=0, atol=0)
     torch.testing.assert_close(draw(name, fields[3:4], SIDE), pictures[3:4], rtol=0, atol=1e-6)
     for other in range(1, 5):

@@ -32,9 +32,8 @@ def test_words_of_any_prompt_are_found_in_order(backbone, words):
         same = regex.compile(regex.escape(word), regex.IGNORECASE)
         span = prompt.span(word, occurrence=sum(same.fullmatch(other) is not None for other in words[:place]))
         tokens = [prompt.tokens[index] for index in span]
-        assert min(token.start for token in tokens) == start and max(token.stop for token in tokens) == start + len(
-            word
-        )
+        assert min(token.start for token in tokens) == start
+        assert max(token.stop for token in tokens) == start + len(word)
         taken += span
         start += len(word) + 1
     # each token belongs to one word, and none is left over

@@ -41,7 +41,7 @@ def copy_scripts(app: Sphinx) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(str(source), target)
     for suffix, content in (("js", page.script()), ("css", page.style())):
-        Path(app.outdir, "_static", f"{EXPLORER}.{suffix}").write_text(content)
+        Path(app.outdir, "_static", f"{EXPLORER}.{suffix}").write_text(content, encoding="utf-8")
 
 
 def figure_html(figure: dict[str, Any]) -> str:

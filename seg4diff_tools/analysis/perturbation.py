@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
-from seg4diff_tools.attention.edits import Edit, perturb, perturbed_guidance
+from seg4diff_tools.attention.edits import Edit, apply_edit, perturbed_guidance
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation.clip import Clip, TextVectors, clip_scores
@@ -28,7 +28,7 @@ class Effects:
     """
 
     table: pd.DataFrame
-    pictures: dict[int | None | tuple, list[Image]]
+    pictures: dict[int | tuple | None, list[Image]]
 
 
 def layer_effects(
@@ -49,7 +49,7 @@ def layer_effects(
         backbone: the model.
         clip: judges the pictures.
         prompts: a picture of each; its number is its seed.
-        edit: such as `perturb.blur()`.
+        edit: such as `edits.blur()`.
         layers: 0-based; None for all.
         steps: of sampling.
         guidance_scale: None for the backbone's own.
@@ -67,7 +67,7 @@ def layer_effects(
     texts, tables, pictures = _embed(clip, prompts), [], {}
     with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         for layer in wanted:
-            with nullcontext() if layer is None else perturb(backbone, edit, layer):
+            with nullcontext() if layer is None else apply_edit(backbone, edit, layer):
                 pictures[layer] = _generate(backbone, prompts, steps, guidance_scale, batch, bar)
             vectors, patches = clip.embed_images(pictures[layer]), clip.embed_patches(pictures[layer])
             if layer is None:

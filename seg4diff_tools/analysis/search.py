@@ -12,6 +12,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import renumber, true_classes
+from seg4diff_tools.datasets.opened import open_sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.segmentation import masks

@@ -1,6 +1,15 @@
 """Joint attention: exact operators, the interception point, recordings and edits."""
 
-from seg4diff_tools.attention.edits import Edit, average, blur, drop, edited_output, perturb, perturbed_guidance, swap
+from seg4diff_tools.attention.edits import (
+    Edit,
+    apply_edit,
+    average,
+    blur,
+    drop,
+    edited_output,
+    perturbed_guidance,
+    swap,
+)
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
@@ -13,6 +22,7 @@ __all__ = [
     "Edit",
     "JointAttention",
     "Recording",
+    "apply_edit",
     "attention_with_lse",
     "average",
     "blur",
@@ -20,7 +30,6 @@ __all__ = [
     "edited_output",
     "intercept",
     "open_recording",
-    "perturb",
     "perturbed_guidance",
     "swap",
 ]

@@ -145,7 +145,7 @@ def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
 
 
 @contextmanager
-def perturb(model: Any, edit: Edit, layers: int | Sequence[int] | None = None) -> Iterator[None]:
+def apply_edit(model: Any, edit: Edit, layers: int | Sequence[int] | None = None) -> Iterator[None]:
     """Edits the image-to-text attention of some layers in every forward inside the `with`.
 
     Recorders inside or around it see the attention before the edit.
@@ -181,7 +181,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
         scale: strength; 0 changes nothing.
 
     Raises:
-        InputError: a negative scale, or as in `perturb`.
+        InputError: a negative scale, or as in `apply_edit`.
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 6 and 32.
     """
@@ -210,7 +210,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
             name: value[rows] if isinstance(value, (Tensor, list)) and _rows_of(value) == batch else value
             for name, value in inputs.items()
         }
-        with perturb(module, edit, layers):
+        with apply_edit(module, edit, layers):
             # not module(...): for its hooks, recorders among them, this is no step of its own
             announce(module, (), part)
             worse = module.forward(**(part | {"return_dict": False}))[0]

@@ -3,17 +3,17 @@
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
-from seg4diff_tools.backbones.lora import LoraWeights, attach, lora, read_lora, save_lora
+from seg4diff_tools.backbones.lora import LoraWeights, apply_lora, attach, read_lora, save_lora
 from seg4diff_tools.backbones.verify import verify
 
 __all__ = [
     "Backbone",
     "LoraWeights",
+    "apply_lora",
     "attach",
     "check_heads",
     "check_layers",
     "load_backbone",
-    "lora",
     "read_lora",
     "save_lora",
     "verify",

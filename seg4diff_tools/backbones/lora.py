@@ -46,7 +46,7 @@ class LoraWeights:
 
 
 @contextmanager
-def lora(backbone: Backbone, source: str | Path | LoraWeights, scale: float = 1.0) -> Iterator[Backbone]:
+def apply_lora(backbone: Backbone, source: str | Path | LoraWeights, scale: float = 1.0) -> Iterator[Backbone]:
     """The model with a LoRA inside the `with`, and as it was after it.
 
     Args:

@@ -74,7 +74,7 @@ def evaluate(
 
     from seg4diff_tools import datasets, paper
     from seg4diff_tools._runs import processes
-    from seg4diff_tools.backbones import lora as loras
+    from seg4diff_tools.backbones import apply_lora
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.evaluation.evaluate import evaluate as run
     from seg4diff_tools.segmentation.options import Method, OpenVocabulary, Unsupervised
@@ -116,7 +116,7 @@ def evaluate(
         )
     backbone = load_backbone(model, device=processes().device)
     protocols = [each.value for each in protocol or (Protocol.present,)]
-    with loras.lora(backbone, lora) if lora else nullcontext():
+    with apply_lora(backbone, lora) if lora else nullcontext():
         result = run(
             backbone,
             samples,

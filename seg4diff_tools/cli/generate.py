@@ -39,12 +39,12 @@ def generate(
     from contextlib import nullcontext
 
     from seg4diff_tools._runs import processes
-    from seg4diff_tools.backbones import lora as loras
+    from seg4diff_tools.backbones import apply_lora
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.generation.benchmarks import generate_benchmark
 
     backbone = load_backbone(model, device=processes().device)
-    with loras.lora(backbone, lora) if lora else nullcontext():
+    with apply_lora(backbone, lora) if lora else nullcontext():
         folder = generate_benchmark(
             backbone,
             layout.value,

@@ -66,7 +66,7 @@ def _from_json(line: str, number: int, path: Path) -> BenchmarkPrompt:
 
 
 def _from_text(line: str, number: int, path: Path) -> BenchmarkPrompt:
-    text = line.split("\t")[0].strip()
+    text = line.split("\t", maxsplit=1)[0].strip()
     # the benchmark's judge takes what stands before the first "_" of a file's name for the prompt
     if not text or set(text) & set("/\\_\0") or len(_name(text, 0).encode()) > 251:
         raise InputError(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import append_row, replace_file, truncate_log
+from seg4diff_tools._runs import append_row, open_run, replace_file, truncate_log
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
@@ -82,7 +82,7 @@ def finetune(
         progress: show a progress bar.
 
     Returns:
-        `out`, for `lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
+        `out`, for `apply_lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
 
     Raises:
         InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another run.

@@ -64,7 +64,7 @@ def peak_rss() -> float:
     """This process's peak resident memory so far, in MiB."""
     if sys.platform == "linux":
         # getrusage would count the parent process's memory too, which a child inherits.
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 

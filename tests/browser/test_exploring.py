@@ -213,7 +213,8 @@ def test_cells_without_a_value_leave_the_others_theirs(browser, tmp_path):
     low, high = float(values.min()), float(values.max())
     color = [255 * c for c in colormaps["viridis"]((float(values[4, 4]) - low) / (high - low))[:3]]
     np.testing.assert_allclose(pixel(page, 4, 4), color, atol=8)
-    assert page.errors == [] and "no map" not in page.locator(".scale").first.inner_text()
+    assert page.errors == []
+    assert "no map" not in page.locator(".scale").first.inner_text()
     page.context.close()
 
 
@@ -287,7 +288,8 @@ def test_two_share_a_box(lab):
     box = lab.locator(".widget-hbox .explorer")
     box.nth(1).wait_for()
     left, right = box.nth(0).bounding_box(), box.nth(1).bounding_box()
-    assert left["width"] > 280 and right["width"] > 280
+    assert left["width"] > 280
+    assert right["width"] > 280
     assert left["x"] + left["width"] <= right["x"]
 
 
