@@ -4,14 +4,14 @@ import importlib
 import pkgutil
 
 import pytest
+import slips
 
-import tests.slips
 from seg4diff_tools.errors import Seg4DiffError
 
 SLIPS = [
     pytest.param(call, pattern, id=f"{module.name}-{name}")
-    for module in pkgutil.iter_modules(tests.slips.__path__)
-    for name, call, pattern in importlib.import_module(f"tests.slips.{module.name}").SLIPS
+    for module in pkgutil.iter_modules(slips.__path__)
+    for name, call, pattern in importlib.import_module(f"slips.{module.name}").SLIPS
 ]
 
 
