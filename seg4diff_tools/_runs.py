@@ -15,6 +15,24 @@ from seg4diff_tools.errors import CheckpointError, InputError
 SETTINGS = "settings.json"
 
 
+def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
+    """Return a path, its `~` expanded.
+
+    Args:
+        value: text or a path.
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: neither, an empty text, or the `~` of an unknown user.
+    """
+    if not isinstance(value, (str, os.PathLike)) or value == "":
+        raise InputError(f"expected {name} as text or a Path, got {value!r}: pass {name}='folder/file'")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise InputError(f"expected {name} below the home of a known user, got {value}: write it out") from None
+
+
 def processes() -> PartialState:
     """The processes that work together, and this one's place among them.
 

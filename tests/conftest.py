@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import (
@@ -129,6 +130,15 @@ def tiny_pipeline(folder: Path | None = None, seed: int = 0, **transformer) -> S
     if folder is not None:
         pipe.save_pretrained(folder)
     return pipe
+
+
+@pytest.fixture
+def unchecked():
+    """No run-time type checks, as a user runs the package: so that wrong types reach the package's own errors."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

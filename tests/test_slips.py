@@ -15,6 +15,7 @@ SLIPS = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("call", "pattern"), SLIPS)
 def test_a_slip_is_one_error_at_the_call(tiny_backbone, call, pattern):
     with pytest.raises(Seg4DiffError, match=pattern):

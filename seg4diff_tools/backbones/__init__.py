@@ -2,7 +2,7 @@
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
-from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
+from seg4diff_tools.backbones.loading import as_backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.backbones.lora import LoraWeights, apply_lora, attach, read_lora, save_lora
 from seg4diff_tools.backbones.verify import verify
 
@@ -10,6 +10,7 @@ __all__ = [
     "Backbone",
     "LoraWeights",
     "apply_lora",
+    "as_backbone",
     "attach",
     "check_heads",
     "check_layers",

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import find_checkpoint, load_pipeline, read_card
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, family_of
 
 
@@ -32,9 +32,30 @@ def load_backbone(
         UnknownArchitectureError: a pipeline of another architecture.
     """
     source = find_checkpoint(name_or_path)
-    supported = {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
-    pipe = load_pipeline(source, supported, device, dtype)
+    pipe = load_pipeline(source, _supported(), device, dtype)
     return wrap_pipeline(pipe, str(name_or_path), read_card(source))
+
+
+def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
+    """Return the backbone of whatever names or holds a model.
+
+    Args:
+        model: a backbone (returned as it is), a diffusers pipeline in memory, or a name or folder for `load_backbone`.
+
+    Raises:
+        InputError: anything else.
+        CheckpointError, UnknownArchitectureError: as `load_backbone`.
+    """
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, DiffusionPipeline):
+        return wrap_pipeline(model)
+    if isinstance(model, (str, Path)):
+        return load_backbone(model)
+    raise InputError(
+        f"expected a model (a backbone, a diffusers pipeline or a name), got {type(model).__name__}: pass "
+        "load_backbone('mini'), a pipeline, or the name itself"
+    )
 
 
 def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | None = None) -> Backbone:
@@ -49,7 +70,12 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         UnknownArchitectureError: no family is known for its transformer.
         InputError: it has a part that the family leaves out, such as SD3's T5 encoder.
     """
-    family = family_of(pipe.transformer)
+    transformer = getattr(pipe, "transformer", None)
+    if not isinstance(transformer, torch.nn.Module):
+        raise UnknownArchitectureError(
+            f"expected a pipeline with a transformer, got {type(pipe).__name__}: pass one of {', '.join(_supported())}"
+        )
+    family = family_of(transformer)
     if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
@@ -65,3 +91,8 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         card.get("expert_layer", published),
         float(card.get("guidance_scale", family.guidance_scale)),
     )
+
+
+def _supported() -> dict[str, tuple[str, ...]]:
+    """Classes of pipelines, each with the names of the parts that are left out."""
+    return {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
