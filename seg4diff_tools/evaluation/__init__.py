@@ -3,25 +3,25 @@
 from seg4diff_tools.evaluation.evaluate import Evaluation, evaluate, read_evaluation
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.metrics import (
-    bootstrap,
-    bootstrap_miou,
     class_accuracy,
     class_iou,
     confusion,
     interval,
+    leave_one_out,
+    margins,
     match,
     match_rows,
     mean_accuracy,
     miou,
     pixel_accuracy,
+    score,
     table,
+    verdict,
 )
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep, per_image_counts, per_image_scores, read_sweep
 
 __all__ = [
     "Evaluation",
-    "bootstrap",
-    "bootstrap_miou",
     "class_accuracy",
     "class_iou",
     "confusion",
@@ -29,6 +29,8 @@ __all__ = [
     "grouping_scores",
     "interval",
     "layer_step_sweep",
+    "leave_one_out",
+    "margins",
     "match",
     "match_rows",
     "mean_accuracy",
@@ -38,5 +40,7 @@ __all__ = [
     "pixel_accuracy",
     "read_evaluation",
     "read_sweep",
+    "score",
     "table",
+    "verdict",
 ]
