@@ -1,8 +1,6 @@
 """Numbers printed in the paper and choices of its code, to stand beside one's own: "Seg4Diff", arXiv 2509.18096."""
 
-from collections.abc import Mapping
 from io import StringIO
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -59,22 +57,21 @@ softmax+minmax,88.3,57.0
 
 _COMMON = {"steps_from_end": 8, "steps": 28, "zero_tokens": 77}
 _PADS = {"kinds": ("start", "end", "pad"), "merging": "released"}
-_SWEEP = _COMMON | {"fit": "resize", "cut_prompt": True}
+_WORDS = _COMMON | {"fit": "resize", "cut_prompt": True}
 
-RELEASED: Mapping[str, dict[str, Any]] = MappingProxyType(
-    {
-        "segment": _SWEEP | {"head": "mean", "direction": "i2t", "normalize": "softmax", "minmax": False},
-        "layer_step_sweep": _SWEEP
-        | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
-        "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
-        "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
-    }
-)
-"""Keyword arguments that make a function choose as the authors' released code does, by the function's name.
+RELEASED: dict[str, dict[str, Any]] = {
+    "segment": _WORDS
+    | {"method": "layer", "heads": "mean", "direction": "i2t", "normalize": "softmax", "minmax": False, "merge_scaled": False},
+    "layer_step_sweep": _WORDS | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
+    "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
+    "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
+}
+"""Choices of the authors' released code, by the name of the function.
 
-`segment(backbone, image, names, **paper.RELEASED["segment"])`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca
-(September 2025), configurations eval_ovss and eval_unsup. Left out is what no argument can say: that code draws other noise
-for each image and run, computes in float16, and brings pictures to 640 pixels first.
+`segment(model, image, names, OpenVocabulary(**RELEASED["segment"]))`, `group(model, image, Unsupervised(**RELEASED["group"]))`.
+Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca (September 2025), configurations eval_ovss and eval_unsup. No
+option says the rest: that code draws other noise for each image and run, computes in float16, and brings pictures to 640
+pixels first.
 """
 
 
