@@ -1,0 +1,473 @@
+"""Results of evaluations: scores with intervals, by class, object size and image; comparisons of methods and of models."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.counts import ImageCounts, Shard
+from seg4diff_tools.evaluation.metrics import ScoreName
+
+SCORES = ("pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU")
+UNMATCHED = "(no class)"
+"""Predicted class of the pixels of a group without a class."""
+SIZES = {"under 1 %": 0.01, "1 to 5 %": 0.05, "5 to 20 %": 0.2, "over 20 %": 1.0}
+"""Sizes of objects and the largest share of the image's pixels of each."""
+KINDS: dict[str, ScoreName] = {"pACC": "pACC", "mACC": "mACC"} | dict.fromkeys(SCORES[2:], "mIoU")
+
+Row = str | int | Sequence[Any] | Mapping[str, Any] | None
+"""A row: a method's name, its place, its values in the order of the row's columns, or some of them by column."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """Pixel counts of every image, and the scores that follow from them.
+
+    Attributes:
+        rows: what was scored: method and protocol, or the axes of a sweep.
+        images: index of each image in the samples.
+        fingerprints: of each image, its label map and its class names.
+        class_names: the classes that occur or were predicted, sorted.
+        background: those of them that are stuff.
+        cells: place of the image and place of the class of each entry of `counts`.
+        counts: hits, true pixels and predicted pixels.
+        pairs: true and predicted class of each entry of `pair_pixels`.
+        pair_pixels: pixels of the whole set.
+        values: what the metrics of one's own returned, by name.
+        settings: JSON-serializable settings that determine the result.
+        skipped: index and message of each sample that could not be read.
+        done: number of images that this process computed.
+        seconds: time they took, by kind of work.
+        pace: seconds for an image of each row, from encoded image and prompts to the label map.
+    """
+
+    rows: pd.MultiIndex
+    images: Int[np.ndarray, " image"]
+    fingerprints: tuple[str, ...]
+    class_names: tuple[str, ...]
+    background: tuple[str, ...]
+    cells: Int[np.ndarray, "cell 2"]
+    counts: Int[np.ndarray, "cell row 3"]
+    pairs: tuple[tuple[str, str], ...]
+    pair_pixels: Int[np.ndarray, "pair row"]
+    values: dict[str, Float[np.ndarray, "image row"]]
+    settings: dict[str, Any]
+    skipped: dict[int, str]
+    done: int
+    seconds: dict[str, float]
+    pace: dict[tuple[Any, ...], float]
+
+    @property
+    def pixels(self) -> xr.DataArray:
+        """Counts for each image, row, class and count ("hits", "true", "predicted")."""
+        result = np.zeros((len(self.images), len(self.rows), len(self.class_names), 3), np.int64)
+        result[self.cells[:, 0], :, self.cells[:, 1]] = self.counts
+        coords = {
+            "image": self.images,
+            "row": self.rows,
+            "class": list(self.class_names),
+            "count": ["hits", "true", "predicted"],
+        }
+        return xr.DataArray(result, xr.Coordinates(coords), ("image", "row", "class", "count"), name="pixels")
+
+    @property
+    def totals(self) -> pd.DataFrame:
+        """Scores of each row from the pixels of the whole set (0..1): `SCORES`, then the means of one's own metrics."""
+        total = np.zeros((len(self.class_names), len(self.rows), 3), np.int64)
+        np.add.at(total, self.cells[:, 1], self.counts)
+        counts = torch.from_numpy(total).movedim(0, 1)
+        found = {name: metrics.score(counts, KINDS[name], self._classes(name)).numpy() for name in SCORES}
+        return pd.DataFrame(found | {name: _mean(values, 0) for name, values in self.values.items()})
+
+    def table(
+        self, score: str = "mIoU", *, level: float = 0.95, reference: Row = None, simultaneous: bool = False
+    ) -> pd.DataFrame:
+        """Return one row for each method and protocol, or for each setting of a sweep.
+
+        Args:
+            score: the score that gets intervals: one of `SCORES`, or a metric of one's own.
+            level: of the intervals.
+            reference: the row that gains are measured from; the first one of the same protocol if None.
+            simultaneous: widen the intervals of gains (Bonferroni), so that all of them hold together at this level. Choose
+                it where many rows are ranked.
+
+        Returns:
+            Columns model, those of the row, the score with low and high (jackknife interval over images), of evaluated
+            methods and where a reference is given also gain (score minus that of the reference, on the same images) with
+            gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the other scores
+            (0..1), images and skipped.
+
+        Raises:
+            InputError: an unknown score or reference.
+        """
+        scores, left = self._of_score(score)
+        low, high = metrics.interval(scores, left, level)
+        columns: dict[str, Any] = {score: scores, "low": low, "high": high}
+        if reference is not None or "method" in self.rows.names:
+            protocols = self.rows.get_level_values("protocol")
+            firsts = [int(np.flatnonzero(protocols == protocol)[0]) for protocol in protocols]
+            base = firsts if reference is None else [self._place(reference)] * len(self.rows)
+            compared = sum(place != own for own, place in enumerate(base))
+            comparisons = max(1, compared) if simultaneous else 1
+            gain = scores - scores[base]
+            ends = metrics.interval(gain, left - left[base], level, comparisons)
+            columns |= {"gain": gain, "gain_low": ends[0], "gain_high": ends[1], "comparisons": comparisons}
+        others = {name: values.to_numpy() for name, values in self.totals.items() if name != score}
+        return pd.DataFrame(
+            {"model": self.settings["model"]}
+            | {name: self.rows.get_level_values(name) for name in self.rows.names}
+            | columns
+            | {name: others[name] for name in sorted(others, key=_column_order)}
+            | {"images": len(self.images), "skipped": len(self.skipped)}
+        )
+
+    def verdict(self, a: Row, b: Row, score: str = "mIoU", *, level: float = 0.95, comparisons: int = 1) -> str:
+        """Word the comparison of two rows on the same images.
+
+        Args:
+            a, b: rows, for instance names of methods, or {"layer": 4} and {"layer": 7} of a sweep.
+            score: one of `SCORES`, or a metric of one's own.
+            level: of the interval of the difference.
+            comparisons: number of comparisons that are to hold together (Bonferroni).
+
+        Returns:
+            See `metrics.verdict`.
+
+        Raises:
+            InputError: no such row, several, or an unknown score.
+        """
+        one, other = self._place(a), self._place(b)
+        scores, left = self._of_score(score)
+        gain = float(scores[one] - scores[other])
+        low, high = metrics.interval(gain, left[one] - left[other], level, comparisons)
+        unit = "points" if score in SCORES else score
+        return metrics.verdict(self._name(one), self._name(other), gain, float(low), float(high), unit)
+
+    def confusion(self, row: Row = None, *, share: bool = False) -> pd.DataFrame:
+        """Return what is taken for what: pixels of each true class (rows) by predicted class (columns).
+
+        Args:
+            row: whose; the only one if None.
+            share: divide by the pixels of the true class (0..1).
+
+        Raises:
+            InputError: no such row, or several.
+        """
+        place = self._place(row)
+        names = [*self.class_names, UNMATCHED]
+        true = sorted({pair[0] for pair in self.pairs})
+        table = np.zeros((len(true), len(names)), np.int64)
+        for (one, other), pixels in zip(self.pairs, self.pair_pixels[:, place], strict=True):
+            table[true.index(one), names.index(other)] = pixels
+        shown = [column for column in range(len(names)) if names[column] in true or table[:, column].any()]
+        found = pd.DataFrame(table[:, shown], pd.Index(true, name="true"), [names[column] for column in shown])
+        found.columns.name = "predicted"
+        return found.div(found.sum(axis=1), axis=0) if share else found
+
+    def by_class(self) -> pd.DataFrame:
+        """Return IoU and accuracy (0..1) of every class that occurs: the row, class, IoU, accuracy, pixels, images."""
+        pixels = self.pixels
+        hits, true, predicted = (
+            pixels.sum("image").sel(count=name, drop=True) for name in ("hits", "true", "predicted")
+        )
+        shown = (pixels.sel(count="true", drop=True) > 0).sum("image")
+        columns = {"IoU": hits / (true + predicted - hits), "accuracy": hits / true, "pixels": true, "images": shown}
+        table = xr.Dataset(columns).to_dataframe().query("pixels > 0").reset_index()
+        return table[[*self.rows.names, "class", *columns]]
+
+    def by_size(self) -> pd.DataFrame:
+        """Return IoU of objects by the share of the image that they cover.
+
+        Returns:
+            The row, size (`SIZES`), IoU (0..1, mean over objects), objects. An object is what an image shows of a class that
+            is not stuff.
+        """
+        things = [name for name in self.class_names if name not in self.background]
+        pixels = self.pixels
+        hits, true, predicted = (pixels.sel({"class": things, "count": c}, drop=True) for c in pixels["count"].values)
+        # the share of the pixels that count: what is to be ignored is no part of the image
+        share = true / pixels.sel(count="true", drop=True).sum("class")
+        objects = xr.Dataset({"IoU": hits / (true + predicted - hits), "share": share.where(true > 0)})
+        table = objects.to_dataframe().dropna(subset=["share"])
+        table["size"] = pd.cut(table["share"], [0, *SIZES.values()], labels=list(SIZES)).astype(str)
+        keys = [*self.rows.names, "size"]
+        found = table.groupby(keys, sort=False)["IoU"].agg(IoU="mean", objects="size")
+        order = pd.MultiIndex.from_tuples([(*row, size) for row in self.rows for size in SIZES], names=keys)
+        return found.reindex(order).fillna({"objects": 0}).reset_index()
+
+    def of_images(self) -> pd.DataFrame:
+        """Return scores of each image on its own, over the classes that it shows, for best and worst cases.
+
+        Returns:
+            Columns image, class_names (joined by a comma), the row, `SCORES` and metrics of one's own.
+        """
+        named, tables = self._shown_names(), []
+        for place, row in enumerate(self.rows):
+            counts = self._counts(place)
+            found = {name: metrics.score(counts, KINDS[name], self._classes(name)).numpy() for name in SCORES}
+            own = {name: values[:, place] for name, values in self.values.items()}
+            keys = {"image": self.images, "class_names": named} | dict(zip(self.rows.names, row, strict=True))
+            tables.append(pd.DataFrame(keys | found | own))
+        return pd.concat(tables, ignore_index=True).sort_values("image", kind="stable", ignore_index=True)
+
+    def throughput(self) -> str:
+        """Word the images a second, and the share of the time of each kind of work."""
+        total = sum(self.seconds.values())
+        if not self.done or not total:
+            return "all images were done before"
+        shares = ", ".join(f"{work} {seconds / total:.0%}" for work, seconds in sorted(self.seconds.items()))
+        return f"{self.done} images at {self.done / total:.2f} a second: {shares}"
+
+    def __repr__(self) -> str:
+        scores = self.totals["mIoU"]
+        best = "" if scores.isna().all() else f", best mIoU {scores.max():.1%} ({self._name(int(scores.argmax()))})"
+        return f"Evaluation({self.settings['model']}, {len(self.images)} images, {len(self.rows)} rows{best})"
+
+    def _repr_html_(self) -> str:
+        scores = self.rows.to_frame(index=False).join((100 * self.totals[list(SCORES)]).round(1))
+        return f"<div>{repr(self).replace('<', '&lt;')}, in %</div>{scores.to_html(index=False, max_rows=20)}"
+
+    def _classes(self, score: str) -> list[int] | None:
+        """Return places of the classes that a score averages over."""
+        if score not in ("object_mIoU", "background_mIoU"):
+            return None
+        stuff = score == "background_mIoU"
+        return [place for place, name in enumerate(self.class_names) if (name in self.background) == stuff]
+
+    def _counts(self, row: int) -> Int[Tensor, "image class 3"]:
+        result = np.zeros((len(self.images), len(self.class_names), 3), np.int64)
+        result[self.cells[:, 0], self.cells[:, 1]] = self.counts[:, row]
+        return torch.from_numpy(result)
+
+    def _of_score(
+        self, score: str, images: Sequence[int] | None = None
+    ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row image"]]:
+        """Return a score of each row, and without each of the images (places of them; all if None)."""
+        places = list(range(len(self.images))) if images is None else list(images)
+        if score in self.values:
+            values = self.values[score][places]
+            without = [_mean(np.delete(values, index, 0), 0) for index in range(len(values))]
+            return _mean(values, 0), np.stack(without, -1)
+        if score not in SCORES:
+            known = ", ".join(repr(name) for name in (*SCORES, *self.values))
+            raise InputError(f"expected score, one of {known}, got {score!r}: pass score='mIoU'")
+        found, left = [], []
+        for row in range(len(self.rows)):
+            counts = self._counts(row)[places]
+            found.append(metrics.score(counts.sum(0), KINDS[score], self._classes(score)).item())
+            left.append(metrics.leave_one_out(counts, KINDS[score], self._classes(score)).numpy())
+        return np.array(found), np.stack(left)
+
+    def _place(self, row: Row) -> int:
+        """Return the place of a row."""
+        names, chosen = list(self.rows.names), row
+        if isinstance(row, Integral) and not isinstance(row, bool) and 0 <= int(row) < len(self.rows):
+            return int(row)
+        if row is None:
+            chosen = {}
+        elif isinstance(row, str):
+            chosen = {names[0]: row}
+        elif isinstance(row, Sequence):
+            chosen = dict(zip(names, row, strict=False))
+        told = "; ".join(self._name(place) for place in range(min(6, len(self.rows))))
+        if not isinstance(chosen, Mapping) or (set(chosen) - set(names)):
+            raise InputError(f"expected a row by {', '.join(names)}, got {row!r}: pass a dict such as {{{names[0]!r}: ...}}")
+        places = [
+            place
+            for place, own in enumerate(self.rows)
+            if all(own[names.index(name)] == value for name, value in chosen.items())
+        ]
+        if len(places) != 1:
+            raise InputError(f"expected one row, got {len(places)} for {row!r}: choose one by {', '.join(names)} ({told})")
+        return places[0]
+
+    def _name(self, place: int) -> str:
+        """Name a row by what tells it from the others."""
+        own = dict(zip(self.rows.names, self.rows[place], strict=True))
+        differing = [name for name in self.rows.names if self.rows.get_level_values(name).nunique() > 1]
+        if "method" in own:
+            return " ".join([str(own["method"]), *([str(own["protocol"])] if "protocol" in differing else [])])
+        return ", ".join(f"{name.replace('_', ' ')} {own[name]}" for name in differing or ["layer"])
+
+    def _shown_names(self) -> list[str]:
+        names: list[list[str]] = [[] for _ in self.images]
+        for (image, place), counts in zip(self.cells, self.counts, strict=True):
+            if counts[:, 1].any():
+                names[image].append(self.class_names[place])
+        return [", ".join(own) for own in names]
+
+
+def compare(
+    a: Evaluation,
+    b: Evaluation,
+    score: str = "mIoU",
+    *,
+    level: float = 0.95,
+    simultaneous: bool = False,
+    names: tuple[str, str] | None = None,
+) -> pd.DataFrame:
+    """Compare two evaluations row by row on the images that they share, for instance those of two models.
+
+    Args:
+        a, b: evaluations of the same samples; rows of the same method and protocol are compared, or the only rows.
+        score: one of `SCORES`, or a metric of one's own.
+        level: of the intervals.
+        simultaneous: widen the intervals, so that all of them hold together at this level (Bonferroni).
+        names: what to call a and b; their models by default.
+
+    Returns:
+        The row, a and b (scores, 0..1), gain (a minus b) with low and high (jackknife interval over images, paired),
+        images, and verdict in words.
+
+    Raises:
+        InputError: no row or image in common, other images under the same index, or an unknown score.
+    """
+    for each in (a, b):
+        if not isinstance(each, Evaluation):
+            raise InputError(f"expected two evaluations, got a {type(each).__name__}: pass what evaluate returns")
+    one, two = (dict(zip(each.images.tolist(), each.fingerprints, strict=True)) for each in (a, b))
+    shared = [image for image in one if image in two]
+    if other := [image for image in shared if one[image] != two[image]]:
+        raise InputError(
+            f"expected evaluations of the same samples, got other images as number {other[0]}: evaluate both on the same"
+        )
+    pairs = [(row, list(b.rows).index(row)) for row in a.rows if row in list(b.rows)]
+    keys = [(place, list(a.rows).index(row)) for row, place in pairs]
+    if not pairs and len(a.rows) == len(b.rows) == 1:
+        keys = [(0, 0)]
+    if not shared or not keys:
+        raise InputError(
+            f"expected evaluations with rows and images in common, got {len(keys)} rows and {len(shared)} images: give "
+            "methods the same names and evaluate the same samples"
+        )
+    called = names or (str(a.settings["model"]), str(b.settings["model"]))
+    if called[0] == called[1]:
+        called = (f"{called[0]} (a)", f"{called[1]} (b)")
+    (scores_a, left_a), (scores_b, left_b) = (
+        each._of_score(score, [each.images.tolist().index(image) for image in shared]) for each in (a, b)
+    )
+    found = []
+    for other_place, place in keys:
+        gain = float(scores_a[place] - scores_b[other_place])
+        ends = metrics.interval(gain, left_a[place] - left_b[other_place], level, len(keys) if simultaneous else 1)
+        low, high = (float(end) for end in ends)
+        unit = "points" if score in SCORES else score
+        found.append(
+            dict(zip(a.rows.names, a.rows[place], strict=True))
+            | {"a": scores_a[place], "b": scores_b[other_place], "gain": gain, "low": low, "high": high}
+            | {"images": len(shared), "verdict": metrics.verdict(*called, gain, low, high, unit)}
+        )
+    return pd.DataFrame(found)
+
+
+class Collected:
+    """What is kept of each image of a run: pixels of the classes that it shows or that were predicted in it.
+
+    Attributes:
+        images: number of images so far.
+        faults: index and message of each sample that could not be read.
+    """
+
+    def __init__(self, rows: pd.MultiIndex, metric_names: Sequence[str] = ()) -> None:
+        self.rows, self.metric_names = rows, tuple(metric_names)
+        self.faults: dict[int, str] = {}
+        self._records: list[tuple[int, str]] = []
+        self._values: list[np.ndarray] = []
+        self._cells: list[tuple[int, str]] = []
+        self._counts: list[Int[np.ndarray, "row 3"]] = []
+        self._pairs: dict[tuple[str, str], Int[np.ndarray, " row"]] = {}
+        self._background: set[str] = set()
+        self._first: dict[str, np.ndarray] = {}
+
+    @property
+    def images(self) -> int:
+        """Number of images so far."""
+        return len(self._records)
+
+    def add(self, shard: Shard, only: Collection[int] | None = None) -> None:
+        """Add the images of a shard, or those of them that are wanted."""
+        self.faults |= {index: told for index, told in shard.faults.items() if only is None or index in only}
+        for record in shard.records:
+            if only is None or record.index in only:
+                self._add(record)
+
+    def _add(self, record: ImageCounts) -> None:
+        counts: dict[str, np.ndarray] = {}
+        for column, name in ((1, record.true), (2, record.predicted)):
+            sums = record.confusion.sum(3 - column)
+            for place, own in enumerate(name):
+                if sums[:, place].any():
+                    counts.setdefault(own, np.zeros((len(self.rows), 3), np.int32))[:, column] = sums[:, place]
+        for row, column in np.argwhere(record.confusion.any(0)):
+            pair, pixels = (record.true[row], record.predicted[column]), record.confusion[:, row, column]
+            self._pairs[pair] = self._pairs.get(pair, 0) + pixels
+            if pair[0] == pair[1]:
+                counts[pair[0]][:, 0] = pixels
+        counts.pop(UNMATCHED, None)
+        for own, cell in counts.items():
+            self._cells.append((len(self._records), own))
+            self._counts.append(cell)
+            self._first[own] = self._first.get(own, 0) + cell[0].astype(np.int64)
+        self._records.append((record.index, record.fingerprint))
+        self._values.append(record.values)
+        self._background.update(record.background)
+
+    def running(self) -> float:
+        """Return the mIoU of the first row so far, for the progress bar."""
+        if not self._first:
+            return float("nan")
+        return metrics.score(torch.from_numpy(np.stack(list(self._first.values())))).item()
+
+    def evaluation(
+        self,
+        settings: dict[str, Any],
+        done: int = 0,
+        seconds: Mapping[str, float] | None = None,
+        pace: Mapping[tuple[Any, ...], float] | None = None,
+    ) -> Evaluation:
+        """Return all of it."""
+        names = sorted({name for _, name in self._cells})
+        place = {name: index for index, name in enumerate(names)}
+        cells = np.array([(image, place[name]) for image, name in self._cells], np.int64).reshape(-1, 2)
+        counts = np.array(self._counts, np.int32).reshape(len(cells), len(self.rows), 3)
+        pixels = np.array(list(self._pairs.values()), np.int64).reshape(len(self._pairs), len(self.rows))
+        values = np.array(self._values, np.float64).reshape(self.images, len(self.rows), len(self.metric_names))
+        return Evaluation(
+            rows=self.rows,
+            images=np.array([index for index, _ in self._records], np.int64),
+            fingerprints=tuple(told for _, told in self._records),
+            class_names=tuple(names),
+            background=tuple(sorted(self._background)),
+            cells=cells,
+            counts=counts,
+            pairs=tuple(self._pairs),
+            pair_pixels=pixels,
+            values={name: values[..., index] for index, name in enumerate(self.metric_names)},
+            settings=settings,
+            skipped=dict(self.faults),
+            done=done,
+            seconds=dict(seconds or {}),
+            pace=dict(pace or {}),
+        )
+
+
+def _mean(values: Float[np.ndarray, "*shape"], axis: int) -> Float[np.ndarray, "*less"]:
+    """Return the mean without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(values, axis))
+
+
+def _column_order(name: str) -> int:
+    order = ["object_mIoU", "background_mIoU", "mIoU", "mACC", "pACC"]
+    return order.index(name) if name in order else len(order)
