@@ -3,6 +3,7 @@ import pickle
 from copy import deepcopy
 from dataclasses import fields, replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -31,7 +32,7 @@ def photograph():
 
 def materialized(backbone, image, names, layer, steps_from_end=8, steps=28, seed=0, fit="resize"):
     """The whole joint map of every head of a layer, [head token token], after and before the softmax, in float64."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep(call):
         scores = call.query[0].double() @ call.key[0].double().mT * call.scale
@@ -53,7 +54,8 @@ def test_equals_a_materialized_map(tiny_backbone, photograph, head, direction, n
     result = segment(
         tiny_backbone, photograph, NAMES,
         OpenVocabulary(
-            layers=3, steps_from_end=5, steps=11, seeds=7, heads=head, direction=direction, normalize=normalize, minmax=minmax,
+            layers=3, steps_from_end=5, steps=11, seeds=7, heads=head, direction=direction, normalize=normalize,
+            minmax=minmax,
         ),
     )  # fmt: skip
     found, spans = materialized(tiny_backbone, photograph, NAMES, 3, 5, 11, 7)
@@ -132,7 +134,7 @@ def test_batches_give_what_single_images_give(tiny_backbone, photograph):
     pictures = [photograph, photograph.rotate(90), photograph.rotate(180)]
     names = [["cat"], ["dog", "fire engine", "grass"], ["cat", "tree"]]
     prompts = [tiny_backbone.class_prompts(each) for each in names]
-    options = {
+    options: dict[str, Any] = {
         "layers": [4, 1],
         "steps_from_end": [2, 8, 3],
         "heads": [1, "mean"],

@@ -310,8 +310,8 @@ def image_list(images: Any) -> tuple[list[Any], bool]:
         return list(images), False
     if not isinstance(images, (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)):
         raise InputError(
-            f"expected images (a path, a PIL image, an array or a tensor, or a list), got {type(images).__name__}: pass one "
-            "of them"
+            f"expected images (a path, a PIL image, an array, a tensor or a list), got {type(images).__name__}: "
+            "pass one of them"
         )
     if getattr(images, "ndim", 0) == 4:
         return list(open_images(images)), False
