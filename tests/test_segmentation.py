@@ -188,7 +188,7 @@ def test_unknown_options_are_refused(tiny_backbone):
 
 
 def test_result_is_saved_copied_and_shown(tiny_backbone, photograph, tmp_path):
-    result = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=[np.int64(1), 3], method="layer"))
+    result = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=np.array([1, 3]), method="layer"))
     other = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=[1, 3], seeds=1))
     path = result.save(tmp_path / "new" / "photo.nc")
     assert [entry.name for entry in path.parent.iterdir()] == ["photo.nc"]
@@ -222,11 +222,13 @@ def test_many_images_and_folders_are_segmented_one_by_one(tiny_backbone, photogr
     options, turned = OpenVocabulary(layers=2), photograph.rotate(180)
     single = [segment(tiny_backbone, each, NAMES, options) for each in (photograph, turned)]
     pixels = np.stack([np.array(photograph), np.array(turned)])
+    with pytest.raises(InputError, match=r"several images as a list, got one ndarray: pass list\(images\)"):
+        segment(tiny_backbone, pixels, NAMES, options)
     photograph.save(tmp_path / "a.png")
     turned.save(tmp_path / "b.PNG")
     (tmp_path / "._a.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
-    for several in ([photograph, turned], pixels, tmp_path, str(tmp_path)):
+    for several in ([photograph, turned], list(pixels), tmp_path, str(tmp_path)):
         assert segment(tiny_backbone, several, NAMES, options, progress=False) == single
     assert segment(tiny_backbone, [photograph], NAMES, options, progress=False) == single[:1]
     empty = tmp_path / "empty"
