@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -35,7 +36,10 @@ class Plain:
     """All layers of one forward: whole joint maps, outputs and the layer's own projection, float64."""
 
     def __init__(self, backbone, latents, prompt, steps_from_end=8):
-        self.maps, self.outputs, self.queries, self.keys, self.values = [], [], [], [], []
+        self.maps: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+        self.queries: list[torch.Tensor] = []
+        self.keys: list[torch.Tensor] = []
 
         def keep(call: JointAttention) -> None:
             query, key, value = (part[0].double() for part in (call.query, call.key, call.value))
@@ -113,6 +117,8 @@ def test_concept(tiny_backbone, latents, prompt, plain, variant):
 def test_concept_is_the_released_code_of_each_family(tiny_backbone, latents, prompt, plain):
     released = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "Flux2Pipeline": "flux2"}
     assert released == attribution.RELEASED_CONCEPT
+    name: str
+    variant: Any
     for name, variant in released.items():
         family = replace(tiny_backbone.family, pipelines=(name,))
         found = flat(replace(tiny_backbone, family=family), latents, prompt, "concept", [1, 4])
@@ -177,7 +183,7 @@ def test_goca(tiny_backbone, latents, prompt, plain, layers, reference, heads, t
 
 
 def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
-    calls = []
+    calls: list[JointAttention] = []
     with intercept(tiny_backbone.transformer, calls.append, layers=[0], stop_after=0):
         tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents), prompt)
     # the first channel of three heads holds 2, 3 and 0, and is projected to (1, 2), (0, -1) and (5, 5)
@@ -190,7 +196,7 @@ def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
 
 
 def test_rows_are_exact_in_pieces_and_under_a_mask(tiny_backbone, latents, prompt):
-    calls = []
+    calls: list[JointAttention] = []
     bias = torch.linspace(-2, 1, 49 + len(prompt.tokens))
     with intercept(tiny_backbone.transformer, calls.append, layers=[1], key_bias=bias, stop_after=1):
         tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, [3, 9]), prompt)

@@ -3,6 +3,7 @@ import pickle
 from copy import deepcopy
 from dataclasses import fields, replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -31,7 +32,7 @@ def photograph():
 
 def materialized(backbone, image, names, layer, steps_from_end=8, steps=28, seed=0, fit="resize"):
     """The whole joint map of every head of a layer, [head token token], after and before the softmax, in float64."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep(call):
         scores = call.query[0].double() @ call.key[0].double().mT * call.scale
@@ -53,7 +54,8 @@ def test_equals_a_materialized_map(tiny_backbone, photograph, head, direction, n
     result = segment(
         tiny_backbone, photograph, NAMES,
         OpenVocabulary(
-            layers=3, steps_from_end=5, steps=11, seeds=7, heads=head, direction=direction, normalize=normalize, minmax=minmax,
+            layers=3, steps_from_end=5, steps=11, seeds=7, heads=head, direction=direction, normalize=normalize,
+            minmax=minmax,
         ),
     )  # fmt: skip
     found, spans = materialized(tiny_backbone, photograph, NAMES, 3, 5, 11, 7)
@@ -132,7 +134,7 @@ def test_batches_give_what_single_images_give(tiny_backbone, photograph):
     pictures = [photograph, photograph.rotate(90), photograph.rotate(180)]
     names = [["cat"], ["dog", "fire engine", "grass"], ["cat", "tree"]]
     prompts = [tiny_backbone.class_prompts(each) for each in names]
-    options = {
+    options: dict[str, Any] = {
         "layers": [4, 1],
         "steps_from_end": [2, 8, 3],
         "heads": [1, "mean"],
@@ -186,7 +188,7 @@ def test_unknown_options_are_refused(tiny_backbone):
 
 
 def test_result_is_saved_copied_and_shown(tiny_backbone, photograph, tmp_path):
-    result = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=[np.int64(1), 3], method="layer"))
+    result = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=np.array([1, 3]), method="layer"))
     other = segment(tiny_backbone, photograph, NAMES, OpenVocabulary(layers=[1, 3], seeds=1))
     path = result.save(tmp_path / "new" / "photo.nc")
     assert [entry.name for entry in path.parent.iterdir()] == ["photo.nc"]
@@ -220,11 +222,13 @@ def test_many_images_and_folders_are_segmented_one_by_one(tiny_backbone, photogr
     options, turned = OpenVocabulary(layers=2), photograph.rotate(180)
     single = [segment(tiny_backbone, each, NAMES, options) for each in (photograph, turned)]
     pixels = np.stack([np.array(photograph), np.array(turned)])
+    with pytest.raises(InputError, match=r"several images as a list, got one ndarray: pass list\(images\)"):
+        segment(tiny_backbone, pixels, NAMES, options)
     photograph.save(tmp_path / "a.png")
     turned.save(tmp_path / "b.PNG")
     (tmp_path / "._a.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
-    for several in ([photograph, turned], pixels, tmp_path, str(tmp_path)):
+    for several in ([photograph, turned], list(pixels), tmp_path, str(tmp_path)):
         assert segment(tiny_backbone, several, NAMES, options, progress=False) == single
     assert segment(tiny_backbone, [photograph], NAMES, options, progress=False) == single[:1]
     empty = tmp_path / "empty"

@@ -220,7 +220,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
         ({"vocabulary": []}, "at least one class"),
         ({"vocabulary": [*VOCABULARY, "cat"]}, "given twice"),
-        ({"batch": 0}, "batch of at least 1"),
+        ({"batch": 0}, "batch 1 or more"),
     ],
 )
 def test_wrong_input_is_refused(tiny_backbone, samples, arguments, message):

@@ -3,7 +3,8 @@
 from seg4diff_tools.segmentation.attribution import METHODS
 from seg4diff_tools.segmentation.masks import label_map, merge_maps, minmax, upsample
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
-from seg4diff_tools.segmentation.segment import Segmentation, open_segmentation, segment
+from seg4diff_tools.segmentation.results import Segmentation, open_segmentation
+from seg4diff_tools.segmentation.segment import segment
 from seg4diff_tools.segmentation.unsupervised import Grouping, group
 
 __all__ = [

@@ -372,7 +372,7 @@ def _head_mean(call: JointAttention, spans: Spans) -> Maps:
 def _tokens(
     call: JointAttention, name: Literal[Features, "output"], side: Literal["image", "text"]
 ) -> Float[Tensor, "step token feature"]:
-    """Return features of image or text tokens as the attention takes or gives them, heads side by side, at least fp32."""
+    """Return what the attention takes from or gives to image or text tokens, heads side by side, at least fp32."""
     tokens = getattr(call, name)[:, :, getattr(call, side)]
     return tokens.to(working_dtype(tokens)).transpose(1, 2).flatten(2)
 

@@ -154,14 +154,13 @@ def label_map(
             raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
         maps = maps.nan_to_num(nan=torch.finfo(maps.dtype).max)
     # Class by class this is several times faster on a CPU than argmax over a strided axis, and needs less memory.
-    best, labels = None, None
-    for index, current in enumerate(maps.unbind(-3)):
-        current = current if size is None else upsample(current, size)
-        if best is None:
-            best, labels = current, torch.zeros(current.shape, dtype=torch.int64, device=maps.device)
-        else:
-            labels.masked_fill_(current > best, index)
-            best = torch.maximum(best, current)
+    first, *others = maps.unbind(-3)
+    best = first if size is None else upsample(first, size)
+    labels = torch.zeros(best.shape, dtype=torch.int64, device=maps.device)
+    for index, each in enumerate(others, start=1):
+        current = each if size is None else upsample(each, size)
+        labels.masked_fill_(current > best, index)
+        best = torch.maximum(best, current)
     return labels
 
 

@@ -1,29 +1,30 @@
 """Segmentation without class names: the pads of an empty prompt group the image (Seg4Diff, Fig 9b and Table 2)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from diffusers import DiffusionPipeline
 from jaxtyping import Int, UInt8
 from tqdm.auto import tqdm
 
-from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.images import open_images
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.engine import layer_list, pad_maps, read_token_maps
 from seg4diff_tools.segmentation.options import Unsupervised, option_settings
 from seg4diff_tools.segmentation.results import thumbnails
-from seg4diff_tools.segmentation.segment import image_list
+from seg4diff_tools.segmentation.segment import ManyImages, Model, OneImage, image_list
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PAPER = Unsupervised()
+"""The paper's way."""
 
 __all__ = ["Grouping", "group", "read_token_maps"]
 
@@ -81,9 +82,9 @@ class Grouping:
 
 
 def group(
-    model: Backbone | DiffusionPipeline | str,
-    images: ImageLike | Sequence[ImageLike],
-    options: Unsupervised = Unsupervised(),  # noqa: B008 - frozen
+    model: Model,
+    images: OneImage | ManyImages | str | Path,
+    options: Unsupervised = PAPER,
     *,
     progress: bool = True,
 ) -> Any:

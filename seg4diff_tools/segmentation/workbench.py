@@ -74,14 +74,15 @@ class Workbench:
         """Return the encoded prompts of these words; the same words are encoded once."""
         key = (tuple(words), options.classes_per_prompt, options.zero_tokens, options.cut_prompt)
         if key not in self._prompts:
-            wording = {"zero_tokens": options.zero_tokens, "cut_prompt": options.cut_prompt}
             with self.timed("text"):
                 if len(self._prompts) >= 256:
                     self._prompts.pop(next(iter(self._prompts)))
                 self._prompts[key] = [
                     prompt
                     for part in chunks(len(words), options.classes_per_prompt or len(words))
-                    for prompt in self.backbone.class_prompts(words[part], **wording)
+                    for prompt in self.backbone.class_prompts(
+                        words[part], zero_tokens=options.zero_tokens, cut_prompt=options.cut_prompt
+                    )
                 ]
         return self._prompts[key]
 

@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution, group, open_segmentation, segment
+from seg4diff_tools import segmentation
+from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution, open_segmentation
 
+# untyped, as slips are wrong types
+segment: Any = segmentation.segment
+group: Any = segmentation.group
+concept: Any = attribution.concept
 IMAGE = np.zeros((56, 56, 3), np.uint8)
 NAMES = ["cat", "grass"]
 
@@ -53,7 +58,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ),
     ("method-typo", _segment(method="deam"), r"method, one of 'layer', 'daam'.*got 'deam': pass"),
     ("method-none", _segment(method=None), "method, one of.*got None"),
-    ("variant", _segment(method=partial(attribution.concept, variant="sd4")), "variant 'sd3'.*got 'sd4': pass"),
+    ("variant", _segment(method=partial(concept, variant="sd4")), "variant 'sd3'.*got 'sd4': pass"),
     ("layers-above", _segment(layers=5), "layers? from 0 to 4.*5"),
     ("layers-numpy-above", _segment(layers=np.arange(6)), "layers? from 0 to 4"),
     ("layers-below", _segment(layers=-1), "layers 0 or more, got -1"),
