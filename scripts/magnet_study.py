@@ -54,10 +54,10 @@ def measure(backbone: Backbone) -> pd.DataFrame:
     style = Scenes("test-style", SCENES)
     vocabulary = [*config.concepts, *config.backgrounds]
     parts = {
-        "test": layer_step_sweep(backbone, test, None, 8, normalize=["softmax", "scores"], **quiet),
-        "steps": layer_step_sweep(backbone, test, [layer], [1, 4, 16, 28], **quiet),
-        "test-style": layer_step_sweep(backbone, style, [layer], 8, **quiet),
-        "vocabulary": layer_step_sweep(backbone, test, [layer], 8, vocabulary=vocabulary, **quiet),
+        "test": layer_step_sweep(backbone, test, normalize=["softmax", "scores"], **quiet).table(),
+        "steps": layer_step_sweep(backbone, test, layers=layer, steps_from_end=[1, 4, 16, 28], **quiet).table(),
+        "test-style": layer_step_sweep(backbone, style, layers=layer, **quiet).table(),
+        "vocabulary": layer_step_sweep(backbone, test, layers=layer, vocabulary=vocabulary, **quiet).table(),
         "pads": grouping_scores(backbone, [test[i] for i in range(SCENES // 4)], [1e-6], **quiet),
     }
     return pd.concat([part.assign(set=name) for name, part in parts.items()], ignore_index=True)

@@ -90,6 +90,7 @@ _COLUMNS = {
     "voc21": "VOC21",
     "pc59": "PC59",
     "coco-object": "Object",
+    "coco-object80": "Object",
     "coco-stuff27": "Stuff-27",
     "ade150": "ADE",
     "cityscapes": "City",
@@ -110,6 +111,9 @@ def scores_of(dataset: str, number: int) -> pd.DataFrame:
         InputError: another table.
     """
     printed, column = table(number), _COLUMNS.get(dataset, dataset)
+    # table 1 scores COCO-Object without background, table 2 with it
+    if column == "Object" and number in (1, 2) and dataset != ("coco-object80" if number == 1 else "coco-object"):
+        column = ""
     if number not in (1, 2):
         raise InputError(f"expected table 1 or 2 of the paper, got {number!r}")
     if column not in printed:

@@ -244,10 +244,10 @@ def test_segmentation_and_sweep(backbone):
     labels = np.zeros((SIDE, SIDE), dtype=np.int64)
     labels[: SIDE // 2] = 1
     samples = [LabeledImage(IMAGE, names, labels) for names in (("cat", "red car"), ("a tree", "grass"))]
-    table = layer_step_sweep(backbone, samples, steps_from_end=[1, 8], progress=False)
+    table = layer_step_sweep(backbone, samples, steps_from_end=[1, 8], progress=False).table()
     assert sorted(set(table.layer)) == list(range(backbone.layers))
     alone = segment(backbone, IMAGE, ["cat", "red car"], OpenVocabulary(layers=1)).label_map
-    one = layer_step_sweep(backbone, samples[:1], layers=[1], progress=False)
+    one = layer_step_sweep(backbone, samples[:1], layers=[1], progress=False).table()
     assert one.pACC.item() == pytest.approx((alone == labels).mean())
 
 

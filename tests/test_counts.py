@@ -9,22 +9,19 @@ import filelock
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from seg4diff_tools._runs import replace_file
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.counts import (
     ImageCounts,
     Shard,
-    TotalCounts,
     count_images,
-    placed,
     read_shard,
     stored_shards,
     write_shard,
 )
+from seg4diff_tools.evaluation.results import Collected
 
 
 def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree"), configurations=3):
@@ -33,14 +30,22 @@ def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree
     return ImageCounts(index, confusion, true, predicted, ("grass",), f"picture {index}")
 
 
+def cells(record):
+    """Pixels of each configuration, true and predicted class, without empty cells."""
+    return {
+        (configuration, record.true[row], record.predicted[column]): pixels
+        for (configuration, row, column), pixels in np.ndenumerate(record.confusion)
+        if pixels
+    }
+
+
 def test_round_trip(tmp_path):
     written = Shard([record(4), record(2, true=("dog",)), record(7, true=(), predicted=("cat",))], {5: "it is damaged"})
     write_shard(tmp_path / "000000.parquet", written)
     read = read_shard(tmp_path / "000000.parquet")
     assert read.faults == {5: "it is damaged"}
     for before, after in zip(written.records, read.records, strict=True):
-        names = sorted({*before.true, *before.predicted})
-        assert torch.equal(placed(before, names), placed(after, names))
+        assert cells(before) == cells(after)
         assert (after.index, after.true, after.background) == (before.index, before.true, before.background)
         assert after.fingerprint == before.fingerprint
         assert "dog" not in after.predicted
@@ -60,16 +65,30 @@ def test_nothing_read_is_still_a_file(tmp_path):
     assert read_shard(tmp_path / "000000.parquet").faults == {3: "gone"}
 
 
+def collected(records):
+    found = Collected(pd.MultiIndex.from_tuples([(name, "present") for name in "abc"], names=["method", "protocol"]))
+    found.add(Shard(records, {}))
+    return found.evaluation({"model": "none"})
+
+
 def test_scores_do_not_depend_on_the_order():
     records = [record(0), record(1, true=("tree", "dog", "cat")), record(2, true=("dog",))]
-    pd.testing.assert_frame_equal(TotalCounts(records).scores(), TotalCounts(records[::-1]).scores(), check_exact=True)
-    names = ["cat", "dog", "grass", "tree"]
-    total = sum(placed(each, names) for each in records)
-    scores = TotalCounts(records).scores()
-    np.testing.assert_allclose(scores["mIoU"], metrics.miou(total))
-    np.testing.assert_allclose(scores["object_mIoU"], metrics.miou(total, [0, 1, 3]))
-    np.testing.assert_allclose(scores["background_mIoU"], metrics.miou(total, [2]))
-    assert TotalCounts().scores().empty
+    scores = collected(records).totals
+    pd.testing.assert_frame_equal(scores, collected(records[::-1]).totals, check_exact=True)
+    hits, true, predicted = ({}, {}, {})
+    for each in records:
+        for (configuration, row, column), pixels in cells(each).items():
+            if configuration == 1:
+                true[row] = true.get(row, 0) + pixels
+                predicted[column] = predicted.get(column, 0) + pixels
+                hits[row] = hits.get(row, 0) + pixels * (row == column)
+    ious = {name: hits[name] / (true[name] + predicted.get(name, 0) - hits[name]) for name in true}
+    assert scores["mIoU"][1] == pytest.approx(np.mean(list(ious.values())))
+    assert scores["background_mIoU"][1] == pytest.approx(ious.pop("grass"))
+    assert scores["object_mIoU"][1] == pytest.approx(np.mean(list(ious.values())))
+    assert scores["pACC"][1] == pytest.approx(sum(hits.values()) / sum(true.values()))
+    taken = collected(records).confusion("b")
+    assert taken.loc["cat", "tree"] == sum(cells(each).get((1, "cat", "tree"), 0) for each in records)
 
 
 def sample(index):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.evaluate import evaluate, read_evaluation
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
+from seg4diff_tools.evaluation.results import compare
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.segmentation import attribution, masks
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
@@ -80,7 +82,7 @@ def counted(pairs):
 
 def test_rows_equal_segment_and_metrics(backbone, samples):
     result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY)
-    table = result.table(draws=11)
+    table = result.table()
     assert table["method"].tolist() == ["one", "one", "all", "all", "spread", "spread"]
     assert table["protocol"].tolist() == ["present", "full"] * 3
     for row in table.itertuples():
@@ -102,6 +104,9 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         assert row.images == 3
         assert row.skipped == 0
     assert (table.loc[:1, ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
+    wide = result.table(simultaneous=True)
+    assert (wide.gain_high - wide.gain_low > table.gain_high - table.gain_low)[2:].all()
+    assert set(wide.comparisons) == {4}
     assert table.mIoU.nunique() == 6
     assert (table.gain_low < table.gain_high)[2:].all()
     assert set(result.pace) == {(row.method, row.protocol) for row in table.itertuples()}
@@ -116,7 +121,8 @@ def test_as_it_stands_it_is_the_sweep(backbone, samples, vocabulary):
         .table()
         .iloc[0]
     )
-    swept = layer_step_sweep(backbone, samples, [3], vocabulary=vocabulary, batch=2, progress=False).iloc[0]
+    swept = layer_step_sweep(backbone, samples, layers=[3], vocabulary=vocabulary, batch=2, progress=False)
+    swept = swept.table().iloc[0]
     for score in ("pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU", "images"):
         assert row[score] == swept[score]
 
@@ -155,9 +161,50 @@ def test_by_class_size_and_image(backbone, samples):
 
 
 def test_same_image_again_has_no_interval(backbone, samples):
-    table = run(backbone, samples[:1] * 3, METHODS, batch=1).table(draws=17)
+    table = run(backbone, samples[:1] * 3, METHODS, batch=1).table()
     np.testing.assert_allclose(table.low, table.mIoU)
     np.testing.assert_allclose(table.high, table.mIoU)
+
+
+def test_metrics_of_ones_own(backbone, samples, tmp_path):
+    def right(label_map, truth):
+        return (label_map == truth)[truth >= 0].mean()
+
+    methods = {"one": METHODS["one"], "pads": Unsupervised(layers=2, threshold=0.01)}
+    found = run(backbone, samples, methods, metrics={"right": right}, out=tmp_path, batch=1)
+    images = found.of_images()
+    np.testing.assert_allclose(images["right"], images["pACC"])
+    table = found.table("right")
+    np.testing.assert_allclose(table["right"], images.groupby("method")["right"].mean()[["one", "pads"]])
+    assert (table.low < table.right).all()
+    assert_frame_equal(read_evaluation(tmp_path).table("right"), table, check_exact=True)
+    assert "right" in found.verdict("one", "pads", "right") or "told apart" in found.verdict("one", "pads", "right")
+    with pytest.raises(InputError, match="metrics: .* there"):
+        run(backbone, samples, methods, metrics={"right": lambda a, b: 1.0}, out=tmp_path, batch=1)
+    with pytest.raises(InputError, match=r"a number from metrics\['text'\]"):
+        run(backbone, samples, metrics={"text": lambda a, b: "much"})
+
+
+def test_two_models_are_compared_on_the_same_images(backbone, samples):
+    methods = {"one": METHODS["one"]}
+    here = run(backbone, samples, methods, batch=1)
+    other = run(backbone, samples, {"one": OpenVocabulary(layers=1)}, batch=1)
+    row = compare(here, other, names=("here", "there")).iloc[0]
+    both = run(backbone, samples, {"one": OpenVocabulary(layers=1), "two": METHODS["one"]}, batch=1)
+    expected = both.table().iloc[1]
+    np.testing.assert_allclose(
+        row[["gain", "low", "high"]].astype(float), expected[["gain", "gain_low", "gain_high"]].astype(float)
+    )
+    assert row["verdict"] == both.verdict("two", "one").replace("two", "here").replace("one", "there")
+    some = compare(here, run(backbone, samples[:2], methods, batch=1))
+    assert some["images"].item() == 2
+    assert some["gain"].item() == 0
+    with pytest.raises(InputError, match="the same samples"):
+        compare(here, run(backbone, samples[::-1], methods, batch=1))
+    copy = pickle.loads(pickle.dumps(here))
+    assert_frame_equal(copy.table(), here.table(), check_exact=True)
+    assert repr(copy).startswith("Evaluation(pipeline, 3 images, 1 rows, best mIoU")
+    assert "<table" in copy._repr_html_()
 
 
 def test_limit_and_order(backbone, samples, tmp_path):
@@ -215,9 +262,11 @@ def test_a_reading_of_ones_own_is_told_by_its_content(backbone, samples, tmp_pat
 
 
 def test_folders_of_other_runs_and_of_no_image(backbone, samples, tmp_path):
-    layer_step_sweep(backbone, samples[:1], [2], out=tmp_path / "sweep", progress=False)
-    with pytest.raises(CheckpointError, match="expected the folder of an evaluation, got that of a sweep"):
-        read_evaluation(tmp_path / "sweep")
+    swept = layer_step_sweep(backbone, samples[:1], layers=[2], out=tmp_path / "sweep", progress=False)
+    assert_frame_equal(read_evaluation(tmp_path / "sweep").table(), swept.table(), check_exact=True)
+    # refused before a model of that name is looked for
+    with pytest.raises(InputError, match="methods: None there"):
+        run("no-such/model", samples[:1], METHODS, out=tmp_path / "sweep")
     with pytest.raises(InputError, match="nowhere"):
         run(backbone, [replace(samples[0], image="nowhere.png")], out=tmp_path / "none")
     with pytest.raises(CheckpointError, match="none that could be read: .*nowhere"):
@@ -380,8 +429,8 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
     ("arguments", "message"),
     [
         ({"samples": []}, "got 0 samples"),
-        ({"limit": -1}, "limit of at least one image"),
-        ({"methods": {}}, "0 methods"),
+        ({"limit": -1}, "limit 1 or more"),
+        ({"methods": {}}, "methods, at least one"),
         ({"protocol": []}, "protocol 'present' or 'full'"),
         ({"protocol": "full"}, "pass vocabulary="),
         ({"protocol": "full", "vocabulary": VOCABULARY[1:]}, "outside it"),

@@ -245,8 +245,10 @@ def test_scores_of_a_set(mini, protocol):
         lookup = np.full(256, 255)
         lookup[: len(numbers)] = numbers
         true.append(lookup[sample.label_map])
-    options = paper.RELEASED["layer_step_sweep"] | ({} if protocol == "present" else {"vocabulary": vocabulary})
-    (row,) = layer_step_sweep(mini, samples, [4], progress=False, **options).itertuples()
+    released = paper.RELEASED["layer_step_sweep"] | ({} if protocol == "present" else {"vocabulary": vocabulary})
+    axes = {name: released[name] for name in ("steps_from_end", "heads", "directions", "normalize", "vocabulary")}
+    options = OpenVocabulary(**{name: value for name, value in released.items() if name not in axes})
+    (row,) = layer_step_sweep(mini, samples, options, layers=[4], progress=False, **axes).table().itertuples()
     assert row.protocol == protocol
     np.testing.assert_allclose([row.pACC, row.mACC, row.mIoU], scores(true, predicted, len(vocabulary)), rtol=1e-12)
 

@@ -199,6 +199,6 @@ def test_the_shipped_lora_segments_better_than_its_control():
     backbone, scores = load_backbone("mini"), {}
     for name in SHIPPED:
         with apply_lora(backbone, name):
-            table = layer_step_sweep(backbone, Scenes("test", 24), [backbone.expert_layer], progress=False)
+            table = layer_step_sweep(backbone, Scenes("test", 24), layers="expert", progress=False).totals
         scores[name] = table["object_mIoU"].item()
     assert scores["mini-magnet"] > scores["mini-flow"] + 0.04

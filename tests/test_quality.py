@@ -13,6 +13,7 @@ from tiny_run import SCENES, tiny_clip
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation.counts import stored_counts
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import clip_scores, load_clip
 from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
 from seg4diff_tools.scenes.drawings import concepts
@@ -37,7 +38,8 @@ def quality(tiny_backbone, clip, out):
 
 
 def plain(backbone, samples, layers, steps_from_end, **options):
-    return layer_step_sweep(backbone, samples, layers, steps_from_end, steps=9, progress=False, **options)
+    axes = {"layers": layers, "steps_from_end": steps_from_end}
+    return layer_step_sweep(backbone, samples, OpenVocabulary(steps=9), progress=False, **axes, **options).table()
 
 
 def test_layer_and_step_are_the_best_of_other_scenes(tiny_backbone, quality):

@@ -2,7 +2,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import PIL.Image
 import pytest
 import torch
@@ -13,6 +12,7 @@ from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import counts, metrics, sweeps
+from seg4diff_tools.evaluation.evaluate import read_evaluation
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
@@ -34,8 +34,12 @@ def samples():
     return [sample(index, *each) for index, each in enumerate(zip(names, sizes, strict=True))]
 
 
+def swept(model, samples, fit="resize", **kwargs):
+    return sweeps.layer_step_sweep(model, samples, OpenVocabulary(fit=fit), progress=False, **kwargs)
+
+
 def sweep(*args, **kwargs):
-    return sweeps.layer_step_sweep(*args, progress=False, **kwargs)
+    return swept(*args, **kwargs).table()
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
@@ -45,7 +49,10 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
     variants = ["softmax", "scores+minmax"]
     table = sweep(tiny_backbone, samples, vocabulary=vocabulary, fit=fit, normalize=variants, batch=2, **options)
     assert len(table) == 32
-    assert list(table.columns) == [*sweeps.CONFIGURATION, *sweeps.SCORES, "images"]
+    assert list(table.columns)[:10] == [
+        "model", "protocol", "direction", "normalize", "layer", "steps_from_end", "head", "mIoU", "low", "high",
+    ]  # fmt: skip
+    assert list(table.columns)[10:] == ["object_mIoU", "background_mIoU", "mACC", "pACC", "images", "skipped"]
     assert set(table["protocol"]) == {"present" if vocabulary is None else "full"}
     for row in table.iloc[::5].itertuples():
         total = torch.zeros(5, 5, dtype=torch.int64)
@@ -114,7 +121,7 @@ def test_killed_run_resumes_to_the_identical_table(tiny_backbone, samples, tmp_p
     assert_frame_equal(resumed, sweep(tiny_backbone, samples, **options), check_exact=True)
     # what was done was not done again
     assert all((tmp_path / "killed/counts" / name).stat().st_mtime_ns == time for name, time in done.items())
-    assert_frame_equal(sweeps.read_sweep(tmp_path / "killed"), straight, check_exact=True)
+    assert_frame_equal(read_evaluation(tmp_path / "killed").table(), straight, check_exact=True)
     assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
@@ -131,29 +138,37 @@ def test_images_may_be_appended(tiny_backbone, samples, tmp_path):
     assert_frame_equal(longer, sweep(tiny_backbone, samples, batch=1), check_exact=True)
 
 
-def test_per_image_scores(tiny_backbone, samples, tmp_path):
-    sweep(tiny_backbone, samples, layers=[1, 3], vocabulary=VOCABULARY, out=tmp_path, batch=1)
-    scores = sweeps.per_image_scores(tmp_path)
+def test_scores_of_images(tiny_backbone, samples):
+    found = swept(tiny_backbone, samples, layers=[1, 3], vocabulary=VOCABULARY, batch=1)
+    scores = found.of_images()
     assert len(scores) == 2 * len(samples)
     row = scores.query("image == 1 and layer == 3").iloc[0]
-    assert row["class_names"] == "grass, red car, dog"
+    assert row["class_names"] == "dog, grass, red car"
     result = segment(tiny_backbone, samples[1].image, VOCABULARY, OpenVocabulary(layers=3))
     target = renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
     pixels = metrics.confusion(torch.tensor(result.label_map), target, 5)
-    assert row["mIoU"] == metrics.miou(pixels).item()
-    assert row["object_mIoU"] == metrics.miou(pixels, [2, 3]).item()
+    assert row["mIoU"] == pytest.approx(metrics.miou(pixels).item())
+    assert row["object_mIoU"] == pytest.approx(metrics.miou(pixels, [2, 3]).item())
     assert isinstance(scores.sort_values("mIoU").iloc[0]["image"], (int, np.integer))
+    alone = swept(tiny_backbone, samples[1:2], layers=[3], vocabulary=VOCABULARY, batch=1)
+    taken = alone.confusion()
+    for true, predicted in (("dog", "grass"), ("dog", "tree"), ("grass", "grass")):
+        expected = pixels[VOCABULARY.index(true), VOCABULARY.index(predicted)].item()
+        assert (taken.loc[true, predicted] if predicted in taken else 0) == expected
+    np.testing.assert_allclose(alone.confusion({"layer": 3}, share=True).sum(axis=1), 1)
+    assert "layer 1" in found.verdict({"layer": 1}, {"layer": 3})
+    with pytest.raises(InputError, match="expected one row, got 2"):
+        found.confusion()
 
 
-def test_per_image_counts_add_up_to_the_table(tiny_backbone, samples, tmp_path):
-    table = sweep(tiny_backbone, samples, layers=[1, 3], out=tmp_path, batch=1)
-    counts = sweeps.per_image_counts(tmp_path, VOCABULARY)
-    assert counts.shape == (len(samples), 2, 5, 5)
-    torch.testing.assert_close(metrics.miou(counts.sum(0)), torch.tensor(table["mIoU"].to_numpy()))
-    shown = [VOCABULARY.index(name) for name in samples[1].class_names]
-    assert counts[1].sum() == counts[1][:, shown][:, :, shown].sum() > 0
-    with pytest.raises(InputError, match="outside it"):
-        sweeps.per_image_counts(tmp_path, VOCABULARY[1:])
+def test_seeds_are_averaged(tiny_backbone, samples):
+    options = OpenVocabulary(seeds=(0, 5), layers=2)
+    found = sweeps.layer_step_sweep(
+        tiny_backbone, samples[:1], OpenVocabulary(seeds=(0, 5)), layers=2, progress=False, batch=1
+    )
+    labels = segment(tiny_backbone, samples[0].image, samples[0].class_names, options).label_map
+    pixels = metrics.confusion(torch.tensor(labels), torch.tensor(samples[0].label_map), 2)
+    assert found.totals["mIoU"][0] == pytest.approx(metrics.miou(pixels).item())
 
 
 def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tiny_folder, samples, tmp_path):
@@ -184,14 +199,15 @@ def test_image_without_a_class_counts_nothing(tiny_backbone, samples, vocabulary
     options = {"layers": [1, 2], "steps_from_end": (3, 8), "vocabulary": vocabulary}
     table = sweep(tiny_backbone, [empty, *samples[:2]], batch=6, out=tmp_path, **options)
     expected = sweep(tiny_backbone, samples[:2], batch=6, **options)
-    assert_frame_equal(table.drop(columns="images"), expected.drop(columns="images"), atol=5e-3)
+    other = ["images", "low", "high"]
+    assert_frame_equal(table.drop(columns=other), expected.drop(columns=other), atol=5e-3)
     assert set(table["images"]) == {3}
-    assert len(sweeps.read_sweep(tmp_path)) == 4
+    assert len(read_evaluation(tmp_path).rows) == 4
 
 
 def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
-    with pytest.raises(CheckpointError, match="folder of a sweep"):
-        sweeps.read_sweep(tmp_path)
+    with pytest.raises(CheckpointError, match="folder of an evaluation"):
+        read_evaluation(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="choose another"):
         sweep(tiny_backbone, samples, out=tmp_path)
@@ -203,7 +219,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         sweep(tiny_backbone, samples[:1], layers=[1], out=folder)
     (folder / "counts/000000.parquet").unlink()
     with pytest.raises(CheckpointError, match="none yet"):
-        sweeps.per_image_scores(folder)
+        read_evaluation(folder)
     assert json.loads((folder / "settings.json").read_text())["layers"] == [1]
 
 
@@ -211,11 +227,11 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
     ("arguments", "message"),
     [
         ({"samples": []}, "at least one sample"),
-        ({"layers": [5]}, "layers from 0 to 4"),
-        ({"layers": []}, "each one once"),
+        ({"layers": [5]}, "layers? from 0 to 4"),
+        ({"layers": []}, "layers"),
         ({"steps_from_end": [29]}, "from 1 to 28"),
-        ({"steps_from_end": []}, "each one once"),
-        ({"heads": [3]}, "heads from 0 to 2"),
+        ({"steps_from_end": []}, "name each one once"),
+        ({"heads": [3]}, "heads? from 0 to 2"),
         ({"normalize": ["minmax"]}, "softmax.minmax"),
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
         ({"vocabulary": []}, "at least one class"),
@@ -255,5 +271,4 @@ def test_scenes_are_samples(tiny_backbone):
     from seg4diff_tools.scenes.scenes import Scenes
 
     table = sweep(tiny_backbone, Scenes("test", 2), layers=[1])
-    assert isinstance(table, pd.DataFrame)
     assert table[["object_mIoU", "background_mIoU"]].notna().all(axis=None)

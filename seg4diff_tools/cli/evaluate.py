@@ -77,6 +77,7 @@ def evaluate(
     from seg4diff_tools.backbones import apply_lora
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.evaluation.evaluate import evaluate as run
+    from seg4diff_tools.evaluation.evaluate import refuse_other_run, run_settings
     from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised
 
     samples = _samples(dataset, root, split, classes)
@@ -112,13 +113,16 @@ def evaluate(
             tiles=tiles,
             upsampling="guided" if guided else "bilinear",
         )
-    backbone = load_backbone(model, device=processes().device)
+    methods = {"pads" if unsupervised else "words": method}
     protocols = [each.value for each in protocol or (Protocol.present,)]
+    # another run's folder is refused before the model is loaded
+    refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
+    backbone = load_backbone(model, device=processes().device)
     with apply_lora(backbone, lora) if lora else nullcontext():
         result = run(
             backbone,
             samples,
-            {"pads" if unsupervised else "words": method},
+            methods,
             protocols,
             out=out,
             limit=limit,
@@ -127,7 +131,12 @@ def evaluate(
             batch=batch,
         )
     if processes().is_main_process:
-        typer.echo(result.table().drop(columns=["gain", "gain_low", "gain_high"]).round(3).to_string(index=False))
+        typer.echo(
+            result.table()
+            .drop(columns=["gain", "gain_low", "gain_high", "comparisons"])
+            .round(3)
+            .to_string(index=False)
+        )
         typer.echo(result.throughput())
         number = 2 if unsupervised else 1
         printed = paper.scores_of(dataset, number)
@@ -151,10 +160,14 @@ def _samples(dataset: str, root: Path | None, split: str, classes: Path | None) 
         return coco_panoptic(root, f"{split}2017")
     if dataset != "folder":
         return datasets.published(dataset, root, split)
-    if classes is None or not classes.is_file():
-        raise InputError(f"expected a text file with a class on each line, got --classes {classes}")
+    if classes is None:
+        raise InputError(
+            "expected the names of the classes, got no --classes: pass a text file with a class on each line"
+        )
+    if not classes.is_file():
+        raise InputError(f"expected a text file with a class on each line, got --classes {classes}, which is not there")
     try:
-        names = [line.strip() for line in classes.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in classes.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"expected text in UTF-8 in {classes}, got {error}: save it as UTF-8") from error
     if "" in names:

@@ -1,6 +1,6 @@
-"""Scores on data sets: metrics with intervals, counts of each image, methods side by side, sweeps."""
+"""Scores on data sets: evaluations and sweeps, comparisons, metrics with intervals."""
 
-from seg4diff_tools.evaluation.evaluate import Evaluation, evaluate, read_evaluation
+from seg4diff_tools.evaluation.evaluate import evaluate, read_evaluation
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.metrics import (
     class_accuracy,
@@ -18,12 +18,15 @@ from seg4diff_tools.evaluation.metrics import (
     table,
     verdict,
 )
-from seg4diff_tools.evaluation.sweeps import layer_step_sweep, per_image_counts, per_image_scores, read_sweep
+from seg4diff_tools.evaluation.results import SCORES, Evaluation, compare
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 
 __all__ = [
+    "SCORES",
     "Evaluation",
     "class_accuracy",
     "class_iou",
+    "compare",
     "confusion",
     "evaluate",
     "grouping_scores",
@@ -35,11 +38,8 @@ __all__ = [
     "match_rows",
     "mean_accuracy",
     "miou",
-    "per_image_counts",
-    "per_image_scores",
     "pixel_accuracy",
     "read_evaluation",
-    "read_sweep",
     "score",
     "table",
     "verdict",

@@ -44,7 +44,7 @@ class ImageCounts:
     predicted: tuple[str, ...]
     background: tuple[str, ...]
     fingerprint: str
-    values: Float[np.ndarray, "configuration metric"] = field(default_factory=lambda: np.zeros((0, 0)))
+    values: Float[np.ndarray, "row metric"] = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True, eq=False)

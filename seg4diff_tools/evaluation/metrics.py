@@ -274,9 +274,10 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
     """Return the delete-one jackknife interval over images of a score or of a difference: score -/+ t SE.
 
-    SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with n - 1 degrees of
-    freedom. On sets drawn from a large one, nominal 95 % intervals hold the large set's value in 93 to 96 % of the cases at
-    64 images (tests/test_metrics.py); fewer images, or classes that one or two images show, give less.
+    SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with
+    2 n / (kurtosis - 1) degrees of freedom, at most n - 1: where few images make the difference, the interval is wider. On sets drawn from a large one, nominal 95 % intervals hold the large set's value in 93 to 96 % of the cases at
+    64 images (tests/test_metrics.py; mIoU). On 1,500 scenes and mini, intervals of mIoU and its gains held 94 to 98 % at 64
+    images, those of pACC 91 to 95 % and of its gains 82 to 96 %, because few images decide them.
 
     Args:
         score: of all images.
@@ -301,9 +302,13 @@ def interval(
     if count < 2:
         nothing = np.full(values.shape[:-1], np.nan)
         return nothing, nothing
-    spread = ((values - values.mean(-1, keepdims=True)) ** 2).sum(-1)
-    quantile = student_t.ppf(1 - (1 - level) / comparisons / 2, count - 1)
-    half = quantile * np.sqrt((count - 1) / count * spread)
+    squares = (values - values.mean(-1, keepdims=True)) ** 2
+    spread = squares.sum(-1)
+    # a variance of few large deviations is itself uncertain: degrees of freedom follow from the kurtosis
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kurtosis = count * (squares**2).sum(-1) / spread**2
+        freedom = np.fmin(count - 1, 2 * count / np.fmax(kurtosis - 1, 1e-9))
+    half = student_t.ppf(1 - (1 - level) / comparisons / 2, freedom) * np.sqrt((count - 1) / count * spread)
     return np.asarray(score - half), np.asarray(score + half)
 
 

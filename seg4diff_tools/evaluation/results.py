@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -281,14 +281,18 @@ class Evaluation:
             chosen = dict(zip(names, row, strict=False))
         told = "; ".join(self._name(place) for place in range(min(6, len(self.rows))))
         if not isinstance(chosen, Mapping) or (set(chosen) - set(names)):
-            raise InputError(f"expected a row by {', '.join(names)}, got {row!r}: pass a dict such as {{{names[0]!r}: ...}}")
+            raise InputError(
+                f"expected a row by {', '.join(names)}, got {row!r}: pass a dict such as {{{names[0]!r}: ...}}"
+            )
         places = [
             place
             for place, own in enumerate(self.rows)
             if all(own[names.index(name)] == value for name, value in chosen.items())
         ]
         if len(places) != 1:
-            raise InputError(f"expected one row, got {len(places)} for {row!r}: choose one by {', '.join(names)} ({told})")
+            raise InputError(
+                f"expected one row, got {len(places)} for {row!r}: choose one by {', '.join(names)} ({told})"
+            )
         return places[0]
 
     def _name(self, place: int) -> str:
@@ -304,7 +308,7 @@ class Evaluation:
         for (image, place), counts in zip(self.cells, self.counts, strict=True):
             if counts[:, 1].any():
                 names[image].append(self.class_names[place])
-        return [", ".join(own) for own in names]
+        return [", ".join(sorted(own)) for own in names]
 
 
 def compare(
@@ -441,7 +445,8 @@ class Collected:
         cells = np.array([(image, place[name]) for image, name in self._cells], np.int64).reshape(-1, 2)
         counts = np.array(self._counts, np.int32).reshape(len(cells), len(self.rows), 3)
         pixels = np.array(list(self._pairs.values()), np.int64).reshape(len(self._pairs), len(self.rows))
-        values = np.array(self._values, np.float64).reshape(self.images, len(self.rows), len(self.metric_names))
+        shape = self.images, len(self.rows), len(self.metric_names)
+        values = np.array(self._values, np.float64).reshape(shape) if self.metric_names else np.zeros(shape)
         return Evaluation(
             rows=self.rows,
             images=np.array([index for index, _ in self._records], np.int64),

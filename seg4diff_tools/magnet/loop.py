@@ -307,7 +307,7 @@ class _Run:
         if not samples:
             return
         layer = self.student.layers[0] if self.student.layers else check_layers(self.backbone, ["expert"])[0]
-        scores = layer_step_sweep(self.backbone, samples, [layer], progress=False).iloc[0]
+        scores = layer_step_sweep(self.backbone, samples, layers=[layer], progress=False).totals.iloc[0]
         row = {"step": step, "layer": layer} | {name: float(scores[name]) for name in SCORES}
         append_row(self.folder / EVALUATION, row)
         for number in range(min(PICTURES, len(samples))):

@@ -19,7 +19,8 @@ from tqdm.auto import trange
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.evaluation import SCORES, layer_step_sweep
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
 from seg4diff_tools.scenes.drawings import concepts
 from seg4diff_tools.scenes.scenes import Scene, SceneConfig, Scenes, scene
@@ -101,14 +102,16 @@ def measure(
             f"expected 2 to {SEARCH_FROM} scenes and from 2 to as many pictures, got {scenes} scenes and {generated} pictures"
         )
     folder = None if out is None else Path(out) / _key(backbone, config, steps)
-    common = {"steps": steps, "batch": batch, "progress": progress}
+    shared = OpenVocabulary(steps=steps)
 
     def sweep(name: str, samples: Sequence[Scene], layers: Sequence[int] | None, at: Sequence[int], **options):
         where = (
             None if folder is None else folder / "-".join([name, *map(str, layers or ["layers"]), "at", *map(str, at)])
         )
-        table = layer_step_sweep(backbone, samples, layers, at, out=where, **common, **options)
-        return table.drop(columns=["direction", "normalize", "head"])
+        swept = layer_step_sweep(
+            backbone, samples, shared, layers=layers, steps_from_end=at, out=where, batch=batch, progress=progress, **options
+        )
+        return swept.table()[["model", "protocol", "layer", "steps_from_end", *SCORES, "images"]]
 
     chosen_on = [scene("test", SEARCH_FROM + index, config) for index in range(search_scenes)]
     search = sweep("search", chosen_on, None, search_steps)
