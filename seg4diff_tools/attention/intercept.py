@@ -115,6 +115,12 @@ def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Non
         _TAPS[transformer].see_forward(transformer, args, kwargs)
 
 
+def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what is intercepted now: for each `intercept`, its callback, layers, key bias and last layer."""
+    requests = _TAPS[transformer].requests if transformer in _TAPS else []
+    return [(r.on_attention, sorted(r.layers), r.key_bias, r.stop_after) for r in requests]
+
+
 class _Tap(TorchFunctionMode):
     """The hooks on one transformer, and the mode that is active while one of its joint-attention modules runs."""
 

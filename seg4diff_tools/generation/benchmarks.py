@@ -129,7 +129,7 @@ def generate_benchmark(
         "guidance_scale": guidance_scale,
         "seed": seed,
         "model": backbone.name,
-        "weights": model_fingerprint(backbone)[:16],
+        "weights": model_fingerprint(backbone),
     }
     state = processes()
     open_run(out, settings, "a benchmark's pictures")
