@@ -13,7 +13,7 @@ import pandas as pd
 
 from seg4diff_tools import load_backbone
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.lora import SHIPPED
+from seg4diff_tools.backbones.lora_files import SHIPPED
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.magnet import MagnetConfig, apply_lora, finetune, preset

@@ -19,7 +19,8 @@ from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_gui
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
-from seg4diff_tools.backbones.lora import FILE, LoraWeights, apply_lora, attach, save_lora, trained
+from seg4diff_tools.backbones.lora import apply_lora, attach, trained
+from seg4diff_tools.backbones.lora_files import FILE, LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint, remember
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep

@@ -146,7 +146,8 @@ def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
 
 
 def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
-    from seg4diff_tools.backbones.lora import attach, save_lora, trained
+    from seg4diff_tools.backbones.lora import attach, trained
+    from seg4diff_tools.backbones.lora_files import save_lora
 
     transformer = tiny_backbone.transformer
     attach(transformer, tiny_backbone.family, rank=2, alpha=2)

@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 from seg4diff_tools import magnet
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.backbones import apply_lora, read_lora
 from seg4diff_tools.backbones.loading import wrap_pipeline
-from seg4diff_tools.backbones.lora import apply_lora, read_lora
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses

@@ -29,7 +29,8 @@ from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.backbones.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
+from seg4diff_tools.backbones.lora import ADAPTER, attach, check_free, trained
+from seg4diff_tools.backbones.lora_files import LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
