@@ -35,8 +35,8 @@ from seg4diff_tools.segmentation.segment import segment
 VOCABULARY = ["cat", "dog", "grass", "red car", "tree"]
 METHODS = {
     "one": OpenVocabulary(layers=(3,), steps_from_end=(4,)),
-    "all": OpenVocabulary(reading="daam", steps_from_end=(2, 5)),
-    "spread": OpenVocabulary(reading=partial(attribution.refined, times=1), layers=(2,)),
+    "all": OpenVocabulary(method="daam", steps_from_end=(2, 5)),
+    "spread": OpenVocabulary(method=partial(attribution.refined, times=1), layers=(2,)),
 }
 
 
@@ -88,7 +88,7 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         pairs = []
         for sample in samples:
             names = VOCABULARY if row.protocol == "full" else sample.class_names
-            options = {"steps_from_end": method.steps_from_end, "reading": method.reading}
+            options = {"steps_from_end": method.steps_from_end, "reading": method.method}
             pairs.append((sample, segment(backbone, sample.image, names, method.layers, **options).label_map, names))
         total = counted(pairs)
         close = {"abs": 4e-3}
@@ -124,7 +124,7 @@ def test_as_it_stands_it_is_the_sweep(backbone, samples, vocabulary):
 
 @pytest.mark.parametrize("matching", ["image", "rows"])
 def test_pads_are_grouping_scores(backbone, samples, matching):
-    method = Unsupervised(layer=2, threshold=0.01, matching=matching)
+    method = Unsupervised(layers=2, threshold=0.01, matching=matching)
     row = run(backbone, samples, {"pads": method}, vocabulary=VOCABULARY, batch=1).table().iloc[0]
     expected = grouping_scores(backbone, samples, [0.01], [2], matching=matching, progress=False).iloc[0]
     assert row["protocol"] == "matched"
@@ -178,7 +178,7 @@ def test_limit_and_order(backbone, samples, tmp_path):
 def test_folder_says_all(backbone, samples, tmp_path):
     result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY, out=tmp_path)
     told = json.loads((tmp_path / "result.json").read_text())
-    assert told["settings"]["methods"]["spread"]["reading"] == {
+    assert told["settings"]["methods"]["spread"]["method"] == {
         "function": "seg4diff_tools.segmentation.attribution.refined",
         "times": 1,
     }
@@ -204,7 +204,7 @@ def test_nothing_that_can_be_read(backbone, samples):
 
 def test_a_reading_of_ones_own_is_told_by_its_content(backbone, samples, tmp_path):
     def with_reading(reading, out=tmp_path):
-        return run(backbone, samples[:1], {"own": OpenVocabulary(reading=reading, layers=(2,))}, out=out)
+        return run(backbone, samples[:1], {"own": OpenVocabulary(method=reading, layers=(2,))}, out=out)
 
     def spread(times):
         return lambda *arguments: attribution.refined(*arguments, times=times)
@@ -381,8 +381,7 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
         ({"protocol": []}, "protocol 'present' or 'full'"),
         ({"protocol": "full"}, "pass vocabulary="),
         ({"protocol": "full", "vocabulary": VOCABULARY[1:]}, "outside it"),
-        ({"methods": {"deep": OpenVocabulary(layers=(7,))}}, "layers from 0 to 4"),
-        ({"methods": {"early": OpenVocabulary(steps_from_end=(29,))}}, "from 1 to 28"),
+        ({"methods": {"deep": OpenVocabulary(layers=(7,))}}, "layers? from 0 to 4"),
     ],
 )
 def test_wrong_input_is_refused(backbone, samples, arguments, message):

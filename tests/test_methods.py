@@ -14,7 +14,8 @@ from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation.grouping_scores import pad_confusion
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised, Workbench, label_maps, pad_groups
+from seg4diff_tools.segmentation.engine import Workbench, label_maps, pad_groups
+from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
 from seg4diff_tools.segmentation.segment import segment
 from seg4diff_tools.segmentation.unsupervised import group
 
@@ -185,7 +186,7 @@ def test_guided_upsampling_follows_edges():
 
 
 def test_pads_are_group(backbone, picture):
-    method = Unsupervised(threshold=0.01, layer=2)
+    method = Unsupervised(threshold=0.01, layers=2)
     (found,) = pad_groups(Workbench(backbone), [picture], method)
     expected = group(backbone, picture, 2, threshold=0.01)
     assert np.array_equal(found, expected.label_map)

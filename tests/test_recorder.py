@@ -50,7 +50,7 @@ def test_maps_of_noised_images_are_exact_and_labeled(backbone, prompt):
     assert dict(i2t.sizes) == {"image": 3, "branch": 1, "step": 1, "layer": 5, "head": 3, "token": TEXT, "y": 5, "x": 7}
     assert i2t.dims == t2i.dims
     assert masses.dims == (*i2t.dims[:5], "direction")
-    assert list(masses.block.values) == list(DIRECTIONS)
+    assert list(masses.direction.values) == list(DIRECTIONS)
     assert float(i2t.timestep[0]) == 601
     assert list(i2t.branch.values) == ["cond"]
     for layer, joint in enumerate(joint_maps(backbone, run)):

@@ -10,7 +10,8 @@ from torch.nn.functional import interpolate
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.backbones import checks
 from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.segmentation.segment import check_kinds, read_class_maps, segment
+from seg4diff_tools.segmentation.class_maps import check_kinds, read_class_maps
+from seg4diff_tools.segmentation.segment import segment
 
 NAMES = ["cat", "red car", "grass"]
 

@@ -19,7 +19,7 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.scenes.scenes import Scene
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.segment import read_class_maps
+from seg4diff_tools.segmentation.class_maps import read_class_maps
 
 HeadMaps = Float[Tensor, "layer head class y x"]
 

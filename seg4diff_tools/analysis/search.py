@@ -16,7 +16,7 @@ from seg4diff_tools.datasets.opened import open_sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.segment import read_class_maps
+from seg4diff_tools.segmentation.class_maps import read_class_maps
 
 
 def choose_combination(

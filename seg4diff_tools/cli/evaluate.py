@@ -77,14 +77,12 @@ def evaluate(
     from seg4diff_tools.backbones import apply_lora
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.evaluation.evaluate import evaluate as run
-    from seg4diff_tools.segmentation.options import Method, OpenVocabulary, Unsupervised
+    from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised
 
     samples = _samples(dataset, root, split, classes)
     at = tuple(steps_from_end or (8,))
-    method: Method
+    method: Options
     if unsupervised:
-        if any(len(each or ()) > 1 for each in (layer, steps_from_end, seed)):
-            raise InputError("expected one layer, step and seed with --unsupervised, got several: give each once")
         about_words = {
             "--protocol": bool(protocol),
             "--reading": reading != "layer",
@@ -97,11 +95,11 @@ def evaluate(
         }
         if given := [option for option, there in about_words.items() if there]:
             raise InputError(f"expected no {', '.join(given)} with --unsupervised, which reads no words: leave it out")
-        own = {"threshold": threshold, "steps": steps, "seed": (seed or [0])[0], "zero_tokens": zero_tokens}
-        method = Unsupervised(layer=layer[0] if layer else None, steps_from_end=at[0], **own)
+        own = {"threshold": threshold, "steps": steps, "seeds": seed or [0], "zero_tokens": zero_tokens}
+        method = Unsupervised(layers=layer or None, steps_from_end=at, **own)
     else:
         method = OpenVocabulary(
-            reading=reading,
+            method=reading,
             layers=tuple(layer) if layer else None,
             steps_from_end=at,
             steps=steps,

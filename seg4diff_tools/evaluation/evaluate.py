@@ -5,11 +5,10 @@ import platform
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import open_run, processes, read_settings, replace_file
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.caching import fingerprint, model_fingerprint
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import background_of
 from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
@@ -37,7 +36,8 @@ from seg4diff_tools.evaluation.counts import (
     stored_shards,
 )
 from seg4diff_tools.evaluation.grouping_scores import pad_confusion
-from seg4diff_tools.segmentation.options import Method, OpenVocabulary, Unsupervised, Workbench, label_maps, pad_groups
+from seg4diff_tools.segmentation.engine import Workbench, label_maps, pad_groups
+from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised, option_settings
 from seg4diff_tools.segmentation.segment import label_frame
 
 Protocol = Literal["present", "full"]
@@ -164,7 +164,7 @@ class Evaluation:
 def evaluate(
     backbone: Backbone,
     samples: Sequence,
-    methods: Mapping[str, Method] | None = None,
+    methods: Mapping[str, Options] | None = None,
     protocol: Protocol | Sequence[Protocol] = "present",
     vocabulary: Sequence[str] | None = None,
     *,
@@ -231,7 +231,7 @@ def evaluate(
         "fingerprint": model_fingerprint(backbone),
         "dtype": str(backbone.dtype),
         "rows": rows,
-        "methods": {name: _told(how) for name, how in methods.items()},
+        "methods": {name: option_settings(how) for name, how in methods.items()},
         "vocabulary": vocabulary,
         "samples": len(samples),
         "shuffle_seed": shuffle_seed,
@@ -341,7 +341,7 @@ class _Collected:
 
 def _counts(
     work: Workbench,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Options],
     rows: Sequence[tuple[str, str]],
     vocabulary: Sequence[str] | None,
     batch: int,
@@ -374,7 +374,7 @@ def _known(each: OpenedSample, vocabulary: Sequence[str] | None) -> tuple[str, .
 
 def _confusions(
     work: Workbench,
-    method: Method,
+    method: Options,
     protocol: str,
     vocabulary: Sequence[str] | None,
     batch: int,
@@ -400,24 +400,6 @@ def _confusions(
                 counts = pad_confusion(labels, target, len(known) - 1, method)
             results.append(counts[[known.index(name) for name in names]].numpy())
     return results
-
-
-def _told(method: Method) -> dict[str, Any]:
-    """A method as JSON knows it; a function by its name and the options that `functools.partial` gave it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return dict(value)
-        if isinstance(value, partial):
-            return {"function": plain(value.func), **value.keywords}
-        if not isinstance(value, FunctionType):
-            raise InputError(f"expected a reading by name, or a function, got a {type(value).__name__}")
-        name = f"{value.__module__}.{value.__qualname__}"
-        # a function from elsewhere may change under its name
-        return name if name.startswith(f"{__package__}.") else {"function": name, "content": fingerprint(value)}
-
-    options = {each.name: getattr(method, each.name) for each in fields(method)}
-    return {"kind": type(method).__name__} | json.loads(json.dumps(options, default=plain))
 
 
 def _write_table(folder: Path, result: Evaluation, about: Mapping[str, Any]) -> None:

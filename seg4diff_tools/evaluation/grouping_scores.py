@@ -17,8 +17,9 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.prompts import Kind
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.options import Labels, Unsupervised
-from seg4diff_tools.segmentation.unsupervised import Matching, read_token_maps
+from seg4diff_tools.segmentation.engine import Labels
+from seg4diff_tools.segmentation.options import Matching, Unsupervised
+from seg4diff_tools.segmentation.unsupervised import read_token_maps
 
 
 def grouping_scores(

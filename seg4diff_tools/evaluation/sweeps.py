@@ -27,7 +27,8 @@ from seg4diff_tools.evaluation.counts import SCORES, ImageCounts, TotalCounts, c
 from seg4diff_tools.images import Fit
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.segment import Direction, check_kinds, label_frame, read_class_maps
+from seg4diff_tools.segmentation.class_maps import Direction, check_kinds, read_class_maps
+from seg4diff_tools.segmentation.segment import label_frame
 
 NORMALISATIONS = ("softmax", "softmax+minmax", "scores", "scores+minmax")
 CONFIGURATION = ["model", "protocol", "direction", "normalize", "layer", "steps_from_end", "head"]

@@ -13,7 +13,7 @@ from seg4diff_tools.magnet import losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.segment import span_maps
+from seg4diff_tools.segmentation.class_maps import span_maps
 
 # Head-level maps that go through the convolution at once while they are matched.
 MAPS_AT_ONCE = 64

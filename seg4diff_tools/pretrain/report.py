@@ -108,7 +108,7 @@ def measure(
             None if folder is None else folder / "-".join([name, *map(str, layers or ["layers"]), "at", *map(str, at)])
         )
         table = layer_step_sweep(backbone, samples, layers, at, out=where, **common, **options)
-        return table.drop(columns=["block", "normalize", "head"])
+        return table.drop(columns=["direction", "normalize", "head"])
 
     chosen_on = [scene("test", SEARCH_FROM + index, config) for index in range(search_scenes)]
     search = sweep("search", chosen_on, None, search_steps)

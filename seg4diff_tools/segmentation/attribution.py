@@ -30,54 +30,15 @@ Spans = Float[Tensor, "text class"]
 Maps = Float[Tensor, "step class image"]
 Prompts = Sequence[Prompt]
 Layers = Sequence[int] | None
-Reading = Callable[[Backbone, Latents, Timesteps, Prompts, Layers], Maps]
+Attribution = Callable[[Backbone, Latents, Timesteps, Prompts, Layers], Maps]
 """From a backbone, one image's add_noise latents, their timesteps, its class prompts and the layers to class maps; layers=None
 stands for the reading's own choice. `functools.partial` sets its other options."""
-
-
-def layer_mean(
-    backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None
-) -> Maps:
-    """The paper's reading: image-to-text attention, mean over heads and over each class's tokens.
-
-    Args:
-        backbone: the model.
-        noisy: latents of one image at one or several steps, from `Backbone.add_noise`.
-        timestep: their timesteps.
-        prompts: of the image's classes, from `Backbone.class_prompts`.
-        layers: whose maps are averaged; None for the expert layer.
-
-    Returns:
-        Probabilities, fp32; classes in the order of the prompts.
-
-    Raises:
-        InputError: a layer out of range, or None for a model whose expert layer nobody has measured.
-
-    Source: Seg4Diff, arXiv 2509.18096, equations 9 and 10.
-    """
-    layers = _expert(backbone) if layers is None else layers
-    return _layer_maps(backbone, noisy, timestep, prompts, layers, _head_mean).mean(0)
-
-
-def daam(backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None) -> Maps:
-    """Image-to-text attention summed up over heads and layers (and over steps, where `read` gets several of them).
-
-    Args: as for `layer_mean`; layers=None takes all.
-
-    Returns:
-        Mean probabilities.
-
-    Source: DAAM, Tang et al., arXiv 2210.04885, which reads cross-attention of a U-Net at each step of a generation and
-    sums up maps of several sizes. Here all layers have one size, the mean stands for the sum (the label map is the same),
-    and steps are noise levels of a given image.
-    """
-    return layer_mean(backbone, noisy, timestep, prompts, range(backbone.layers) if layers is None else layers)
 
 
 def concept(backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None) -> Maps:
     """Similarity in the space of the attention's outputs: dot products of image tokens with the words, softmax over classes.
 
-    Args: as for `layer_mean`; layers=None takes all.
+    Args: as for `refined`; layers=None takes all.
 
     Returns:
         Shares that add up to 1 over the classes of all prompts together.
@@ -103,7 +64,7 @@ def cosine(
 ) -> Maps:
     """Cosine similarity of features of image tokens with those of the words, heads side by side: a plain baseline.
 
-    Args: as for `layer_mean`, and
+    Args: as for `Attribution`, and
         image, text: which features of either side: "query", "key" or "value", as they enter the attention.
 
     Returns:
@@ -124,7 +85,7 @@ def refined(
 ) -> Maps:
     """The paper's maps, spread along image-to-image attention of the same layer: I2I^n I2T.
 
-    Args: as for `layer_mean`, and
+    Args: as for `Attribution`, and
         times: the power n; 0 leaves the maps as they are.
 
     Returns:
@@ -156,7 +117,7 @@ def goca(
     Heads are weighted by `head_weights`, layers by `layer_weight`. The tokens of all classes then share out each place (they
     add up to 1 there), and each class is stretched to 0..1 over the image.
 
-    Args: as for `layer_mean`, layers=None takes all, and
+    Args: as for `Attribution`, layers=None takes all, and
         reference: layer of the dense features that weigh layers; None for the middle one.
         heads: False for the plain mean over heads, as released for FLUX; so it always is in single-stream blocks, which project
             heads together with their MLP.
@@ -200,15 +161,12 @@ def _weighted(
     )
 
 
-READINGS: dict[str, Reading] = {
-    "layer": layer_mean,
-    "daam": daam,
-    "concept": concept,
-    "goca": goca,
-    "cosine": cosine,
-    "refined": refined,
-}
-"""Readings by name."""
+PROBABILITIES = "layer", "daam"
+"""Methods that take the mean attention probability: of the expert layer, or of all layers (DAAM, arXiv 2210.04885)."""
+ATTRIBUTIONS: dict[str, Attribution] = {"concept": concept, "goca": goca, "cosine": cosine, "refined": refined}
+"""Other methods, by name."""
+METHODS = *PROBABILITIES, *ATTRIBUTIONS
+"""Names of all methods."""
 
 
 def output_similarity(call: JointAttention, spans: Spans) -> Maps:
@@ -318,21 +276,21 @@ def read(
     backbone: Backbone,
     latents: Float[Tensor, "1 channel row column"],
     prompts: Sequence[Prompt],
-    reading: str | Reading = "layer",
+    method: str | Attribution,
     layers: Sequence[int] | None = None,
     *,
     steps_from_end: int | Sequence[int] = 8,
     steps: int = 28,
     seed: int = 0,
 ) -> Float[Tensor, "class y x"]:
-    """Class maps of one image by any reading, mean over steps.
+    """Class maps of one image by any method of `ATTRIBUTIONS`, mean over steps.
 
     Args:
         backbone: the model.
         latents: the encoded image, without noise.
         prompts: of its classes, from `Backbone.class_prompts`.
-        reading: one of `READINGS` by name, or a function of that kind.
-        layers: 0-based; None for the reading's own choice.
+        method: one of `ATTRIBUTIONS` by name, or a function of that kind.
+        layers: 0-based; None for the method's own choice.
         steps_from_end: one noise level or several.
         steps: length of the schedule.
         seed: of the noise.
@@ -341,14 +299,11 @@ def read(
         fp32, classes in the order of the prompts.
 
     Raises:
-        InputError: an unknown name, or a layer or step out of range.
+        InputError: a layer or step out of range.
     """
-    if isinstance(reading, str):
-        if reading not in READINGS:
-            raise InputError(f"expected a reading from {', '.join(READINGS)}, or a function, got {reading!r}")
-        reading = READINGS[reading]
+    function = ATTRIBUTIONS[method] if isinstance(method, str) else method
     noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
-    maps = reading(backbone, noisy, timestep, prompts, layers)
+    maps = function(backbone, noisy, timestep, prompts, layers)
     return maps.mean(0).float().unflatten(-1, backbone.token_grid(latents))
 
 

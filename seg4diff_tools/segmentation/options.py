@@ -1,394 +1,271 @@
-"""From an image and class names to a label map: which attention is read, how prompts are worded, what becomes of the maps."""
+"""Options of segmentation: one frozen object each for open-vocabulary and for unsupervised segmentation."""
 
+import json
 import math
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from numbers import Real
+from types import FunctionType
+from typing import Any, Literal, SupportsIndex
 
-import PIL.Image
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from seg4diff_tools.attention.operators import chunks
-from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import Fit
-from seg4diff_tools.prompts import Kind, Prompt
-from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.attribution import READINGS, Reading, read
-from seg4diff_tools.segmentation.segment import label_frame, read_class_maps
-from seg4diff_tools.segmentation.unsupervised import read_token_maps
+from seg4diff_tools.images import Fit, Size
+from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.prompts import Kind
+from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES, Attribution
+from seg4diff_tools.segmentation.class_maps import Direction, Normalize
+from seg4diff_tools.segmentation.masks import Merging
 
 BACKGROUND = "background"
-"""The class of everything that a data set has no name for."""
+"""Name of the class of unlabeled stuff."""
 
-CLASSES_AT_ONCE = 16
-
-Maps = Float[Tensor, "class y x"]
-Labels = Int[Tensor, "height width"]
+Indices = SupportsIndex | Iterable[SupportsIndex]
+"""One whole number or several: an int, a NumPy number, a range, a list or an array."""
+Layers = Literal["expert"] | Indices | Sequence[int | Literal["expert"]] | None
+Matching = Literal["image", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVocabulary:
-    """Segmentation by class names; as it stands, the paper's (Seg4Diff, arXiv 2509.18096, Fig 7 and Table 1).
+    """Options of segmentation by class names; the defaults are the paper's (Seg4Diff, arXiv 2509.18096, Fig 7, Table 1).
 
     Args:
-        reading: how attention becomes class maps, as in `segmentation.segment`.
-        layers: 0-based, whose maps are averaged; None for the reading's own choice.
+        method: how attention becomes class maps: "layer" (mean probability of the chosen layers), "daam" (the same over all
+            layers), "concept", "goca", "cosine", "refined", or a function such as `partial(attribution.refined, times=4)`.
+        layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
         steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
         steps: length of the schedule.
-        seeds: of the noise; the maps of all are averaged.
-        fit: "resize" or "crop", as in `segment`.
-        zero_tokens, cut_prompt: as in `segment`.
-        synonyms: words that stand for a class, instead of its name; their maps are averaged.
-        prompt_sets: give each prompt one word for a class, and the next word to the next prompt, instead of all words to one
-            prompt. A class with fewer words starts again with its first.
-        classes_per_prompt: words of a prompt at most; None for as many as it holds. Each prompt has a softmax of its own, and
-            probabilities of different prompts are compared as they are.
-        second_pass: drop the classes that win less than this share (0..1) of the image tokens, and prompt again with the rest in
-            as few prompts as hold them; 0 for one pass.
-        background: what stands for the class "background" where there is one. "word": the word itself, as in the released code;
-            several words: whichever of them wins; a number: what is left where no class gets that many times the attention
-            that it would get if all tokens of the model got the same.
-        tiles: 2 reads the image and nine overlapping windows of half its side, each at the model's full resolution, and
-            averages; n in general (2 n - 1)^2 windows.
-        upsampling: "bilinear" (equation 11), or "guided": the same, then a guided filter along the edges of the image.
+        seeds: of the noise; maps of several are averaged.
+        heads: "mean" over all heads (equation 9), or the heads to average. Heads, direction and normalize belong to the
+            methods "layer" and "daam".
+        direction: "i2t", attention from image to text tokens, or "t2i", from text to image tokens (Fig 16).
+        normalize: "softmax" for probabilities over all joint keys, "scores" for q k^T / sqrt(dim) (Table 5).
+        minmax: scale each class map to 0..1 before the classes are compared (Table 5).
+        merge_scaled: scale each token's map to 0..1 before the mean over a class's tokens, the released code's
+            NORM_BEFORE_MERGE (Table 5).
+        synonyms: words that replace a class name, by class name; their maps are averaged.
+        prompt_sets: give each prompt one word of every class, and the next prompt the next words, instead of all words to
+            one prompt. A class with fewer words starts again with its first.
+        classes_per_prompt: largest number of words in a prompt; None for as many as fit. Each prompt has a softmax of its
+            own; probabilities of different prompts are compared as they are.
+        second_pass: drop classes that win less than this share (0..1) of the image tokens and prompt again with the rest;
+            0 for one pass.
+        cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does. The
+            map of a name past the cut is NaN, and the first such name gets every pixel.
+        zero_tokens: number of zero vectors in place of T5's tokens (0..512); 77 in the released code.
+        fit: "resize" stretches the image to the model's square, as the released code does; "crop" takes the largest
+            centered square, as the paper says, and the label map covers that square.
+        size: height and width in pixels at which the model reads the image, or the side of a square; None for its own.
+        tiles: 2 also reads nine overlapping windows of half the image's side, each at full resolution; n reads
+            (2 n - 1)^2 windows. Maps are averaged.
+        upsampling: "bilinear" (equation 11), or "guided": bilinear, then a guided filter along edges of the image.
+        background: what stands for the class "background". "word": the word itself, as in the released code; several words:
+            the best of them; a number: pixels where no class gets that many times an even share of attention.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type or out of range.
     """
 
-    reading: str | Reading = "layer"
-    layers: tuple[int, ...] | None = None
-    steps_from_end: tuple[int, ...] = (8,)
+    method: str | Attribution = "layer"
+    layers: Layers = None
+    steps_from_end: Indices = (8,)
     steps: int = 28
-    seeds: tuple[int, ...] = (0,)
-    fit: Fit = "resize"
-    zero_tokens: int = 77
-    cut_prompt: bool = False
-    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: Indices = (0,)
+    heads: Literal["mean"] | Indices = "mean"
+    direction: Direction = "i2t"
+    normalize: Normalize = "softmax"
+    minmax: bool = False
+    merge_scaled: bool = False
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     prompt_sets: bool = False
     classes_per_prompt: int | None = None
     second_pass: float = 0.0
-    background: Literal["word"] | tuple[str, ...] | float = "word"
+    cut_prompt: bool = False
+    zero_tokens: int = 77
+    fit: Fit = "resize"
+    size: Size | None = None
     tiles: int = 1
     upsampling: Literal["bilinear", "guided"] = "bilinear"
+    background: Literal["word"] | Sequence[str] | float = "word"
 
     def __post_init__(self) -> None:
-        if isinstance(self.reading, str) and self.reading not in READINGS:
-            raise InputError(f"expected a reading from {', '.join(READINGS)}, or a function, got {self.reading!r}")
-        if (
-            not self.seeds
-            or not self.steps_from_end
-            or self.tiles < 1
-            or (self.classes_per_prompt is not None and self.classes_per_prompt < 1)
-        ):
-            raise InputError(f"expected seeds, steps, and at least one tile and class for each prompt, got {self}")
-        for name, words in self.synonyms.items():
-            if isinstance(words, str) or not words:
-                raise InputError(f"expected synonyms such as {{'cat': ('cat', 'kitten')}}, got {words!r} for {name!r}")
-        if isinstance(self.background, list):
-            object.__setattr__(self, "background", tuple(self.background))
-        if isinstance(self.background, float | int) and not 0 < self.background < math.inf:
-            raise InputError(f"expected a background threshold above 0, got {self.background}")
-        if not 0 <= self.second_pass < 1:
-            raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}")
-        if self.upsampling not in ("bilinear", "guided") or (
-            isinstance(self.background, str) and self.background != "word"
-        ):
+        if not callable(self.method):
+            _one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
+        _common(self)
+        if self.heads != "mean":
+            _one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
+            _set(self, "heads", tuple(as_indices(self.heads, "heads")))
+        _one_of(self.direction, "direction", ("i2t", "t2i"))
+        _one_of(self.normalize, "normalize", ("softmax", "scores"))
+        _one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
+        for name in ("minmax", "merge_scaled", "prompt_sets", "cut_prompt"):
+            _one_of(getattr(self, name), name, (False, True))
+        _set(self, "tiles", as_int(self.tiles, "tiles", 1))
+        if self.classes_per_prompt is not None:
+            _set(self, "classes_per_prompt", as_int(self.classes_per_prompt, "classes_per_prompt", 1))
+        _set(self, "second_pass", _number(self.second_pass, "second_pass"))
+        if not self.second_pass < 1:
+            raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}: pass 0.05")
+        if not isinstance(self.synonyms, Mapping):
             raise InputError(
-                f"expected upsampling 'bilinear' or 'guided', and background 'word', words or a number, got {self.upsampling!r} "
-                f"and {self.background!r}"
+                f"expected synonyms as a dict such as {{'cat': ('cat', 'kitten')}}, got {self.synonyms!r}: pass a dict"
             )
-        if isinstance(self.background, float | int) and self.reading not in ("layer", "daam"):
+        _set(self, "synonyms", {name: _words(words, f"synonyms of {name!r}") for name, words in self.synonyms.items()})
+        if isinstance(self.background, Real):
+            _set(self, "background", _number(self.background, "background"))
+        elif isinstance(self.background, str):
+            _one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
+        else:
+            _set(self, "background", _words(self.background, "background"))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse combinations of values that exclude each other."""
+        probabilities = self.method in PROBABILITIES
+        attention = ("heads", "mean"), ("direction", "i2t"), ("normalize", "softmax"), ("merge_scaled", False)
+        if not probabilities and (changed := [name for name, usual in attention if getattr(self, name) != usual]):
             raise InputError(
-                f"expected a reading of probabilities with a threshold for the background, got {self.reading!r}"
+                f"expected {' and '.join(changed)} with method 'layer' or 'daam' alone, got method={self.method!r}: "
+                f"leave {'it' if len(changed) == 1 else 'them'} out"
             )
+        if isinstance(self.background, float):
+            if not 0 < self.background < math.inf:
+                raise InputError(
+                    f"expected background, a number above 0, got {self.background}: pass 1.0 for an even share"
+                )
+            if not probabilities or self.normalize == "scores" or self.minmax or self.merge_scaled:
+                raise InputError(
+                    f"expected probabilities with a number for background, got method={self.method!r}, "
+                    f"normalize={self.normalize!r}, minmax={self.minmax}, merge_scaled={self.merge_scaled}: pass "
+                    "background='word' or words"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unsupervised:
-    """Segmentation without words, by the pads of an empty prompt; as it stands, the paper's (Table 2).
+    """Options of segmentation without class names, by the pads of an empty prompt; the defaults are the paper's (Table 2).
 
     Args:
-        layer: 0-based; None for the expert.
-        threshold, merging, kinds: as in `grouping.group`; `matching` as in `grouping.grouping_scores`.
-        steps_from_end, steps, seed, zero_tokens: as in `grouping.group`.
-    """
-
-    layer: int | None = None
-    threshold: float = 0.035
-    merging: masks.Merging = "published"
-    matching: Literal["image", "rows"] = "image"
-    kinds: tuple[Kind, ...] = ("pad",)
-    steps_from_end: int = 8
-    steps: int = 28
-    seed: int = 0
-    zero_tokens: int = 77
-
-
-Method = OpenVocabulary | Unsupervised
-
-
-class Workbench:
-    """What the images of a run share: the model, prompts that were encoded, and how long each kind of work took.
-
-    Attributes:
-        backbone: the model.
-        seconds: by kind of work.
-        rows: seconds of attention and labels, by method and protocol.
-        images: how many were done.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self.images = 0
-        self._prompts: dict[tuple, list[Prompt]] = {}
-        # with the picture that each one is of, so that no other picture takes its place in memory, and with it its key
-        self._latents: dict[tuple, tuple[PIL.Image.Image, Tensor]] = {}
-        self._crops: dict[tuple, tuple[PIL.Image.Image, PIL.Image.Image]] = {}
-
-    @contextmanager
-    def timed(self, work: str) -> Iterator[None]:
-        """Adds the time that passes to one kind of work."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.backbone.device.type == "cuda":
-                torch.cuda.synchronize(self.backbone.device)
-            self.seconds[work] += time.perf_counter() - began
-
-    def prompts(self, words: Sequence[str], method: OpenVocabulary) -> list[Prompt]:
-        """Encoded prompts of these words; the same words are encoded once."""
-        key = (tuple(words), method.classes_per_prompt, method.zero_tokens, method.cut_prompt)
-        if key not in self._prompts:
-            wording = {"zero_tokens": method.zero_tokens, "cut_prompt": method.cut_prompt}
-            with self.timed("text"):
-                if len(self._prompts) >= 256:
-                    self._prompts.pop(next(iter(self._prompts)))
-                self._prompts[key] = [
-                    prompt
-                    for part in chunks(len(words), method.classes_per_prompt or len(words))
-                    for prompt in self.backbone.class_prompts(words[part], **wording)
-                ]
-        return self._prompts[key]
-
-    def latents(self, pictures: Sequence[PIL.Image.Image], fit: Fit) -> Float[Tensor, "image channel row column"]:
-        """Encoded images, each one once until `forget`."""
-        with self.timed("latents"):
-            for picture in pictures:
-                if (id(picture), fit) not in self._latents:
-                    self._latents[id(picture), fit] = picture, self.backbone.encode_image(picture, fit=fit)
-            return torch.cat([self._latents[id(picture), fit][1] for picture in pictures])
-
-    def crop(self, picture: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """A part of a picture, the same object until `forget`."""
-        if (id(picture), box) not in self._crops:
-            self._crops[id(picture), box] = picture, picture.crop(box)
-        return self._crops[id(picture), box][1]
-
-    def forget(self) -> None:
-        """Drops latents and crops, when other images come."""
-        self._latents.clear()
-        self._crops.clear()
-
-
-def label_maps(
-    work: Workbench,
-    pictures: Sequence[PIL.Image.Image],
-    class_names: Sequence[Sequence[str]],
-    method: OpenVocabulary,
-    *,
-    batch: int = 8,
-) -> list[Labels]:
-    """Segments a few images, several at once where the reading is the paper's.
-
-    Args:
-        work: with the model.
-        pictures: of any sizes.
-        class_names: for each picture the classes to choose from.
-        method: how.
-        batch: forwards to run at once.
-
-    Returns:
-        For each picture an index into its class names at each pixel of its frame (`segmentation.label_frame`), on the CPU.
+        layers: 0-based layers whose maps are averaged; None or "expert" for the expert layer.
+        steps_from_end: noise levels whose maps are averaged.
+        steps: length of the schedule.
+        seeds: of the noise; maps of several are averaged.
+        prompt: the text; empty in the paper.
+        kinds: kinds of text tokens whose maps are merged; pads in the paper.
+        threshold, rounds, merging: as in `masks.merge_maps`.
+        matching: how groups are matched with classes when they are scored: once for each image, as the paper says, or in
+            every row of pixels, as its released code does (`metrics.match_rows`).
+        zero_tokens: number of zero vectors in place of T5's tokens (0..512).
+        fit, size: as in `OpenVocabulary`.
 
     Raises:
-        InputError: a layer or step out of range.
-        PromptError: a word that is too long for a prompt.
+        InputError: a value of another type or out of range.
     """
-    columns = [_columns(names, method) for names in class_names]
-    if not all(columns):
-        # nothing competes with the background
-        asked = [index for index, own in enumerate(columns) if own]
-        some = [pictures[index] for index in asked], [class_names[index] for index in asked]
-        answered = dict(zip(asked, label_maps(work, *some, method, batch=batch) if asked else [], strict=True))
-        sizes = [_frame(work, picture, method).size for picture in pictures]
-        return [answered.get(index, torch.zeros(size[::-1], dtype=torch.int64)) for index, size in enumerate(sizes)]
-    crops = [_windows(work, picture, method) for picture in pictures]
-    found = iter(_column_maps(work, crops, columns, method, batch))
-    results = []
-    for picture, names, own, parts in zip(pictures, class_names, columns, crops, strict=True):
-        maps = _joined([next(found) for _ in parts], method.tiles)
-        owners = torch.tensor([index for _, index in own], device=maps.device)
-        if method.second_pass:
-            won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)) / maps[0].numel()
-            kept = [i for i, name in enumerate(names) if won[i] >= method.second_pass or name == BACKGROUND]
-            kept = kept if set(kept) & set(owners.tolist()) else [int(won.argmax()), *kept]
-            once = replace(method, second_pass=0.0, classes_per_prompt=None)
-            (labels,) = label_maps(work, [picture], [[names[i] for i in kept]], once, batch=batch)
-            results.append(torch.tensor(kept)[labels])
-            continue
-        with work.timed("labels"):
-            results.append(_labels(maps, owners, names, _frame(work, picture, method), method).cpu())
-    return results
+
+    layers: Layers = None
+    steps_from_end: Indices = (8,)
+    steps: int = 28
+    seeds: Indices = (0,)
+    prompt: str = ""
+    kinds: Sequence[Kind] = ("pad",)
+    threshold: float = 0.035
+    rounds: int = 3
+    merging: Merging = "published"
+    matching: Matching = "image"
+    zero_tokens: int = 77
+    fit: Fit = "resize"
+    size: Size | None = None
+
+    def __post_init__(self) -> None:
+        _common(self)
+        if not isinstance(self.prompt, str):
+            raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
+        _set(self, "kinds", _words(self.kinds, "kinds"))
+        for kind in self.kinds:
+            _one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
+        _set(self, "threshold", _number(self.threshold, "threshold"))
+        _set(self, "rounds", as_int(self.rounds, "rounds", 1))
+        _one_of(self.merging, "merging", ("published", "released"))
+        _one_of(self.matching, "matching", ("image", "rows"))
 
 
-def pad_groups(work: Workbench, pictures: Sequence[PIL.Image.Image], method: Unsupervised) -> list[Labels]:
-    """Groups of a few images, found without a word.
+Options = OpenVocabulary | Unsupervised
+
+
+def option_settings(options: Options) -> dict[str, Any]:
+    """Return options as JSON-serializable settings; a function by its name and the arguments of its `functools.partial`.
 
     Args:
-        work: with the model.
-        pictures: of any sizes.
-        method: how.
+        options: the options.
 
     Returns:
-        For each picture the number of the group at each pixel, on the CPU.
+        "kind", the name of the class, then every field.
+
+    Raises:
+        InputError: a method that is neither a name nor a function.
     """
-    backbone = work.backbone
-    layers = check_layers(backbone, ["expert" if method.layer is None else method.layer])
-    prompt = backbone.encode_prompt("", zero_tokens=method.zero_tokens)
-    latents = work.latents(pictures, "resize")
-    with work.timed("attention"):
-        tokens, noise = prompt.indices(*method.kinds), (method.steps_from_end, method.steps, method.seed)
-        maps = read_token_maps(backbone, latents, prompt, layers, tokens, *noise)[:, 0].cpu()
-    with work.timed("labels"):
-        return [
-            masks.label_map(
-                masks.merge_maps(one, method.threshold, merging=method.merging)[0], (picture.height, picture.width)
-            )
-            for one, picture in zip(maps, pictures, strict=True)
-        ]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, partial):
+            return {"function": plain(value.func), **value.keywords}
+        if not isinstance(value, FunctionType):
+            raise InputError(f"expected method, a name or a function, got a {type(value).__name__}: pass a function")
+        name = f"{value.__module__}.{value.__qualname__}"
+        # a function from elsewhere may change under its name
+        return name if name.startswith("seg4diff_tools.") else {"function": name, "content": fingerprint(value)}
+
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    return {"kind": type(options).__name__} | json.loads(json.dumps(values, default=plain))
 
 
-def _columns(names: Sequence[str], method: OpenVocabulary) -> list[tuple[tuple[str, ...], int]]:
-    """What competes for each pixel: words whose maps are averaged, and the index of the class that they stand for."""
-    columns: list[tuple[tuple[str, ...], int]] = []
-    for index, name in enumerate(names):
-        if name != BACKGROUND or method.background == "word":
-            columns.append((tuple(method.synonyms.get(name, (name,))), index))
-        elif isinstance(method.background, tuple):
-            columns += [((word,), index) for word in method.background]
-    return columns
+def _common(options: Options) -> None:
+    """Check and normalize the fields that both kinds of options have."""
+    if isinstance(options.layers, str):
+        _one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
+    elif options.layers is not None:
+        _set(options, "layers", _layers(options.layers))
+    _set(options, "steps", as_int(options.steps, "steps", 1))
+    _set(
+        options, "steps_from_end", tuple(as_indices(options.steps_from_end, "steps_from_end", options.steps + 1, low=1))
+    )
+    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds")))
+    _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
+    _one_of(options.fit, "fit", ("resize", "crop"))
+    if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
+        _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))
+    elif options.size is not None:
+        _set(options, "size", as_int(options.size, "size", 1))
 
 
-def _windows(work: Workbench, picture: PIL.Image.Image, method: OpenVocabulary) -> list[PIL.Image.Image]:
-    """The picture alone, or its frame and then windows of 1 / tiles of its sides, each half a window from the next."""
-    if method.tiles == 1:
-        return [picture]
-    frame = _frame(work, picture, method)
-    x, y = frame.width / (2 * method.tiles), frame.height / (2 * method.tiles)
-    places = range(2 * method.tiles - 1)
-    boxes = [
-        (round(column * x), round(row * y), round((column + 2) * x), round((row + 2) * y))
-        for row in places
-        for column in places
-    ]
-    return [frame, *(work.crop(frame, box) for box in boxes)]
+def _layers(layers: Any) -> tuple[int | str, ...]:
+    if isinstance(layers, (list, tuple)) and "expert" in layers:
+        numbers = [layer for layer in layers if layer != "expert"]
+        return ("expert", *(as_indices(numbers, "layers") if numbers else ()))
+    return tuple(as_indices(layers, "layers"))
 
 
-def _column_maps(
-    work: Workbench,
-    crops: Sequence[Sequence[PIL.Image.Image]],
-    columns: Sequence[Sequence[tuple[tuple[str, ...], int]]],
-    method: OpenVocabulary,
-    batch: int,
-) -> list[Maps]:
-    """Maps of every column for each crop of each image: means over words, prompt sets, seeds, steps and layers."""
-    pictures = [crop for own in crops for crop in own]
-    latents = work.latents(pictures, method.fit if method.tiles == 1 else "resize")
-    words = [words for words, own in zip(columns, crops, strict=True) for _ in own]
-    count = max(len(each) for own in columns for each, _ in own) if method.prompt_sets else 1
-    totals: list[Maps] = []
-    for turn in range(count):
-        sets = [[(each[turn % len(each)],) if method.prompt_sets else each for each, _ in own] for own in words]
-        flat = [list(dict.fromkeys(word for each in own for word in each)) for own in sets]
-        prompts = [work.prompts(own, method) for own in flat]
-        with work.timed("attention"):
-            for seed in method.seeds:
-                for index, maps in enumerate(_read(work.backbone, latents, prompts, method, seed, batch)):
-                    mixed = torch.stack([maps[[flat[index].index(w) for w in each]].mean(0) for each in sets[index]])
-                    if index < len(totals):
-                        totals[index] += mixed
-                    else:
-                        totals.append(mixed)
-    if isinstance(method.background, float | int):
-        # in units of an even share of the attention
-        keys = totals[0][0].numel() + len(prompts[0][0].tokens)
-        totals = [total * keys for total in totals]
-    return [total / (count * len(method.seeds)) for total in totals]
+def _set(options: Options, name: str, value: Any) -> None:
+    object.__setattr__(options, name, value)
 
 
-def _read(
-    backbone: Backbone,
-    latents: Tensor,
-    prompts: Sequence[Sequence[Prompt]],
-    method: OpenVocabulary,
-    seed: int,
-    batch: int,
-) -> Iterator[Maps]:
-    if method.reading == "layer":
-        layers = check_layers(backbone, ["expert"] if method.layers is None else method.layers)
-        options = {"layers": layers, "steps_from_end": method.steps_from_end, "steps": method.steps, "batch": batch}
-        for maps in read_class_maps(backbone, latents, prompts, seed=seed, **options):
-            yield maps[0, :, :, 0].mean((0, 1))
-        return
-    options = {"steps_from_end": method.steps_from_end, "steps": method.steps, "seed": seed}
-    for index, own in enumerate(prompts):
-        yield read(backbone, latents[index : index + 1], own, method.reading, method.layers, **options)
+def _one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
+    if not any(type(value) is type(each) and value == each for each in allowed):
+        listed = ", ".join(map(repr, allowed))
+        raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
 
 
-def _joined(maps: Sequence[Maps], tiles: int) -> Float[Tensor, "class row column"]:
-    """The mean of a whole image's maps and of those of its windows, on a grid that many times as fine."""
-    if tiles == 1:
-        return maps[0]
-    rows, columns = maps[0].shape[1:]
-    size = rows * tiles, columns * tiles
-    canvas, times = maps[0].new_zeros(len(maps[0]), *size), maps[0].new_zeros(size)
-    for index, part in enumerate(maps[1:]):
-        row, column = divmod(index, 2 * tiles - 1)
-        place = (
-            slice(row * rows // 2, row * rows // 2 + rows),
-            slice(column * columns // 2, column * columns // 2 + columns),
-        )
-        canvas[:, *place] += part
-        times[place] += 1
-    return (masks.upsample(maps[0], size) + canvas / times) / 2
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+        raise InputError(f"expected {name}, a number from 0, got {value!r}: pass a number such as {name}=0.05")
+    return float(value)
 
 
-def _frame(work: Workbench, picture: PIL.Image.Image, method: OpenVocabulary) -> PIL.Image.Image:
-    return work.crop(picture, label_frame(work.backbone, (picture.height, picture.width), method.fit))
-
-
-def _labels(maps: Maps, owners: Tensor, names: Sequence[str], frame: PIL.Image.Image, method: OpenVocabulary) -> Labels:
-    """The class with the largest map at each pixel of the frame."""
-    size = frame.height, frame.width
-    if method.upsampling == "guided":
-        # maps as large as the image, a few at a time
-        parts = [masks.upsample_guided(maps[part], frame).max(0) for part in chunks(len(maps), CLASSES_AT_ONCE)]
-        best, part = torch.stack([values for values, _ in parts]).max(0)
-        labels = torch.stack([index for _, index in parts]).gather(0, part[None])[0] + part * CLASSES_AT_ONCE
-    else:
-        best, labels = masks.upsample(maps, size).amax(0), masks.label_map(maps, size)
-    labels = owners[labels]
-    if isinstance(method.background, float | int) and BACKGROUND in names:
-        labels[best < method.background] = list(names).index(BACKGROUND)
-    return labels
+def _words(words: Any, name: str) -> tuple[str, ...]:
+    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
+        raise InputError(f"expected {name} as a list of at least one word, got {words!r}: pass a list such as ['sky']")
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise InputError(f"expected {name} as text, got {word!r} among them: pass words")
+    return tuple(words)

@@ -24,8 +24,6 @@ from seg4diff_tools.segmentation.segment import open_framed
 THRESHOLD = 0.035
 """Of the released configuration, which the released evaluation does not read: its class sets 0.1."""
 
-Matching = Literal["image", "rows"]
-
 
 @dataclass(frozen=True, eq=False)
 class Grouping:

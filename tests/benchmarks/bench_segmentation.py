@@ -20,7 +20,7 @@ from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.evaluation import sweeps
-from seg4diff_tools.segmentation.segment import read_class_maps
+from seg4diff_tools.segmentation.class_maps import read_class_maps
 
 NAMES = ("cat", "dog", "tree", "grass")
 

@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from seg4diff_tools.attention import operators
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
-from seg4diff_tools.segmentation.segment import span_maps
+from seg4diff_tools.segmentation.class_maps import span_maps
 from tests.benchmarks.bench_recorder import peak_rss
 
 VARIANTS = ("plain", "recorded", "materialized", "segmented")
