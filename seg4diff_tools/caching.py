@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools._runs import as_path, written_whole
 from seg4diff_tools.attention.intercept import interceptions
+from seg4diff_tools.backbones._private import diffusers_hooks, forward_hooks, scheduler_shift, written
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -45,7 +46,14 @@ LARGEST = 4 << 30
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 _HERE = __name__.partition(".")[0]
 # Attributes of a module that change no result, beside the bookkeeping of nn.Module itself.
-_INERT = {*vars(nn.Module()), "name_or_path", "gradient_checkpointing", "warnings_issued", "peft_config"}
+_INERT = {
+    *vars(nn.Module()),
+    "name_or_path",
+    "gradient_checkpointing",
+    "warnings_issued",
+    "peft_config",
+    "_internal_dict",
+}
 
 
 def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -109,11 +117,11 @@ def model_fingerprint(backbone: Backbone) -> str:
     pipe, weights, state = backbone.pipe, hashlib.sha256(), hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module):
-            part = getattr(part, "_orig_mod", part)
+            part = written(part)
             _add_weights(weights, name, part)
             _add_state(state, name, part)
         elif part is not None:
-            _line(state, name, type(part).__qualname__, _config(part), getattr(part, "_shift", None))
+            _line(state, name, type(part).__qualname__, _config(part), scheduler_shift(part))
             if words := _vocabulary(part):
                 _line(state, words)
     settings = {key: value for key, value in vars(pipe).items() if not key.startswith("_") and _is_plain(value)}
@@ -171,17 +179,16 @@ def _add_state(content: Any, name: str, module: nn.Module) -> None:
         _line(content, place, type(part).__qualname__, _settings(part))
         if (processor := vars(part).get("processor")) is not None:
             _line(content, type(processor).__qualname__, _settings(processor))
-        registry = getattr(part, "_diffusers_hook", None)
-        for key, hook in getattr(registry, "hooks", {}).items():
+        for key, hook in diffusers_hooks(part).items():
             _line(content, key, type(hook).__qualname__, _settings(hook))
-        for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
+        for hook in forward_hooks(part):
             _add_hook(content, hook)
 
 
 def _settings(part: Any) -> list[tuple[str, Any]]:
     """Plain attributes of an object. Nothing and empty containers are left out: caches begin so."""
-    # transformers keeps notes of its own, such as which hooks it has installed
-    skip_private = type(part).__module__.startswith("transformers.")
+    # these libraries' models keep notes and caches there
+    skip_private = isinstance(part, nn.Module) and type(part).__module__.startswith(("transformers.", "diffusers."))
     return sorted(
         (key, value)
         for key, value in getattr(part, "__dict__", {}).items()

@@ -11,7 +11,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from seg4diff_tools.backbones._private import written
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora_files import LoraWeights, is_plain, lora_file, read_lora, read_safetensors
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.families import Family
@@ -23,7 +25,9 @@ _EXPECTED_WARNING = "No LoRA keys associated to"
 
 
 @contextmanager
-def apply_lora(backbone: Backbone, source: str | Path | LoraWeights, scale: float = 1.0) -> Iterator[Backbone]:
+def apply_lora(
+    backbone: Backbone | DiffusionPipeline | str, source: str | Path | LoraWeights, scale: float = 1.0
+) -> Iterator[Backbone]:
     """Apply a LoRA inside the `with`; afterwards the model is as it was.
 
     A file of diffusers is loaded by the pipeline's own `load_lora_weights`, so that the output equals that of plain
@@ -31,7 +35,7 @@ def apply_lora(backbone: Backbone, source: str | Path | LoraWeights, scale: floa
     `with` where the LoRA changes text encoders.
 
     Args:
-        backbone: the model.
+        backbone: the model, a pipeline or a name; the `with` gives its backbone.
         source: as in `read_lora`, or weights that it read.
         scale: strength; 1 as trained, 0 changes nothing.
 
@@ -39,10 +43,7 @@ def apply_lora(backbone: Backbone, source: str | Path | LoraWeights, scale: floa
         CheckpointError: as in `read_lora`, or weights of another architecture.
         InputError: the model has another LoRA already, or scale is not a finite number.
     """
-    if not isinstance(backbone, Backbone):
-        raise InputError(
-            f"expected a backbone, got {type(backbone).__name__}: pass load_backbone('mini') or wrap_pipeline(pipe)"
-        )
+    backbone = as_backbone(backbone)
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(scale) < float("inf"):
         raise InputError(f"expected scale, a finite number, got {scale!r}: pass scale=1.0")
     weights = source if isinstance(source, LoraWeights) else None
@@ -67,7 +68,7 @@ def apply_lora(backbone: Backbone, source: str | Path | LoraWeights, scale: floa
             for part in parts:
                 part.requires_grad_(False)
             if scale != 1:
-                for part in (getattr(part, "_orig_mod", part) for part in parts):
+                for part in map(written, parts):
                     if ADAPTER in getattr(part, "peft_config", {}):
                         _set_scale(part, scale)
             yield backbone

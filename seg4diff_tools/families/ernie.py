@@ -30,6 +30,7 @@ ERNIE_IMAGE = Family(
     stacks=(("layers", "self_attention"),),
     text_inputs=("text_bth", "text_lens"),
     cells=1,
+    latents_as_given=True,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     # the pipeline's own number, not that of the VAE's configuration
     encode=partial(encode_patches, eps=EPS),

@@ -107,6 +107,7 @@ class Family:
         cells: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
         takes_packed: whether the `latents` that the pipeline takes are cut too.
+        latents_as_given: whether the pipeline hands the `latents` that it takes to its transformer without casting them.
         adjust: from a forward's inputs, put together of what the prompt and what the image gives, to what fits together.
         native: from the pipeline to the side in pixels of the square images that it was trained on.
         widest: from the transformer to the most image tokens along a side, None where any number will do.
@@ -143,6 +144,7 @@ class Family:
     cells: int = 2
     packed: bool = False
     takes_packed: bool = True
+    latents_as_given: bool = False
     adjust: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
     native: Callable[[Any], int] = native_side
     widest: Callable[[nn.Module], int | None] = lambda transformer: None
