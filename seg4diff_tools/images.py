@@ -39,7 +39,7 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image
         images = [images]
     if not isinstance(images, (list, tuple)):
         raise InputError(
-            f"expected images, one or a list, got {type(images).__name__}: pass a path, a PIL image, an array or a tensor"
+            f"expected images, one or a list, got {type(images).__name__}: pass a path, a PIL image, an array, a tensor"
         )
     if not images:
         raise InputError("expected at least one image, got an empty list: pass images=['photo.jpg']")

@@ -307,8 +307,8 @@ def cut_class_text(
 ) -> tuple[str, dict[str, tuple[int, ...]]]:
     """All class names in one text, with the token indices that the paper's released code reads for each.
 
-    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is cut
-    there; names past it have no token.
+    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is
+    cut there; names past it have no token.
 
     Args:
         tokenizer: the pipeline's first CLIP tokenizer.
@@ -390,8 +390,8 @@ def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
     lengths = {len(prompt.tokens) for prompt in prompts}
     if len(lengths) > 1:
         raise InputError(
-            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one zero_tokens "
-            "for all"
+            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one "
+            "zero_tokens for all"
         )
     return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
 

@@ -80,8 +80,8 @@ def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
         raise InputError(f"expected {name} [image {channels} rows columns], got {kind}: pass what encode_image returns")
     if shape[2] % backbone.family.cells or shape[3] % backbone.family.cells:
         raise InputError(
-            f"expected {name} with rows and columns in multiples of {backbone.family.cells}, got {shape[2:]}: encode an "
-            f"image whose sides are multiples of {backbone.footprint} px"
+            f"expected {name} with rows and columns in multiples of {backbone.family.cells}, got {shape[2:]}: encode "
+            f"an image whose sides are multiples of {backbone.footprint} px"
         )
     return latents
 

@@ -20,8 +20,8 @@ def load_backbone(
 
     Args:
         name_or_path: "mini" (comes with the package), a folder in diffusers' layout, or a hub name such as
-            "stabilityai/stable-diffusion-3-medium-diffusers", which is downloaded (that one is gated: accept its licence
-            on its page and log in with `hf auth login`).
+            "stabilityai/stable-diffusion-3-medium-diffusers", which is downloaded (that one is gated: accept its
+            licence on its page and log in with `hf auth login`).
         device: default: CUDA, else Apple's MPS, else the CPU.
         dtype: of every part, as torch.bfloat16 or "bf16"; default: float32 on the CPU, bfloat16 on a GPU that has it,
             else float16. On a CPU with bfloat16 instructions "bf16" halves time and memory.

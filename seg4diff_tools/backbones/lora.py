@@ -90,8 +90,8 @@ def _load_file(backbone: Backbone, path: Path) -> None:
     except (ValueError, RuntimeError, KeyError, OSError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"expected a LoRA for {type(pipe).__name__}, got {path}, which it cannot load ({reason}): check which model "
-            "the LoRA was trained for"
+            f"expected a LoRA for {type(pipe).__name__}, got {path}, which it cannot load ({reason}): check which "
+            "model the LoRA was trained for"
         ) from error
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     if not any(ADAPTER in getattr(part, "peft_config", {}) for part in parts):
@@ -210,8 +210,8 @@ def _check_fit(tensors: Mapping[str, Tensor], transformer: ModelMixin) -> None:
         module = modules.get(name.rpartition(".lora_")[0])
         if module is None:
             raise CheckpointError(
-                f"expected a LoRA for this {type(transformer).__name__}, got one with {name!r}, which it does not have: "
-                "it belongs to another architecture"
+                f"expected a LoRA for this {type(transformer).__name__}, got one with {name!r}, which it does not "
+                "have: it belongs to another architecture"
             )
         if not isinstance(module, nn.Linear) or not name.endswith(("lora_A.weight", "lora_B.weight")):
             continue

@@ -105,8 +105,8 @@ def read_lora(source: str | Path) -> LoraWeights:
     """Read the LoRA of a transformer.
 
     Args:
-        source: one of `SHIPPED`, such as "mini-magnet"; a folder that diffusers, peft or `save_lora` wrote; such a file;
-            or `lora_weights.pth` as the paper's authors publish it (hub repositories chyun/seg4diff-coco-lora and
+        source: one of `SHIPPED`, such as "mini-magnet"; a folder that diffusers, peft or `save_lora` wrote; such a
+            file; or `lora_weights.pth` as the paper's authors publish it (hub repositories chyun/seg4diff-coco-lora and
             chyun/seg4diff-sa1b-lora), a detectron2 checkpoint with or without the conv head.
 
     Raises:
@@ -122,8 +122,8 @@ def read_lora(source: str | Path) -> LoraWeights:
         head = read_safetensors(head_path) if head_path.is_file() else {}
         if others := sorted({name.split(".")[0] for name in tensors if name.startswith("text_encoder")}):
             raise CheckpointError(
-                f"expected a LoRA of the transformer alone, got one of {', '.join(others)} too in {path}: pass the path "
-                "to apply_lora"
+                f"expected a LoRA of the transformer alone, got one of {', '.join(others)} too in {path}: pass the "
+                "path to apply_lora"
             )
         prefix = "base_model.model." if _is_peft(path) else "transformer."
         named = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -192,8 +192,8 @@ def _read_released(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             unknown.append(name)
     if unknown:
         raise CheckpointError(
-            f"expected names that start with {_RELEASED} or {_RELEASED_HEAD} in {path}, got {len(unknown)} other(s), such "
-            f"as {unknown[0]!r}: it is no checkpoint of Seg4Diff's LoRA"
+            f"expected names that start with {_RELEASED} or {_RELEASED_HEAD} in {path}, got {len(unknown)} other(s), "
+            f"such as {unknown[0]!r}: it is no checkpoint of Seg4Diff's LoRA"
         )
     return named, head
 

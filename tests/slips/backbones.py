@@ -40,7 +40,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("load-dtype", lambda b: load_backbone("mini", dtype="int8"), r"expected dtype from fp32.*got 'int8': pass dtype="),
     ("load-device", lambda b: load_backbone("mini", device="gpu"), r"expected device .*got 'gpu': pass device='c"),
     ("wrap-name", lambda b: wrap_pipeline("mini"), r"expected a diffusers pipeline, got str: .*load_backbone"),
-    ("wrap-backbone", lambda b: wrap_pipeline(b), r"expected a diffusers pipeline, got Backbone"),
+    ("wrap-backbone", wrap_pipeline, r"expected a diffusers pipeline, got Backbone"),
     ("layers-word", lambda b: check_layers(b, "last"), r"expected layers as numbers, got 'last': pass layers=0"),
     ("layers-expert", lambda b: check_layers(b, "expert"), r"expert layer is known, got .*pass layers=0 to 4"),
     ("layers-range", lambda b: check_layers(b, 5), r"expected layers from 0 to 4, got 5"),
