@@ -9,25 +9,18 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.segmentation import masks
 
 
-def test_class_maps_average_the_tokens_of_each_class():
-    tokens = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])[:, None, None].expand(5, 2, 3)
-    maps = masks.class_maps(tokens, [(1, 2), (4,), (0, 2, 4)])
-    assert maps.shape == (3, 2, 3)
-    torch.testing.assert_close(maps[:, 1, 2], torch.tensor([3.0, 16.0, 7.0]))
-
-
-def test_class_maps_keep_leading_axes():
-    tokens = torch.rand(3, 5, 7, 11, 13)
-    maps = masks.class_maps(tokens, [(0,), (2, 6)])
-    torch.testing.assert_close(maps[2, 4, 1], (tokens[2, 4, 2] + tokens[2, 4, 6]) / 2)
+def test_span_weights_average_the_tokens_of_each_class():
+    tokens = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    weights = masks.span_weights([(1, 2), (4,), (0, 2, 4)], 5)
+    torch.testing.assert_close(tokens @ weights, torch.tensor([3.0, 16.0, 7.0]))
 
 
 @pytest.mark.parametrize(
     ("spans", "message"), [([], "at least one class"), ([(0,), ()], "empty span"), ([(0, 5)], "from 0 to 4")]
 )
-def test_class_maps_refuse_wrong_spans(spans, message):
+def test_span_weights_refuse_wrong_spans(spans, message):
     with pytest.raises(InputError, match=message):
-        masks.class_maps(torch.zeros(5, 2, 3), spans)
+        masks.span_weights(spans, 5)
 
 
 def test_minmax_scales_each_map_on_its_own():
