@@ -3,6 +3,7 @@
 import json
 import pickle
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,6 @@ def test_bad_input(tiny_backbone, samples):
         group(tiny_backbone, samples[0].image, Unsupervised(layers=0, kinds=("word",)))
     with pytest.raises(InputError, match="expert layer is known"):
         group(tiny_backbone, samples[0].image)
-    unchecked = getattr(grouping_scores, "__wrapped__", grouping_scores)
+    unchecked: Any = getattr(grouping_scores, "__wrapped__", grouping_scores)
     with pytest.raises(InputError, match="matching='image' or matching='rows'"):
         unchecked(tiny_backbone, samples, [0.1], matching="columns")

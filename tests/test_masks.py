@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_merging_of_the_released_code_follows_its_plain_definition(threshold):
     maps = torch.rand(23, 5, 7, generator=torch.Generator().manual_seed(3)).double()
     stretched = (maps - maps.min(0).values) / (maps.max(0).values - maps.min(0).values + 1e-6)
     flat = stretched.flatten(1).softmax(-1)
-    first, expected = {}, []
+    first: dict[int, int] = {}
+    expected: list[torch.Tensor] = []
     for anchor in range(23):
         if anchor not in first:
             near = [i for i in range(23) if divergence(flat[anchor].tolist(), flat[i].tolist()) < threshold]
@@ -136,6 +138,6 @@ def test_merging_refuses():
         masks.merge_maps(torch.zeros(0, 2, 3))
     with pytest.raises(InputError, match="threshold from 0"):
         masks.merge_maps(torch.zeros(1, 2, 3), threshold=-0.1)
-    unchecked = getattr(masks.merge_maps, "__wrapped__", masks.merge_maps)
+    unchecked: Any = getattr(masks.merge_maps, "__wrapped__", masks.merge_maps)
     with pytest.raises(InputError, match="merging='published' or merging='released'"):
         unchecked(torch.zeros(1, 2, 3), merging="other")

@@ -275,8 +275,8 @@ def _observe(
         batch=batch,
     )  # fmt: skip
     for forward in forwards:
-        part = slice(forward.images[0], forward.images[-1] + 1)
-        observe(
-            backbone, forward.noisy, forward.timestep, forward.prompts,
-            lambda call, part=part: on_attention(call, part), layers,
-        )  # fmt: skip
+
+        def see(call: JointAttention, part: slice = slice(forward.images[0], forward.images[-1] + 1)) -> None:
+            on_attention(call, part)
+
+        observe(backbone, forward.noisy, forward.timestep, forward.prompts, see, layers)
