@@ -26,7 +26,7 @@ def picture(tmp_path):
 
 
 def test_facts_of_the_model(tiny_backbone):
-    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.footprint) == (5, 3, 8)
+    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.token_px) == (5, 3, 8)
     assert tiny_backbone.image_size == 56
     assert tiny_backbone.latent_shape == (16, 14, 14)
     assert tiny_backbone.token_grid() == (7, 7)

@@ -214,7 +214,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
             # not module(...): for its hooks, recorders among them, this is no step of its own
             announce(module, (), part)
             worse = module.forward(**(part | {"return_dict": False}))[0]
-        strength = scale / (1.0 if weight is None else weight + family.surplus)
+        strength = scale / (1.0 if weight is None else weight + family.guidance_offset)
         for sample, other in zip(output[0][rows], worse, strict=True):
             sample += strength * (sample - other)
 

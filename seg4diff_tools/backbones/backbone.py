@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
-from seg4diff_tools.families.rehearsal import CapturedInputs, capture_inputs
+from seg4diff_tools.families.capture import CapturedInputs, capture_inputs
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text, rows, stack_prompts
 
@@ -67,14 +67,14 @@ class Backbone:
         return self.family.heads(self.transformer)
 
     @property
-    def footprint(self) -> int:
+    def token_px(self) -> int:
         """Side of an image token in pixels."""
-        return self.family.cell(self.pipe) * self.family.cells
+        return self.family.latent_cell_px(self.pipe) * self.family.patch_size
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
-        return self.family.native(self.pipe)
+        return self.family.default_size(self.pipe)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -88,7 +88,7 @@ class Backbone:
             latents: whose grid; None for the native image size.
         """
         rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
-        return rows // self.family.cells, columns // self.family.cells
+        return rows // self.family.patch_size, columns // self.family.patch_size
 
     @overload
     def encode_prompt(  # type: ignore[overload-overlap]
@@ -125,13 +125,13 @@ class Backbone:
 
     def _encode(self, text: str, zero_tokens: int, cut: bool) -> Prompt:
         if not cut:
-            check_prompt(*self.family.reader(self.pipe), text)
+            check_prompt(*self.family.tokenizer_and_limit(self.pipe), text)
         found = self._capture(text, None, zero_tokens=zero_tokens).inputs
         inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
         return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
-        arguments = {"max_sequence_length": zero_tokens} if self.family.zeros else {}
+        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text else {}
         with model_lock(self.pipe), torch.no_grad():
             return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
@@ -162,7 +162,7 @@ class Backbone:
             text, classes = cut_class_text(self.pipe.tokenizer, class_names)
             return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
         prompts = []
-        for text, ranges in class_texts(*self.family.reader(self.pipe), class_names):
+        for text, ranges in class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)
             prompts.append(replace(prompt, classes=class_tokens(prompt.tokens, ranges)))
         return prompts
@@ -298,7 +298,7 @@ class Backbone:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
         own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
         shared = {name: value for name, value in self._captured[key].items() if name not in own}
-        start, slope = self.family.clock
+        start, slope = self.family.timestep_affine
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(noisy))
         inputs = {
             **{name: rows([value] * len(noisy)) for name, value in shared.items()},
@@ -307,7 +307,7 @@ class Backbone:
             self.family.timestep: start + slope * timestep,
             "return_dict": False,
         }
-        return self.family.adjust(inputs)
+        return self.family.finalize_inputs(inputs)
 
     def generate(
         self,
@@ -348,13 +348,13 @@ class Backbone:
         prompts = _listed(prompt)
         texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
         for text in (*texts, negative_prompt or ""):
-            check_prompt(*self.family.reader(self.pipe), text)
+            check_prompt(*self.family.tokenizer_and_limit(self.pipe), text)
         seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
         texts = texts * len(seeds) if len(texts) == 1 else texts
         if len(seeds) != len(texts) or not seeds:
             raise InputError(f"expected one seed or one per prompt, got {len(seeds)} for {len(texts)} prompts")
         height, width = self._pixels(size)
-        if self.family.zeros:
+        if self.family.zero_text:
             encoded = [len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)]
             arguments |= {"max_sequence_length": encoded[0] if encoded else zero_tokens}
         negative = self.family.negative if negative_prompt is None else negative_prompt
@@ -387,16 +387,16 @@ class Backbone:
                 self.pipe.set_progress_bar_config(**bar)
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
-        most = self.family.widest(self.transformer)
-        return check_size(self.image_size if size is None else size, self.footprint, most)
+        most = self.family.max_tokens_per_side(self.transformer)
+        return check_size(self.image_size if size is None else size, self.token_px, most)
 
     def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
-        rows, columns = (side // self.family.cell(self.pipe) for side in self._pixels(size))
+        rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
         return self.family.channels(self.pipe), rows, columns
 
     def _size(self, latents: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the image that latents stand for."""
-        height, width = (side * self.family.cell(self.pipe) for side in latents.shape[-2:])
+        height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
         return height, width
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:

@@ -32,7 +32,7 @@ def load_backbone(
         UnknownArchitectureError: a pipeline of another architecture.
     """
     source = find_checkpoint(name_or_path)
-    supported = {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
+    supported = {pipeline: family.omitted_parts for family in FAMILIES for pipeline in family.pipelines}
     pipe = load_pipeline(source, supported, device, dtype)
     return wrap_pipeline(pipe, str(name_or_path), read_card(source))
 
@@ -50,7 +50,7 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         InputError: it has a part that the family leaves out, such as SD3's T5 encoder.
     """
     family = family_of(pipe.transformer)
-    if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
+    if left := [name for name in family.omitted_parts if getattr(pipe, name, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
     for part in pipe.components.values():

@@ -26,14 +26,14 @@ ERNIE_IMAGE = Family(
     transformer="ErnieImageTransformer2DModel",
     layout=_layout,
     label=label_alone,
-    reader=_reader,
-    stacks=(("layers", "self_attention"),),
+    tokenizer_and_limit=_reader,
+    block_lists=(("layers", "self_attention"),),
     text_inputs=("text_bth", "text_lens"),
-    cells=1,
+    patch_size=1,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     # the pipeline's own number, not that of the VAE's configuration
     encode=partial(encode_patches, eps=EPS),
     decode=partial(decode_patches, eps=EPS),
     guidance_scale=4.0,
-    dropped=("pe", "pe_tokenizer"),
+    omitted_parts=("pe", "pe_tokenizer"),
 )

@@ -12,7 +12,7 @@ from seg4diff_tools.families.transformers import transformer_of, uncompiled
 
 
 class _Curtain(Exception):
-    """Ends a rehearsal."""
+    """Ends a capture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def capture_inputs(
                 generator=torch.Generator().manual_seed(0),
                 output_type="latent",
                 **family.sized(pipe, size),
-                **family.plain,
+                **family.no_guidance_kwargs,
                 **arguments,
             )
     except _Curtain:
