@@ -1,18 +1,23 @@
-"""What a pipeline would hand to its transformer: its own preparations, stopped before the first forward."""
+"""Capture what a pipeline passes to its transformer: its own preparations, stopped before the first forward."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.families._private import uncompiled
 from seg4diff_tools.families.record import Family
-from seg4diff_tools.families.transformers import transformer_of, uncompiled
+from seg4diff_tools.families.transformers import model_lock, transformer_of
+from seg4diff_tools.prompts import Prompt
 
 
-class _Curtain(Exception):
-    """Ends a capture."""
+class _Captured(Exception):
+    """Ends the pipeline's call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,7 @@ class CapturedInputs:
 def capture_inputs(
     pipe: Any, family: Family, prompt: str, *, size: tuple[int, int], steps: int = 28, **arguments: Any
 ) -> CapturedInputs:
-    """Runs a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
+    """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
     So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of it. The
     pipeline's scheduler and progress bar stay as they were.
@@ -48,7 +53,7 @@ def capture_inputs(
 
     def stop(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         found.update(family.forward_inputs(module, args, kwargs))
-        raise _Curtain
+        raise _Captured
 
     # a pipeline keeps the settings of its last call, and this one shall leave no trace
     before = dict(vars(pipe))
@@ -67,10 +72,49 @@ def capture_inputs(
                 **family.no_guidance_kwargs,
                 **arguments,
             )
-    except _Curtain:
+    except _Captured:
         return CapturedInputs(found, pipe.scheduler)
     finally:
         handle.remove()
         vars(pipe).clear()
         vars(pipe).update(before)
     raise AssertionError("a pipeline without a forward of its transformer")
+
+
+def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
+    """Encode a prompt with the pipeline's own text encoders; words that do not fit are left out, as the pipeline does.
+
+    Args:
+        pipe: a pipeline of the family, or of its components (image to image, inpainting, PAG).
+        family: of its transformer.
+        text: the prompt, in Unicode NFC.
+
+    Raises:
+        InputError: the pipeline has no text encoder, or has a part that the family leaves out.
+    """
+    parts = getattr(pipe, "components", None)
+    if not parts:
+        raise InputError(
+            f"expected an encoded prompt with a {type(pipe).__name__}, got the text {text!r}: pass a backbone or its "
+            "pipeline, or prompt=Backbone.encode_prompt(...)"
+        )
+    missing = [
+        name
+        for name, part in parts.items()
+        if part is None and name.startswith(("text_encoder", "tokenizer")) and name not in family.omitted_parts
+    ]
+    if missing:
+        raise InputError(
+            f"expected a pipeline with text encoders for the prompt {text!r}, got one without {' and '.join(missing)}: "
+            "load them, or leave prompt out and name tokens by index"
+        )
+    if type(pipe).__name__ not in family.pipelines:
+        plain = getattr(diffusers, family.pipelines[0])
+        known = inspect.signature(plain.__init__).parameters
+        pipe = plain(**{name: part for name, part in parts.items() if name in known})
+    side = family.default_size(pipe)
+    arguments = {"max_sequence_length": 0} if family.zero_text else {}
+    with model_lock(pipe), torch.no_grad():
+        found = capture_inputs(pipe, family, text, size=(side, side), **arguments).inputs
+    inputs = {name: found[name] for name in family.text_inputs if found.get(name) is not None}
+    return Prompt(text, family.label(pipe, text, family.text_length(inputs)), inputs)

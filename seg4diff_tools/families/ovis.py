@@ -1,7 +1,9 @@
 """Ovis-Image: [language model's tokens, image], double blocks first, then single ones; pads are zero vectors."""
 
+from functools import partial
 from typing import Any
 
+from seg4diff_tools.families._private import ovis_message
 from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
 from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family
@@ -11,7 +13,7 @@ TOKENS = 256
 
 
 def _chat(pipe: Any) -> tuple[Any, Render]:
-    return pipe.tokenizer, lambda text: pipe._get_messages(text)[0]
+    return pipe.tokenizer, partial(ovis_message, pipe)
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn, tensor
+from torch import Tensor, float32, nn, tensor
 
 from seg4diff_tools.families.chat import chat_room
 from seg4diff_tools.families.record import Family, Inputs, Latents, Layout, text_then_image
@@ -31,7 +31,8 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     config = pipe.vae.config
     mean, deviation = (
-        tensor(values).view(1, -1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
+        tensor(values, dtype=float32, device="cpu").view(1, -1, 1, 1).to(like)
+        for values in (config.latents_mean, config.latents_std)
     )
     return mean, deviation
 
