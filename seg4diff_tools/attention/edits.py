@@ -52,7 +52,8 @@ def blur(sigma: float = 9.0, kernel: int = 5) -> Edit:
         sigma: deviation in tokens.
         kernel: how many tokens the blur reaches over; odd.
 
-    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of a row
+    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of
+    a row
     a little; it is scaled back, since the paper keeps each image token's share of text.
     """
     sigma = _positive(sigma, "sigma")
@@ -215,8 +216,8 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
         batch, weight = len(inputs[family.latents]), None if loop is None else loop.weight
         if loop is not None and loop.perturbed:
             raise RecordingError(
-                "expected perturbed_guidance with a plain pipeline, got one with perturbed attention guidance of its own: "
-                "pass pag_scale=0.0, or leave perturbed_guidance out"
+                "expected perturbed_guidance with a plain pipeline, got one with PAG, perturbed attention guidance of "
+                "its own: pass pag_scale=0.0, or leave perturbed_guidance out"
             )
         rows = slice(0, batch)
         if weight is not None and family.sequential:
@@ -266,7 +267,7 @@ def _check_edit(edit: Any) -> None:
 
 
 def _positive(value: Any, name: str, *, zero: bool = False) -> float:
-    number = value.item() if getattr(value, "shape", None) == () else value
+    number: Any = value.item() if getattr(value, "shape", None) == () else value
     if not isinstance(number, Real) or isinstance(number, bool) or not (number > 0 or (zero and number == 0)):
         wanted = "at least 0" if zero else "above 0"
         raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")

@@ -35,7 +35,8 @@ class JointAttention:
 
     Args:
         layer: 0-based index of the MM-DiT block.
-        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be others, such
+        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be
+            others, such
             as registers or the tokens of a reference image.
         query, key, value: [batch heads tokens dim] as they enter the attention.
         raw_lse: log-sum-exp of each query's scores, [batch heads tokens], with or without a gradient.
@@ -154,7 +155,8 @@ class JointAttention:
         """Compute how much attention image and text queries give to image and text keys, in the order of `DIRECTIONS` (Fig 2).
 
         A mass is the sum over keys, averaged over queries. Image keys get what other keys do not, so that neither of
-        the directions with image keys is needed. Where there are registers or reference images beside image and text, what
+        the directions with image keys is needed. Where there are registers or reference images beside image and
+        text, what
         they get is missing from the sums.
         """
         ones = self.query.new_ones(self.text_tokens, 1, dtype=working_dtype(self.query))

@@ -73,7 +73,7 @@ def differentiable_lse(query: Tensor, key: Tensor, lse: Tensor, mask: Tensor | N
     return lse
 
 
-def autocast_inputs(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
     """What `scaled_dot_product_attention` gets under autocast, which does not reach the operators below it."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):

@@ -29,7 +29,8 @@ class AttentionRecorder:
     """Record the joint attention of every forward inside the `with`; the model's output stays bit-identical.
 
     Maps are reduced on the device layer by layer, and only the reduced ones are kept, in main memory; the joint map is
-    never materialized. Compiled modules run eagerly meanwhile, with diffusers' native attention. Entering again starts a
+    never materialized. Compiled modules run eagerly meanwhile, with diffusers' native attention. Entering again
+    starts a
     new recording.
 
     A forward of the transformer is one step. With classifier-free guidance, the forward's batch holds all branches, or
@@ -50,7 +51,8 @@ class AttentionRecorder:
         steps: steps to record, counted from 0 in the order of forwards; None records all.
         branches: guidance branches in the order of the batch, such as ("uncond", "cond") for SD3, for a sampling loop of
             your own. None takes those of the pipeline that runs, and else calls everything "cond".
-        stop_after: end the forward inside this layer: it has no result then, and the rest of the `with` body is skipped.
+        stop_after: end the forward inside this layer: it has no result then, and the rest of the `with` body is
+            skipped.
         memory_budget: bytes that results and working memory may take together. The whole need is estimated at the first
             forward: of a pipeline's sampling loop all steps, else the steps that have come.
 
@@ -133,7 +135,7 @@ class AttentionRecorder:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> bool:
+    def __exit__(self, *exception: Any) -> bool:  # noqa: PYI036 - ExitStack wants the three apart
         stack, self._stack = self._stack, None
         self._checked = []
         return bool(stack and stack.__exit__(*exception))
@@ -227,7 +229,7 @@ class AttentionRecorder:
         if not self._awaited:
             self._step += 1
             self._awaited, self._awaited_at = list(branches), timesteps
-        elif not np.array_equal(timesteps, self._awaited_at):
+        elif self._awaited_at is None or not np.array_equal(timesteps, self._awaited_at):
             self._check_awaited(branches)
         return (self._awaited.pop(0),)
 

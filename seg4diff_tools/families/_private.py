@@ -75,7 +75,7 @@ def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
     timesteps = names.get("timesteps")
     if timesteps is None:
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-    steps = len(timesteps) if hasattr(timesteps, "__len__") else None
+    steps = None if timesteps is None else len(timesteps)
     perturbed = bool(getattr(pipe, "do_perturbed_attention_guidance", False))
     return SamplingLoop(_weight_of(pipe, names), perturbed, steps, names.get("prompt"))
 
@@ -141,7 +141,8 @@ def add_hook(module: nn.Module, function: Callable, *, before: bool = False, **o
 
 
 def _reduced(module: nn.Module, protocol: int) -> tuple:
-    function, args, state, *rest = object.__reduce_ex__(module, protocol)  # type: ignore[misc]
+    reduced: Any = object.__reduce_ex__(module, protocol)
+    function, args, state, *rest = reduced
     ours = {key for name in _HOOKS for key, hook in state[name].items() if isinstance(hook, _Hook)}
     for name in (*_HOOKS, *_HOOK_FLAGS):
         kept = ((key, value) for key, value in state[name].items() if key not in ours)
@@ -153,7 +154,7 @@ def _reduced(module: nn.Module, protocol: int) -> tuple:
 @contextmanager
 def native_processors(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Make diffusers' attention processors use PyTorch's own attention: other backends cannot be seen."""
-    processors = [getattr(module, "processor", None) for module in modules]
+    processors: list[Any] = [getattr(module, "processor", None) for module in modules]
     changed = [
         (processor, processor._attention_backend)
         for processor in processors

@@ -38,7 +38,8 @@ def capture_inputs(
 ) -> CapturedInputs:
     """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
-    So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of it. The
+    So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of
+    it. The
     pipeline's scheduler and progress bar stay as they were.
 
     Args:
