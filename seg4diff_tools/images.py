@@ -81,26 +81,26 @@ def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:
         raise InputError(f"{name} is damaged or cannot be read as an image: {error}") from error
 
 
-def check_size(size: Size, footprint: int, most: int | None = None) -> tuple[int, int]:
+def check_size(size: Size, token_px: int, most: int | None = None) -> tuple[int, int]:
     """Return height and width in pixels, if a model can take them.
 
     Args:
         size: (height, width), or the side of a square.
-        footprint: side of an image token in pixels.
+        token_px: side of an image token in pixels.
         most: largest number of tokens along a side; None for any.
 
     Raises:
-        InputError: not a multiple of the footprint, or too large; the message names the nearest size that will do.
+        InputError: not a multiple of the token_px, or too large; the message names the nearest size that will do.
     """
     sides = as_size(size)
     height, width = sides
     for side in sides:
-        if side < 1 or side % footprint or (most and side > most * footprint):
-            tokens = max(round(side / footprint), 1)
-            near = footprint * (min(tokens, most) if most else tokens)
-            limit = f" up to {most * footprint}" if most else ""
+        if side < 1 or side % token_px or (most and side > most * token_px):
+            tokens = max(round(side / token_px), 1)
+            near = token_px * (min(tokens, most) if most else tokens)
+            limit = f" up to {most * token_px}" if most else ""
             raise InputError(
-                f"expected a size in multiples of {footprint} pixels{limit}, "
+                f"expected a size in multiples of {token_px} pixels{limit}, "
                 f"got {height} x {width}: try {near} instead of {side}"
             )
     return height, width

@@ -32,7 +32,7 @@ def picture(tmp_path):
 
 
 def test_facts_of_the_model(tiny_backbone):
-    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.footprint) == (5, 3, 8)
+    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.token_px) == (5, 3, 8)
     assert tiny_backbone.image_size == 56
     assert tiny_backbone.latent_shape == (16, 14, 14)
     assert tiny_backbone.token_grid() == (7, 7)
@@ -542,12 +542,12 @@ class TestNumberFormats:
     @pytest.mark.parametrize("name", BUILDERS)
     def test_every_family_runs_in_half_precision(self, name, dtype):
         backbone = wrap_pipeline(build(name).to(dtype), name)
-        latents = torch.zeros(1, *backbone.latent_size(backbone.footprint * 4))
+        latents = torch.zeros(1, *backbone.latent_size(backbone.token_px * 4))
         before = model_fingerprint(backbone)
         for _ in range(2):
             velocity = backbone.predict_velocity(*backbone.add_noise(latents), "a cat")
             assert velocity.shape == latents.shape
-        assert len(backbone.generate("a cat", steps=1, size=backbone.footprint * 4, progress=False)) == 1
+        assert len(backbone.generate("a cat", steps=1, size=backbone.token_px * 4, progress=False)) == 1
         # in float16 this pipeline leaves its VAE in float32
         assert model_fingerprint(backbone) == before or (name, dtype) == ("auraflow", torch.float16)
 

@@ -18,7 +18,7 @@ from seg4diff_tools.backbones.checks import check_latents, check_timesteps, chec
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
-from seg4diff_tools.families.rehearsal import CapturedInputs, capture_inputs
+from seg4diff_tools.families.capture import CapturedInputs, capture_inputs
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text, rows, stack_prompts
@@ -75,14 +75,14 @@ class Backbone:
         return self.family.heads(self.transformer)
 
     @property
-    def footprint(self) -> int:
+    def token_px(self) -> int:
         """Side of an image token in pixels."""
-        return self.family.cell(self.pipe) * self.family.cells
+        return self.family.latent_cell_px(self.pipe) * self.family.patch_size
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
-        return self.family.native(self.pipe)
+        return self.family.default_size(self.pipe)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -96,7 +96,7 @@ class Backbone:
             latents: of any size; None for the native image size.
         """
         rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
-        return rows // self.family.cells, columns // self.family.cells
+        return rows // self.family.patch_size, columns // self.family.patch_size
 
     @overload
     def encode_prompt(  # type: ignore[overload-overlap]
@@ -134,13 +134,13 @@ class Backbone:
 
     def _encode(self, text: str, zero_tokens: int, cut: bool) -> Prompt:
         if not cut:
-            check_prompt(*self.family.reader(self.pipe), text)
+            check_prompt(*self.family.tokenizer_and_limit(self.pipe), text)
         found = self._capture(text, None, zero_tokens=zero_tokens).inputs
         inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
         return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
-        arguments = {"max_sequence_length": zero_tokens} if self.family.zeros else {}
+        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text else {}
         with self.running():
             return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
@@ -185,7 +185,7 @@ class Backbone:
             text, classes = cut_class_text(self.pipe.tokenizer, class_names)
             return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
         prompts = []
-        for text, ranges in class_texts(*self.family.reader(self.pipe), class_names):
+        for text, ranges in class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)
             prompts.append(replace(prompt, classes=class_tokens(prompt.tokens, ranges)))
         return prompts
@@ -340,7 +340,7 @@ class Backbone:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
         own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
         shared = {name: value for name, value in self._captured[key].items() if name not in own}
-        start, slope = self.family.clock
+        start, slope = self.family.timestep_affine
         # in the number format in which the pipeline hands it over
         like = self._captured[key][self.family.timestep].dtype
         time = (start + slope * check_timesteps(timestep, len(noisy), self.device)).to(
@@ -353,7 +353,7 @@ class Backbone:
             self.family.timestep: time,
             "return_dict": False,
         }
-        return self.family.adjust(inputs)
+        return self.family.finalize_inputs(inputs)
 
     def generate(
         self,
@@ -410,17 +410,17 @@ class Backbone:
         )
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
-        most = self.family.widest(self.transformer)
-        return check_size(self.image_size if size is None else size, self.footprint, most)
+        most = self.family.max_tokens_per_side(self.transformer)
+        return check_size(self.image_size if size is None else size, self.token_px, most)
 
     def latent_size(self, size: Size | None = None) -> tuple[int, int, int]:
         """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native one."""
-        rows, columns = (side // self.family.cell(self.pipe) for side in self._pixels(size))
+        rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
         return self.family.channels(self.pipe), rows, columns
 
     def _size(self, latents: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the image of these latents."""
-        height, width = (side * self.family.cell(self.pipe) for side in latents.shape[-2:])
+        height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
         return height, width
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:

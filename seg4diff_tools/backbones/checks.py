@@ -64,7 +64,7 @@ def check_heads(backbone: "Backbone", heads: Any) -> list[Head]:
 def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
     """Return a number of zero vectors, if it is one that has an effect; raise an InputError otherwise."""
     zero_tokens = as_int(zero_tokens, "zero_tokens", 0, 512)
-    if not backbone.family.zeros and zero_tokens != 77:
+    if not backbone.family.zero_text and zero_tokens != 77:
         raise InputError(
             f"expected zero_tokens with SD3 alone, got {zero_tokens} with {backbone.family.name}: leave zero_tokens out"
         )
@@ -78,10 +78,10 @@ def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
     if not isinstance(latents, Tensor) or len(shape) != 4 or not len(latents) or shape[1] != channels:
         kind = f"shape {shape}" if isinstance(latents, Tensor) else type(latents).__name__
         raise InputError(f"expected {name} [image {channels} rows columns], got {kind}: pass what encode_image returns")
-    if shape[2] % backbone.family.cells or shape[3] % backbone.family.cells:
+    if shape[2] % backbone.family.patch_size or shape[3] % backbone.family.patch_size:
         raise InputError(
-            f"expected {name} with rows and columns in multiples of {backbone.family.cells}, got {shape[2:]}: encode "
-            f"an image whose sides are multiples of {backbone.footprint} px"
+            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[2:]}: encode "
+            f"an image whose sides are multiples of {backbone.token_px} px"
         )
     return latents
 

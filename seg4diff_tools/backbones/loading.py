@@ -130,7 +130,7 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
             f"expected a pipeline with a transformer, got {type(pipe).__name__}: pass one of {', '.join(_supported())}"
         )
     family = family_of(transformer)
-    if left := [part for part in family.dropped if getattr(pipe, part, None) is not None]:
+    if left := [part for part in family.omitted_parts if getattr(pipe, part, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, part)).__name__ for part in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
     published = family.expert_layers.get(family.layers(pipe.transformer))
@@ -146,4 +146,4 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
 
 def _supported() -> dict[str, tuple[str, ...]]:
     """Classes of pipelines, each with the names of the parts that are left out."""
-    return {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
+    return {pipeline: family.omitted_parts for family in FAMILIES for pipeline in family.pipelines}

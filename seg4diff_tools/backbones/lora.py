@@ -184,7 +184,7 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
     Source: Seg4Diff, arXiv 2509.18096, section 3.5.
     """
     check_free(transformer)
-    names = {attention for _, attention in family.stacks}
+    names = {attention for _, attention in family.block_lists}
     modules = [f"{name}.{part}" for name in sorted(names) for part in ("to_q", "to_k", "to_v", "to_out.0")]
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=modules)
     transformer.add_adapter(config, adapter_name=ADAPTER)

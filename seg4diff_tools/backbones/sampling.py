@@ -55,7 +55,7 @@ def sample(
     if negative_prompt is not None and not isinstance(negative_prompt, str):
         raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
     for text in (*texts, negative_prompt or ""):
-        check_prompt(*backbone.family.reader(backbone.pipe), text)
+        check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), text)
     seeds = as_seeds(seed) * (len(texts) if is_number(seed) else 1)
     texts = texts * len(seeds) if len(texts) == 1 else texts
     if len(seeds) != len(texts):
@@ -97,7 +97,7 @@ def _options(
         raise InputError(f"expected no {taken[0]} in generate, got {taken[0]}: use {_INSTEAD[taken[0]]}")
     scale = _scale(backbone.guidance_scale if guidance_scale is None else guidance_scale, "guidance_scale")
     options = {family.scale_name: scale} | arguments
-    if family.zeros:
+    if family.zero_text:
         if "max_sequence_length" in arguments:
             raise InputError("expected no max_sequence_length in generate, got one: use zero_tokens=")
         encoded = {len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)}
@@ -132,7 +132,7 @@ def _options(
         ):
             raise InputError(f"expected no guidance_scale, which {backbone.name} does not read: pass {way} instead")
     else:
-        weight, way = scale + family.surplus, f"guidance_scale={family.guidance_scale:g}"
+        weight, way = scale + family.guidance_offset, f"guidance_scale={family.guidance_scale:g}"
     if negative_prompt is not None and weight <= 1:
         raise InputError(
             f"expected guidance with negative_prompt, got weight {weight:g}, which ignores it: pass {way} too, or "

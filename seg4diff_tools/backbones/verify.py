@@ -34,7 +34,7 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
         RecordingError: tokens stand elsewhere than the record says; it names the key that moved instead.
     """
     channels, rows, columns = backbone.latent_shape
-    side = backbone.family.cells
+    side = backbone.family.patch_size
     latents = torch.randn(
         1, channels, rows, columns + side, generator=torch.Generator().manual_seed(0), dtype=torch.float32
     )

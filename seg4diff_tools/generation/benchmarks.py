@@ -166,7 +166,7 @@ def _check_length(backbone: Backbone, prompts: list[BenchmarkPrompt], path: Path
     """Before hours of work, not in their midst."""
     for prompt in prompts:
         try:
-            check_prompt(*backbone.family.reader(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
+            check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
         except PromptError as error:
             raise PromptError(f"line {prompt.line} of {path}: {error}") from error
 

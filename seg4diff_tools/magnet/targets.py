@@ -105,7 +105,7 @@ def fitting(backbone: Backbone, caption: str) -> str:
         backbone: whose tokenizer.
         caption: of any length.
     """
-    tokenizer, room = backbone.family.reader(backbone.pipe)
+    tokenizer, room = backbone.family.tokenizer_and_limit(backbone.pipe)
     places = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(places) <= room:
         return caption
