@@ -106,5 +106,5 @@ def test_a_clip_of_transformers(folder, tmp_path):
         values = (torch.from_numpy(pixels) / 255 - torch.tensor(clip.mean)) / torch.tensor(clip.std)
         seen = clip.model.vision_model(values.permute(0, 3, 1, 2)).last_hidden_state
     torch.testing.assert_close(clip.embed_patches(list(pixels)), seen[:, 1:], rtol=0, atol=1e-5)
-    with pytest.raises(CheckpointError, match="cannot be read: .*name of a CLIP of transformers"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*name of a CLIP of transformers"):
         load_clip(str(tmp_path / "nowhere"))

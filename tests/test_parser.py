@@ -119,7 +119,8 @@ def test_accuracy_by_hand(parser):
 def test_the_shipped_parser_reads_unseen_scenes(parser, config):
     found = parser_accuracy(parser, [plan("test", 500 + index, config) for index in range(80)])
     values = found.dropna().set_index("measure").value  # twins have no relation
-    assert len(values) >= 5 and (values > 0.9).all(), values
+    assert len(values) >= 5
+    assert (values > 0.9).all(), values
 
 
 def test_hidden_things_do_not_count():
@@ -151,7 +152,7 @@ def test_written_and_read_again(tmp_path):
 
 
 def test_a_damaged_parser_is_one_clear_error(tmp_path):
-    with pytest.raises(CheckpointError, match="expected the folder of a scene parser, got .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"expected the folder of a scene parser, got .*nowhere"):
         load_detector(tmp_path / "nowhere")
     folder = tmp_path / "parser"
     save_parser(tiny(), folder)
