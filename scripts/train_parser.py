@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from seg4diff_tools import load_backbone
 from seg4diff_tools.generation.detector import ParserConfig, ParserNet, SceneDetector, parser_accuracy, save_parser
-from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
+from seg4diff_tools.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
 
 BATCH, RATE, SPREAD, SEED = 64, 4e-3, 1.2, 0
 MELT = 0.09

@@ -22,8 +22,8 @@ from seg4diff_tools.generation.composition import (
     validation,
 )
 from seg4diff_tools.generation.detector import load_detector
+from seg4diff_tools.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 from seg4diff_tools.scenes.drawings import concepts
-from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 
 
 @pytest.fixture(scope="module")

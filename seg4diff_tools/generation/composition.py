@@ -20,7 +20,7 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation.detector import ParsedScene, SceneDetector
 from seg4diff_tools.images import ImageLike
 from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
-from seg4diff_tools.scenes.scenes import (
+from seg4diff_tools.scenes import (
     BACKGROUNDS,
     BASE_CONCEPTS,
     RELATIONS,

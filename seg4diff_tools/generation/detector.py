@@ -24,7 +24,7 @@ from seg4diff_tools._runs import replace_file
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import ImageLike, fit_image, open_images
 from seg4diff_tools.scenes.drawings import COLORS, concepts
-from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
+from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
 
 FOLDER = Path(__file__).parents[1] / "models" / "scene-parser"
 NEAR = 0.15
