@@ -67,7 +67,7 @@ class SceneConfig:
             raise InputError(f"expected objects as (least, most) from 1, got {self.objects}: pass objects=(1, 3)")
         if not _is_range(self.object_side) or not 0 < self.object_side[0] <= self.object_side[1] <= 1:
             raise InputError(
-                f"expected object_side as (least, most) from 0 to 1, got {self.object_side}: pass object_side=(0.3, 0.6)"
+                f"expected object_side as (least, most) from 0 to 1, got {self.object_side}: pass (0.3, 0.6)"
             )
         for name in ("twins", "colored", "related"):
             if not 0 <= getattr(self, name) <= 1:

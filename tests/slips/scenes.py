@@ -28,7 +28,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         r"objects as \(least, most\) from 1, got \(3, 1\): pass objects=",
     ),
     ("objects-one", lambda b: SceneConfig(objects=2), "objects as .*got 2: pass objects="),
-    ("object-side", lambda b: SceneConfig(object_side=(0, 1)), "object_side as .*got .*: pass object_side="),
+    ("object-side", lambda b: SceneConfig(object_side=(0, 1)), "object_side as .*got .*: pass"),
     ("twins", lambda b: SceneConfig(twins=8), "twins from 0 to 1, got 8: pass twins=0.1"),
     ("compose-background", lambda b: scenes.compose([CAT], "sky"), "background as one of grass.*got 'sky': choose"),
     ("compose-none", lambda b: scenes.compose([]), r"objects, at least one, got \[\]: pass objects="),
