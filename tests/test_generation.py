@@ -137,7 +137,7 @@ def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
     with pytest.raises(PromptError, match=r"line 4 of .*long\.jsonl: "):
         generate_benchmark(tiny_backbone, "geneval", tmp_path / "long.jsonl", tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="at least one image, step and batch, got 0, 2 and 8"):
+    with pytest.raises(InputError, match="images 1 or more, got 0"):
         generate_benchmark(tiny_backbone, "geneval", geneval, tmp_path / "out", images=0, **QUICK)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -202,3 +202,9 @@ def test_an_error_is_one_line(tiny_folder, t2i, tmp_path, changed, message):
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    for layout, line in (("t2i-compbench", "a café"), ("geneval", '{"prompt": "a café"}')):
+        (tmp_path / "prompts").write_text(line + "\n", encoding="utf-8-sig")
+        assert [prompt.text for prompt in read_prompts(str(tmp_path / "prompts"), layout)] == ["a café"]
