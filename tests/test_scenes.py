@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from seg4diff_tools import scenes
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes import scenes
 from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
 from seg4diff_tools.scenes.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 
@@ -222,33 +222,56 @@ def test_a_sequence_of_scenes():
     assert len(test) == 7
     assert len(list(test)) == 7
     np.testing.assert_array_equal(test[-1].image, scene("test", 6).image)
-    with pytest.raises(IndexError, match="scene 7 of 7"):
+    with pytest.raises(IndexError, match="index below 7, got 7"):
         test[7]
+    part = test[np.int64(4) :]
+    assert (len(part), part.class_names) == (3, test.class_names)
+    for found, index in ((part[-1], 6), (part[np.int32(0)], 4), (test[::-2][1], 4)):
+        np.testing.assert_array_equal(found.image, scene("test", index).image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_torch_changes_no_scene(dtype):
+    expected = [scene("test", index) for index in range(5)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        drawn = [scene("test", index) for index in range(5)]
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.label_map, other.label_map)
 
 
 def test_the_gallery_is_24_scenes_of_two_or_three_objects():
     gallery = scenes.gallery()
     assert len(gallery) == 24
-    assert {len(plan("gallery", i, SceneConfig(objects=(2, 3))).placements) for i in range(24)} == {2, 3}
+    assert {len(plan("gallery", i).placements) for i in range(24)} == {2, 3}
+    assert gallery[21].caption == "a strawberry, an airplane and a penguin on grass"
     assert len({sample.background for sample in gallery}) >= 6
     assert len({name for sample in gallery for name in sample.objects}) >= 20
-    np.testing.assert_array_equal(gallery[5].image, scenes.gallery()[5].image)
+    # one scene, whichever way it is asked for, and whatever the number of objects elsewhere
+    for config in (SceneConfig(), SceneConfig(size=64, objects=(1, 1))):
+        for sample in (scene("gallery", 21, config), Scenes("gallery", 24, config)[21]):
+            np.testing.assert_array_equal(sample.image, scenes.gallery(config)[21].image)
+            assert sample.caption == gallery[21].caption
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plan("valid", 0), "split must be one of train, test, test-style, gallery, got 'valid'"),
-        (lambda: plan("test", -1), "starts from 0, got -1"),
+        (lambda: plan("valid", 0), "split as one of train, test, test-style, gallery, got 'valid'"),
+        (lambda: plan("test", -1), "index 0 or more, got -1"),
         (lambda: SceneConfig(concepts=("cat", "dragonfruit")), "'dragonfruit'"),
         (lambda: SceneConfig(backgrounds=("lava",)), "'lava'"),
         (lambda: SceneConfig(objects=(0, 2)), "from 1, got"),
         (lambda: SceneConfig(objects=(3, 2)), "least, most"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], background="lava"), "background must be one of .*'lava'"),
-        (lambda: scenes.compose([]), "at least one object"),
-        (lambda: scenes.compose([("dragonfruit", (0.5, 0.5), 0.5)]), "no drawing is named 'dragonfruit'"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], style="oil"), "not in 'oil'"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 1.5)]), "share of the image side in 0..1, got 1.5"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], background="lava"), "background as one of .*'lava'"),
+        (lambda: scenes.compose([]), "at least one"),
+        (lambda: scenes.compose([("dragonfruit", (0.5, 0.5), 0.5)]), "that is drawn, got 'dragonfruit'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], style="oil"), "for 'cat', got 'oil'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 1.5)]), "share of the image side from 0 to 1, got 1.5"),
         (lambda: scenes.compose([("cat", (0.5, 0.5), 0.0)]), "got 0.0 for 'cat'"),
     ],
 )
