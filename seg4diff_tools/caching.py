@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import joblib
 import numpy as np
@@ -25,13 +25,14 @@ from transformers import PreTrainedTokenizerBase
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import InputError
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 LARGEST = 4 << 30
 """Bytes that kept results may take; beyond, those that were not used for longest are deleted."""
 
 
-def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+def remember(function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
     """What `function(*args, **kwargs)` returns: from disk where the very same was computed before, else computed and kept.
 
     The key holds the function's own source, all of this package's source, the versions of torch and diffusers, and every
