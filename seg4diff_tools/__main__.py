@@ -9,10 +9,11 @@ from seg4diff_tools.cli.finetune import finetune
 from seg4diff_tools.cli.generate import generate
 from seg4diff_tools.cli.options import SHARED
 from seg4diff_tools.cli.pretrain import pretrain
+from seg4diff_tools.cli.segment import segment
 
 app = typer.Typer(**SHARED, add_completion=False, pretty_exceptions_enable=False, help="Long runs of seg4diff_tools.")
 app.add_typer(pretrain, name="pretrain")
-for command in (finetune, generate, evaluate):
+for command in (segment, finetune, generate, evaluate):
     app.command()(command)
 
 

@@ -1,8 +1,6 @@
 """Numbers printed in the paper and choices of its code, to stand beside one's own: "Seg4Diff", arXiv 2509.18096."""
 
-from collections.abc import Mapping
 from io import StringIO
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -59,24 +57,33 @@ softmax+minmax,88.3,57.0
 
 _COMMON = {"steps_from_end": 8, "steps": 28, "zero_tokens": 77}
 _PADS = {"kinds": ("start", "end", "pad"), "merging": "released"}
-_SWEEP = _COMMON | {"fit": "resize", "cut_prompt": True}
+_WORDS = _COMMON | {"fit": "resize", "cut_prompt": True}
 
-RELEASED: Mapping[str, dict[str, Any]] = MappingProxyType(
-    {
-        "segment": _SWEEP | {"head": "mean", "direction": "i2t", "normalize": "softmax", "minmax": False},
-        "layer_step_sweep": _SWEEP
-        | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
-        "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
-        "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
-    }
-)
-"""Keyword arguments that make a function choose as the authors' released code does, by the function's name.
+RELEASED: dict[str, dict[str, Any]] = {
+    "segment": _WORDS
+    | {
+        "method": "layer",
+        "heads": "mean",
+        "direction": "i2t",
+        "normalize": "softmax",
+        "minmax": False,
+        "merge_scaled": False,
+    },
+    "layer_step_sweep": _WORDS
+    | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
+    "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
+    "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
+}
+"""Choices of the authors' released code, by the name of the function.
 
-`segment(backbone, image, names, **paper.RELEASED["segment"])`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca
-(September 2025), configurations eval_ovss and eval_unsup. Left out is what no argument can say: that code draws other noise
-for each image and run, computes in float16, and brings pictures to 640 pixels first.
+`segment(model, image, names, OpenVocabulary(**RELEASED["segment"]))`, `group(model, image,
+Unsupervised(**RELEASED["group"]))`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca (September 2025),
+configurations eval_ovss and eval_unsup. No option says the rest: that code draws other noise for each image and run,
+computes in float16, and brings pictures to 640 pixels first.
 """
 
+EXPERT_LAYERS = {"SD3": (9,), "SD3.5": (9,), "FLUX.1-dev": (12, 17)}
+"""Layers (0-based) that segment best by model, Fig 8 and appendix C; `Backbone.expert_layer` is the first."""
 
 _COLUMNS = {
     "voc20": "VOC20",
@@ -115,9 +122,9 @@ def table(number: int) -> pd.DataFrame:
 
     Args:
         number: 1 (open-vocabulary segmentation; prompts name the classes that an image shows), 2 (unsupervised
-            segmentation), 3 (CLIPScore of generated pictures), 4 (T2I-CompBench++) or 5 (normalization of the maps, SD3,
-            open vocabulary; which tick marks belong to which row is inferred from the order of the rows, except for the
-            best one).
+            segmentation), 3 (CLIPScore of generated pictures), 4 (T2I-CompBench++) or 5 (normalization of the maps,
+            SD3, open vocabulary; which tick marks belong to which row is inferred from the order of the rows, except
+            for the best one).
 
     Returns:
         Shares from 0 to 1, like all scores here; of table 3 the mean cosine, which is printed times 100. `normalize` of

@@ -28,6 +28,7 @@ from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.families.record import image_then_text
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 PROMPT = "a red cars near the tree"
@@ -236,7 +237,7 @@ def test_words_are_found_in_every_tokenizer(backbone):
 
 
 def test_segmentation_and_sweep(backbone):
-    result = segment(backbone, IMAGE, ["cat", "red car"], layer=1)
+    result = segment(backbone, IMAGE, ["cat", "red car"], OpenVocabulary(layers=1))
     assert result.label_map.shape == (SIDE, SIDE)
     assert result.class_maps.shape == (2, *backbone.token_grid())
     assert (result.class_maps > 0).all()
@@ -245,7 +246,7 @@ def test_segmentation_and_sweep(backbone):
     samples = [LabeledImage(IMAGE, names, labels) for names in (("cat", "red car"), ("a tree", "grass"))]
     table = layer_step_sweep(backbone, samples, steps_from_end=[1, 8], progress=False)
     assert sorted(set(table.layer)) == list(range(backbone.layers))
-    alone = segment(backbone, IMAGE, ["cat", "red car"], layer=1).label_map
+    alone = segment(backbone, IMAGE, ["cat", "red car"], OpenVocabulary(layers=1)).label_map
     one = layer_step_sweep(backbone, samples[:1], layers=[1], progress=False)
     assert one.pACC.item() == pytest.approx((alone == labels).mean())
 

@@ -22,6 +22,7 @@ from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.families import family_of
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 SIZE = (40, 56)  # 5 x 7 image tokens
@@ -215,7 +216,7 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
             found.append(run())
         with perturbed_guidance(pipe, drop(), 1, 2.0):
             found.append(run())
-        maps = segment(wrap_pipeline(pipe), IMAGE, ["cat", "tree"], layer=1).class_maps
+        maps = segment(wrap_pipeline(pipe), IMAGE, ["cat", "tree"], OpenVocabulary(layers=1)).class_maps
         return [*map(torch.Tensor.numpy, found), recorder.recording["i2t"], recorder.masses, np.asarray(maps)]
 
     pipe = build(name)
@@ -307,7 +308,7 @@ def test_a_compiled_transformer_runs_as_written_while_it_is_watched(compiled):
         assert torch.equal(x, y)
     backbone = wrap_pipeline(pipe)
     assert backbone.transformer is written
-    assert len(segment(backbone, IMAGE, ["cat", "tree"], layer=1).class_maps) == 2
+    assert len(segment(backbone, IMAGE, ["cat", "tree"], OpenVocabulary(layers=1)).class_maps) == 2
     assert len(runs) == once
     generated(pipe, 1)
     assert len(runs) == 2 * once

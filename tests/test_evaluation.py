@@ -88,8 +88,7 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         pairs = []
         for sample in samples:
             names = VOCABULARY if row.protocol == "full" else sample.class_names
-            options = {"steps_from_end": method.steps_from_end, "reading": method.method}
-            pairs.append((sample, segment(backbone, sample.image, names, method.layers, **options).label_map, names))
+            pairs.append((sample, segment(backbone, sample.image, names, method).label_map, names))
         total = counted(pairs)
         close = {"abs": 4e-3}
         assert row.mIoU == pytest.approx(metrics.miou(total).item(), **close)
@@ -134,7 +133,8 @@ def test_pads_are_grouping_scores(backbone, samples, matching):
 
 def test_by_class_size_and_image(backbone, samples):
     result = run(backbone, samples, {"one": METHODS["one"]})
-    label_maps = [segment(backbone, s.image, s.class_names, 3, 4).label_map for s in samples]
+    options = OpenVocabulary(layers=3, steps_from_end=4)
+    label_maps = [segment(backbone, s.image, s.class_names, options).label_map for s in samples]
     tree = result.by_class().query("`class` == 'tree'").iloc[0]
     hits = union = 0
     for sample, labels in zip(samples, label_maps, strict=True):
@@ -345,7 +345,11 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
         pairs = []
         for sample in samples:
             parts = [
-                torch.from_numpy(segment(backbone, sample.image, sample.class_names, layer, step).class_maps.values)
+                torch.from_numpy(
+                    segment(
+                        backbone, sample.image, sample.class_names, OpenVocabulary(layers=layer, steps_from_end=step)
+                    ).class_maps.values
+                )
                 for layer in layers
                 for step in steps
             ]

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from seg4diff_tools.attention import operators
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 pytestmark = [
@@ -89,7 +90,7 @@ def test_segmentation_is_that_of_the_cpu(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pipe = build(name)
     found = [
-        segment(wrap_pipeline(copy.deepcopy(pipe).to(device)), IMAGE, ["cat", "red car"], layer=1).class_maps
+        segment(wrap_pipeline(copy.deepcopy(pipe).to(device)), IMAGE, ["cat", "red car"], OpenVocabulary(layers=1)).class_maps
         for device in ("cpu", "cuda")
     ]
     np.testing.assert_allclose(*found, atol=1e-4)

@@ -344,12 +344,13 @@ def test_the_exported_model_holds_the_trained_weights(tiny_run, tiny_model):
 
 def test_the_exported_model_can_be_segmented_with(tiny_model):
     from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.segmentation.options import OpenVocabulary
     from seg4diff_tools.segmentation.segment import segment
 
     backbone = load_backbone(tiny_model)
     assert backbone.image_size == 56
     assert backbone.token_grid() == (7, 7)
-    found = segment(backbone, np.zeros((56, 56, 3), np.uint8), ["cat", "sand"], layer=3)
+    found = segment(backbone, np.zeros((56, 56, 3), np.uint8), ["cat", "sand"], OpenVocabulary(layers=3))
     assert found.label_map.shape == (56, 56)
 
 

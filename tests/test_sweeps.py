@@ -13,6 +13,7 @@ from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import counts, metrics, sweeps
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]
@@ -52,8 +53,11 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
             names = vocabulary or list(each.class_names)
             normalize, _, scaled = row.normalize.partition("+")
             result = segment(
-                tiny_backbone, each.image, names, layer=row.layer, steps_from_end=row.steps_from_end, head=row.head,
-                direction=row.block, normalize=normalize, minmax=bool(scaled), fit=fit,
+                tiny_backbone, each.image, names,
+                OpenVocabulary(
+                    layers=row.layer, steps_from_end=row.steps_from_end, heads=row.head, direction=row.direction,
+                    normalize=normalize, minmax=bool(scaled), fit=fit,
+                ),
             )  # fmt: skip
             left, top, right, bottom = result.settings["frame"]
             target = torch.tensor(each.label_map[top:bottom, left:right])
@@ -72,7 +76,7 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
 
 def test_equals_segment_exactly_without_batching(tiny_backbone, samples):
     table = sweep(tiny_backbone, samples[1:2], layers=[3], batch=1)
-    result = segment(tiny_backbone, samples[1].image, samples[1].class_names, layer=3)
+    result = segment(tiny_backbone, samples[1].image, samples[1].class_names, OpenVocabulary(layers=3))
     pixels = metrics.confusion(torch.tensor(result.label_map), torch.tensor(samples[1].label_map), 3)
     assert table["mIoU"].item() == metrics.miou(pixels).item()
     assert table["background_mIoU"].item() == metrics.miou(pixels, [2]).item()
@@ -133,7 +137,7 @@ def test_per_image_scores(tiny_backbone, samples, tmp_path):
     assert len(scores) == 2 * len(samples)
     row = scores.query("image == 1 and layer == 3").iloc[0]
     assert row["class_names"] == "grass, red car, dog"
-    result = segment(tiny_backbone, samples[1].image, VOCABULARY, layer=3)
+    result = segment(tiny_backbone, samples[1].image, VOCABULARY, OpenVocabulary(layers=3))
     target = renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
     pixels = metrics.confusion(torch.tensor(result.label_map), target, 5)
     assert row["mIoU"] == metrics.miou(pixels).item()
@@ -216,7 +220,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
         ({"vocabulary": []}, "at least one class"),
         ({"vocabulary": [*VOCABULARY, "cat"]}, "given twice"),
-        ({"batch": 0}, "batch of at least 1"),
+        ({"batch": 0}, "batch 1 or more"),
     ],
 )
 def test_wrong_input_is_refused(tiny_backbone, samples, arguments, message):
@@ -228,7 +232,7 @@ def test_vocabulary_of_hundreds_of_classes(tiny_backbone, samples):
     vocabulary = [f"thing {i}" for i in range(252)] + VOCABULARY
     assert vocabulary[255] == "dog"
     table = sweep(tiny_backbone, samples[2:3], layers=[1], vocabulary=vocabulary)
-    result = segment(tiny_backbone, samples[2].image, vocabulary, layer=1)
+    result = segment(tiny_backbone, samples[2].image, vocabulary, OpenVocabulary(layers=1))
     assert len(result.settings["prompts"]) > 1
     kept = samples[2].label_map != IGNORE
     assert table["pACC"].item() == pytest.approx((result.label_map[kept] == 255).mean())

@@ -411,4 +411,5 @@ def _listed(prompt: Prompts) -> list[str | Prompt]:
 
 
 def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:
-    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    drawn = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(*shape, dtype=torch.float32, generator=generator) for generator in drawn])

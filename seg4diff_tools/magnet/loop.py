@@ -38,6 +38,7 @@ from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target, noise, target
 from seg4diff_tools.plotting import static
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
@@ -311,7 +312,7 @@ class _Run:
         append_row(self.folder / EVALUATION, row)
         for number in range(min(PICTURES, len(samples))):
             sample = samples[number]
-            found = segment(self.backbone, sample.image, sample.class_names, layer)
+            found = segment(self.backbone, sample.image, sample.class_names, OpenVocabulary(layers=layer))
             figure = static.label_maps(
                 sample.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
             )

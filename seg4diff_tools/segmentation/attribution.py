@@ -1,23 +1,23 @@
-"""Other published ways to read class maps from the same attention, to compare with the mean of one layer.
+"""Published attribution methods that make class maps of the same attention, to compare with the mean of one layer.
 
-A reading is a function of one image, add_noise at one or several steps, and of the prompts that name its classes. All of them
-watch the one interception point and keep no map between image tokens: where one is needed, its rows come a few at a time
+A method is a function of one image's noisy latents and of the prompts that name its classes. All methods observe the
+one interception point and keep no map between image tokens: where one is needed, its rows are computed a few at a time
 from the log-sum-exp. Each prompt is a forward of its own, which ends in the last wanted layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.forwards import observe
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
@@ -31,25 +31,55 @@ Maps = Float[Tensor, "step class image"]
 Prompts = Sequence[Prompt]
 Layers = Sequence[int] | None
 Attribution = Callable[[Backbone, Latents, Timesteps, Prompts, Layers], Maps]
-"""From a backbone, one image's add_noise latents, their timesteps, its class prompts and the layers to class maps; layers=None
-stands for the reading's own choice. `functools.partial` sets its other options."""
+"""A method: (backbone, noisy latents of one image, timesteps, prompts, layers) to class maps, fp32, one for each step.
+
+Latents and timesteps come from `Backbone.add_noise`, prompts from `Backbone.class_prompts`; layers=None stands for the
+method's own choice. `functools.partial` sets further options."""
 
 
-def concept(backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None) -> Maps:
-    """Similarity in the space of the attention's outputs: dot products of image tokens with the words, softmax over classes.
+RELEASED_CONCEPT: dict[str, Literal["sd3", "flux", "flux2"]] = {
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "Flux2Pipeline": "flux2",
+}
+"""The variant of `concept` that the released code has for a pipeline."""
 
-    Args: as for `refined`; layers=None takes all.
+
+def concept(
+    backbone: Backbone,
+    noisy: Latents,
+    timestep: Timesteps,
+    prompts: Prompts,
+    layers: Layers = None,
+    *,
+    variant: Literal["sd3", "flux", "flux2"] | None = None,
+) -> Maps:
+    """Take dot products of image tokens with the words in the attention's output space, and a softmax over classes.
+
+    Args: as for `Attribution`; layers=None takes all, and
+        variant: "sd3" divides each word's output by its length and takes the softmax in each layer, "flux" takes the
+            softmax in each layer of the plain dot products, "flux2" the softmax of their mean over layers. None for the
+            variant that the released code has for this model: "sd3" for Stable Diffusion 3 and 3.5, "flux2" for FLUX.2,
+                and "flux"
+            for FLUX.1 and all other families.
 
     Returns:
         Shares that add up to 1 over the classes of all prompts together.
 
-    Source: ConceptAttention, Helbling et al., arXiv 2502.04320; mean over layers before the softmax, as in its released
-    code for FLUX. It encodes each concept on its own, as extra tokens that attend to the image and to each other while
-    image and prompt do not see them. Here the concepts are the words of the prompt, which names all classes anyway: they
-    also attend to the rest of the prompt, and the image attends to them. A concept of several tokens is their mean.
+    Source: ConceptAttention, Helbling et al., arXiv 2502.04320, its released code for SD3, FLUX.1 and FLUX.2 (the last
+    divides by a temperature of 1000, which changes no label). Departure: there each concept is encoded on its own, as
+    an extra token that attends to the image and to other concepts while image and prompt do not see it. Here the
+    concepts are
+    the words of the prompt, which names all classes: they also attend to the rest of the prompt, and the image attends
+    to them. A concept of several tokens is their mean.
     """
     layers = range(backbone.layers) if layers is None else layers
-    return _layer_maps(backbone, noisy, timestep, prompts, layers, output_similarity).mean(0).softmax(dim=1)
+    if variant is None:
+        variant = RELEASED_CONCEPT.get(backbone.family.pipelines[0], "flux")
+    if variant not in ("sd3", "flux", "flux2"):
+        raise InputError(f"expected variant 'sd3', 'flux' or 'flux2', got {variant!r}: pass one of them")
+    maps = _layer_maps(backbone, noisy, timestep, prompts, layers, partial(output_similarity, unit=variant == "sd3"))
+    return maps.mean(0).softmax(dim=1) if variant == "flux2" else maps.softmax(dim=2).mean(0)
 
 
 def cosine(
@@ -62,7 +92,7 @@ def cosine(
     image: Features = "key",
     text: Features = "key",
 ) -> Maps:
-    """Cosine similarity of features of image tokens with those of the words, heads side by side: a plain baseline.
+    """Take the cosine of features of image tokens with those of the words, heads side by side: a plain baseline.
 
     Args: as for `Attribution`, and
         image, text: which features of either side: "query", "key" or "value", as they enter the attention.
@@ -83,7 +113,7 @@ def cosine(
 def refined(
     backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None, *, times: int = 2
 ) -> Maps:
-    """The paper's maps, spread along image-to-image attention of the same layer: I2I^n I2T.
+    """Spread the paper's maps along image-to-image attention of the same layer: I2I^n I2T.
 
     Args: as for `Attribution`, and
         times: the power n; 0 leaves the maps as they are.
@@ -112,23 +142,23 @@ def goca(
     heads: bool = True,
     times: int = 0,
 ) -> Maps:
-    """Heads and layers weighted by what they contribute, then scores rescaled at each place and for each class.
+    """Weigh heads and layers by their contribution, then rescale the scores at each place and for each class.
 
-    Heads are weighted by `head_weights`, layers by `layer_weight`. The tokens of all classes then share out each place (they
-    add up to 1 there), and each class is stretched to 0..1 over the image.
+    Heads are weighted by `head_weights`, layers by `layer_weight`. The tokens of all classes then share out each place
+    (they add up to 1 there), and each class is stretched to 0..1 over the image.
 
     Args: as for `Attribution`, layers=None takes all, and
         reference: layer of the dense features that weigh layers; None for the middle one.
-        heads: False for the plain mean over heads, as released for FLUX; so it always is in single-stream blocks, which project
-            heads together with their MLP.
-        times: spread the shares that often along the reference layer's image-to-image attention. As released: 2 to 5 times,
-            along other layers of each model.
+        heads: False for the plain mean over heads, as released for FLUX; so it always is in single-stream blocks, which
+            project heads together with their MLP.
+        times: spread the shares that often along the reference layer's image-to-image attention. As released: 2 to 5
+            times, along other layers of each model.
 
     Returns:
         Values from 0 to 1.
 
-    Source: GoCA, Meng et al., arXiv 2603.06178. Departures: the classes' words are all content words there are, because the
-    prompt holds nothing else (there: nouns of a caption); no blur before the classes are stretched.
+    Source: GoCA, Meng et al., arXiv 2603.06178. Departures: the classes' words are all content words there are, because
+    the prompt holds nothing else (there: nouns of a caption); no blur before the classes are stretched.
     """
     layers = range(backbone.layers) if layers is None else layers
     reference = (backbone.layers - 1) // 2 if reference is None else reference
@@ -169,17 +199,19 @@ METHODS = *PROBABILITIES, *ATTRIBUTIONS
 """Names of all methods."""
 
 
-def output_similarity(call: JointAttention, spans: Spans) -> Maps:
-    """Dot products of the attention's outputs at image tokens with those at each class's tokens, heads side by side.
+def output_similarity(call: JointAttention, spans: Spans, *, unit: bool = False) -> Maps:
+    """Return dot products of the attention's outputs at image tokens with those of each class, heads side by side.
 
     Args:
         call: the attention as it is computed.
-        spans: what each class is made of, over all text tokens, as `masks.span_weights` makes it.
+        spans: what each class is made of, over all text tokens, as from `masks.span_weights`.
+        unit: divide the output of each class by its length.
 
     Source: ConceptAttention, arXiv 2502.04320.
     """
     words = _tokens(call, "output", "text")
-    return (spans.to(words).mT @ words) @ _tokens(call, "output", "image").mT
+    concepts = spans.to(words).mT @ words
+    return (normalize(concepts, dim=-1) if unit else concepts) @ _tokens(call, "output", "image").mT
 
 
 def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
@@ -210,8 +242,8 @@ def head_weights(
         projection: weight of the linear layer that joins the heads, `effective_weight(to_out[0])`.
 
     Returns:
-        Dot product of the head's projected output with the whole projected output, divided by the sum over heads. A head
-        that works against the others is below 0.
+        Dot product of the head's projected output with the whole projected output, divided by the sum over heads. A
+        head that works against the others is below 0.
 
     Source: GoCA, arXiv 2603.06178.
     """
@@ -259,8 +291,8 @@ def image_rows(
         workspace: bytes for intermediate results; None: what suits the device.
 
     Yields:
-        Which image tokens the rows are of, and what they give to all image tokens; rows add up to less than 1, because text
-        gets the rest.
+        Which image tokens the rows are of, and what they give to all image tokens; rows add up to less than 1, because
+        text gets the rest.
     """
     key = call.key[:, :, call.image].to(working_dtype(call.query)).mT
     workspace = default_workspace(key.device) if workspace is None else workspace
@@ -328,16 +360,9 @@ def _watch(
     layers: Sequence[int],
     see: Callable[[JointAttention, Spans], Found],
 ) -> list[Found]:
-    """What `see` makes of each layer in one forward."""
+    """Return what `see` makes of each layer in one forward."""
     spans = masks.span_weights(list(prompt.classes.values()), len(prompt.tokens)).to(noisy.device)
-    found: dict[int, Any] = {}
-
-    def store(call: JointAttention) -> None:
-        found[call.layer] = see(call, spans)
-
-    with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers, default=None)):
-        backbone.predict_velocity(noisy, timestep, prompt)
-    return [found[layer] for layer in layers]
+    return observe(backbone, noisy, timestep, prompt, lambda call: see(call, spans), layers)
 
 
 def _head_mean(call: JointAttention, spans: Spans) -> Maps:
@@ -347,7 +372,7 @@ def _head_mean(call: JointAttention, spans: Spans) -> Maps:
 def _tokens(
     call: JointAttention, name: Literal[Features, "output"], side: Literal["image", "text"]
 ) -> Float[Tensor, "step token feature"]:
-    """What image tokens or text tokens bring into the attention or get from it, heads side by side, in at least fp32."""
+    """Return what the attention takes from or gives to image or text tokens, heads side by side, at least fp32."""
     tokens = getattr(call, name)[:, :, getattr(call, side)]
     return tokens.to(working_dtype(tokens)).transpose(1, 2).flatten(2)
 

@@ -1,17 +1,17 @@
-"""Class maps of many images at many layers, steps and heads."""
+"""Class maps of many images at many layers, steps and heads, from the attention probabilities or scores."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
+from seg4diff_tools.backbones.forwards import forward_batches, observe
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
@@ -30,12 +30,13 @@ def read_class_maps(
     steps: int = 28,
     heads: Sequence[Head] = ("mean",),
     kinds: Sequence[tuple[Direction, Normalize]] = (("i2t", "softmax"),),
+    merge_scaled: bool = False,
     seed: int = 0,
     batch: int = 8,
 ) -> list[Float[Tensor, "kind step layer head class y x"]]:
-    """Class maps of several images at many layers, steps and heads, each image and step in one forward.
+    """Read class maps of several images at many layers, steps and heads, each image and step in one forward.
 
-    Only sums over each class's tokens leave the attention; the N x N map is never built, and blocks after the last
+    The attention is reduced to sums over each class's tokens: the N x N map is never built, and blocks after the last
     wanted layer never run.
 
     Args:
@@ -46,9 +47,10 @@ def read_class_maps(
         steps_from_end: noise levels, counted from the end of the schedule.
         steps: length of the schedule.
         heads: "mean" for the mean over heads, or indices of heads.
-        kinds: which direction of the joint map, and before ("scores") or after the softmax.
+        kinds: pairs of direction ("i2t", "t2i") and normalization ("softmax", "scores").
+        merge_scaled: scale each token's map to 0..1 before the mean over a class's tokens.
         seed: of the noise, the same for all images.
-        batch: forwards to run at once: a step of an image with one prompt is one.
+        batch: rows (steps of an image with one prompt) of one forward.
 
     Returns:
         For each image its maps in fp32 on the model's device, classes in the order of its prompts; NaN for a class that
@@ -59,50 +61,52 @@ def read_class_maps(
     """
     layers, heads = check_layers(backbone, layers), check_heads(backbone, heads)
     check_kinds(kinds)
-    if batch < 1:
-        raise InputError(f"expected a batch of at least 1, got {batch}")
     grid = backbone.token_grid(latents)
     classes = [sum(len(prompt.classes) for prompt in group) for group in prompts]
     sizes = (len(kinds), len(steps_from_end), len(layers), len(heads))
-    results = [torch.full((*sizes, count, *grid), torch.nan, device=latents.device) for count in classes]
-    # one entry for each prompt of each image, with the place of its first class
-    entries = [
-        (image, prompt, sum(len(earlier.classes) for earlier in group[:position]))
-        for image, group in enumerate(prompts)
-        for position, prompt in enumerate(group)
+    results = [
+        torch.full((*sizes, count, *grid), torch.nan, dtype=torch.float32, device=latents.device) for count in classes
     ]
-    at_once = max(1, batch // len(steps_from_end))
-    for part in _batches(entries, at_once):
-        spans = sorted({span for _, prompt, _ in part for span in prompt.classes.values() if span})
+    forwards = forward_batches(
+        backbone, latents, prompts, steps_from_end=steps_from_end, steps=steps, seed=seed, batch=batch
+    )
+    for forward in forwards:
+        spans = sorted({span for prompt in forward.prompts for span in prompt.classes.values() if span})
         columns = sorted({column for span in spans for column in span})
         weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
-        weights = weights.to(latents.device)
-        for first in range(0, len(steps_from_end), batch):
-            wanted = list(steps_from_end[first : first + batch])
-            noisy, timestep = backbone.add_noise(latents[[image for image, _, _ in part]], wanted, steps, seed)
-            targets = []
-            for row, (image, prompt, place) in enumerate(part):
-                read = [(place + k, spans.index(span)) for k, span in enumerate(prompt.classes.values()) if span]
-                target = results[image][:, first : first + len(wanted)]
-                targets.append((target, slice(row * len(wanted), (row + 1) * len(wanted)), *zip(*read, strict=True)))
-
-            def store(call: JointAttention, columns=columns, weights=weights, targets=targets) -> None:
-                for index, (direction, normalize) in enumerate(kinds):
-                    maps = span_maps(call, direction, normalize, heads, columns, weights).unflatten(-1, grid)
-                    for target, rows, places, chosen in targets:
-                        target[index, :, layers.index(call.layer)][:, :, places] = maps[rows][:, :, chosen]
-
-            with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
-                backbone.predict_velocity(noisy, timestep, [prompt for _, prompt, _ in part])
+        see = partial(
+            _kind_maps, kinds=kinds, heads=heads, columns=columns, weights=weights.to(latents.device), grid=grid,
+            scaled=merge_scaled,
+        )  # fmt: skip
+        maps = observe(backbone, forward.noisy, forward.timestep, forward.prompts, see, layers)
+        stacked = torch.stack(maps, dim=2)
+        for index, (image, position) in enumerate(zip(forward.images, forward.positions, strict=True)):
+            first = sum(len(earlier.classes) for earlier in prompts[image][:position])
+            read = [
+                (first + k, spans.index(span))
+                for k, span in enumerate(prompts[image][position].classes.values())
+                if span
+            ]
+            places, chosen = (list(column) for column in zip(*read, strict=True))
+            target = results[image][:, forward.steps]
+            target[:, :, :, :, places] = stacked[:, forward.rows(index)][:, :, :, :, chosen]
     return results
 
 
-def _batches(entries: Sequence[tuple[int, Prompt, int]], size: int) -> Iterator[Sequence[tuple[int, Prompt, int]]]:
-    """Neighbors whose prompts have one length, at most `size` of them at once."""
-    for _, group in groupby(entries, key=lambda entry: len(entry[1].tokens)):
-        alike = list(group)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+def _kind_maps(
+    call: JointAttention,
+    *,
+    kinds: Sequence[tuple[Direction, Normalize]],
+    heads: Sequence[Head],
+    columns: Sequence[int],
+    weights: Float[Tensor, "text span"],
+    grid: tuple[int, int],
+    scaled: bool,
+) -> Float[Tensor, "kind batch head span y x"]:
+    """Return the maps of one layer for every kind."""
+    own = torch.eye(len(columns), dtype=weights.dtype, device=weights.device) if scaled else weights
+    maps = torch.stack([span_maps(call, *kind, heads, columns, own) for kind in kinds]).unflatten(-1, grid)
+    return torch.einsum("kbhtyx,ts->kbhsyx", masks.minmax(maps), weights) if scaled else maps
 
 
 def span_maps(
@@ -113,7 +117,7 @@ def span_maps(
     columns: Sequence[int],
     weights: Float[Tensor, "text span"],
 ) -> Float[Tensor, "batch head span image"]:
-    """Mean over each span's tokens of one part of the joint map, for the wanted heads.
+    """Average one part of the joint map over each span's tokens, for the wanted heads.
 
     Args:
         call: the attention as it is computed; gradients flow to its queries and keys.
@@ -121,7 +125,7 @@ def span_maps(
         normalize: "softmax" or "scores".
         heads: "mean" for the mean over heads, or indices.
         columns: the text tokens that are needed.
-        weights: what each span is made of, such as `masks.span_weights` makes it of these columns.
+        weights: of these columns in each span, as from `masks.span_weights`.
 
     Returns:
         At least fp32.
@@ -129,14 +133,13 @@ def span_maps(
     Source: Seg4Diff, arXiv 2509.18096, equations 9 and 10.
     """
     single = [head for head in heads if head != "mean"]
-    found = {}
+    found: dict[Head, Tensor] = {}
     if normalize == "softmax":
         if "mean" in heads:
             found["mean"] = call.head_mean(direction, text=columns, spans=weights)
         if single:
-            found |= zip(
-                single, call.weights(direction, heads=single, text=columns, spans=weights).unbind(1), strict=True
-            )
+            maps = call.weights(direction, heads=single, text=columns, spans=weights)
+            found |= zip(single, maps.unbind(1), strict=True)
         if direction == "i2t":
             found = {head: maps.mT for head, maps in found.items()}
     else:
@@ -152,16 +155,16 @@ def span_maps(
 
 
 def check_kinds(kinds: Sequence[tuple[str, str]]) -> None:
-    """Refuses directions and normalizations that there are not.
+    """Check pairs of direction and normalization.
 
     Args:
-        kinds: pairs of direction and normalization.
+        kinds: the pairs.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
     """
     for direction, normalize in kinds:
         if direction not in ("i2t", "t2i"):
-            raise InputError(f"expected direction='i2t' or direction='t2i', got {direction!r}")
+            raise InputError(f"expected direction='i2t' or direction='t2i', got {direction!r}: pass one of them")
         if normalize not in ("softmax", "scores"):
-            raise InputError(f"expected normalize='softmax' or normalize='scores', got {normalize!r}")
+            raise InputError(f"expected normalize='softmax' or normalize='scores', got {normalize!r}: pass one of them")

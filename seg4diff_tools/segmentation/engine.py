@@ -1,277 +1,296 @@
-"""Class maps and label maps of many images, with tiles, synonyms and several prompts: what `segment` and `evaluate` share."""
+"""Class maps and label maps of several images by one set of options: what `segment`, `group` and `evaluate` share."""
 
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import PIL.Image
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import chunks
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.images import Fit
+from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
+from seg4diff_tools.backbones.forwards import observe
+from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.attribution import PROBABILITIES, read
 from seg4diff_tools.segmentation.class_maps import read_class_maps
-from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, Unsupervised
-from seg4diff_tools.segmentation.segment import label_frame
-from seg4diff_tools.segmentation.unsupervised import read_token_maps
+from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, Options, Unsupervised
+from seg4diff_tools.segmentation.workbench import Picture, Workbench
 
 CLASSES_AT_ONCE = 16
+"""Guided upsampling holds maps of this many classes at the image's size."""
 
 Maps = Float[Tensor, "class y x"]
+ColumnMaps = Float[Tensor, "column y x"]
 Labels = Int[Tensor, "height width"]
+Columns = Sequence[tuple[tuple[str, ...], int]]
+"""What competes for each pixel: words whose maps are averaged, and the index of the class that they stand for."""
 
 
-class Workbench:
-    """What the images of a run share: the model, prompts that were encoded, and how long each kind of work took.
+@dataclass(frozen=True, eq=False)
+class ImageMaps:
+    """What the options make of one image, on the model's device.
 
     Attributes:
-        backbone: the model.
-        seconds: by kind of work.
-        rows: seconds of attention and labels, by method and protocol.
-        images: how many were done.
+        maps: one for each class on the grid of image tokens; NaN for a class that was not asked for.
+        labels: index of the class at each pixel of the frame.
+        prompts: texts of all prompts, in the order in which they ran.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self.images = 0
-        self._prompts: dict[tuple, list[Prompt]] = {}
-        # with the picture that each one is of, so that no other picture takes its place in memory, and with it its key
-        self._latents: dict[tuple, tuple[PIL.Image.Image, Tensor]] = {}
-        self._crops: dict[tuple, tuple[PIL.Image.Image, PIL.Image.Image]] = {}
-
-    @contextmanager
-    def timed(self, work: str) -> Iterator[None]:
-        """Adds the time that passes to one kind of work."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.backbone.device.type == "cuda":
-                torch.cuda.synchronize(self.backbone.device)
-            self.seconds[work] += time.perf_counter() - began
-
-    def prompts(self, words: Sequence[str], method: OpenVocabulary) -> list[Prompt]:
-        """Encoded prompts of these words; the same words are encoded once."""
-        key = (tuple(words), method.classes_per_prompt, method.zero_tokens, method.cut_prompt)
-        if key not in self._prompts:
-            wording = {"zero_tokens": method.zero_tokens, "cut_prompt": method.cut_prompt}
-            with self.timed("text"):
-                if len(self._prompts) >= 256:
-                    self._prompts.pop(next(iter(self._prompts)))
-                self._prompts[key] = [
-                    prompt
-                    for part in chunks(len(words), method.classes_per_prompt or len(words))
-                    for prompt in self.backbone.class_prompts(words[part], **wording)
-                ]
-        return self._prompts[key]
-
-    def latents(self, pictures: Sequence[PIL.Image.Image], fit: Fit) -> Float[Tensor, "image channel row column"]:
-        """Encoded images, each one once until `forget`."""
-        with self.timed("latents"):
-            for picture in pictures:
-                if (id(picture), fit) not in self._latents:
-                    self._latents[id(picture), fit] = picture, self.backbone.encode_image(picture, fit=fit)
-            return torch.cat([self._latents[id(picture), fit][1] for picture in pictures])
-
-    def crop(self, picture: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """A part of a picture, the same object until `forget`."""
-        if (id(picture), box) not in self._crops:
-            self._crops[id(picture), box] = picture, picture.crop(box)
-        return self._crops[id(picture), box][1]
-
-    def forget(self) -> None:
-        """Drops latents and crops, when other images come."""
-        self._latents.clear()
-        self._crops.clear()
+    maps: Maps
+    labels: Labels
+    prompts: tuple[str, ...]
 
 
-def label_maps(
+def image_maps(
     work: Workbench,
-    pictures: Sequence[PIL.Image.Image],
+    images: Sequence[PIL.Image.Image],
     class_names: Sequence[Sequence[str]],
-    method: OpenVocabulary,
+    options: OpenVocabulary,
     *,
     batch: int = 8,
-) -> list[Labels]:
-    """Segments a few images, several at once where the reading is the paper's.
+) -> list[ImageMaps]:
+    """Segment a few images, several at once where the method allows it.
 
     Args:
         work: with the model.
-        pictures: of any sizes.
-        class_names: for each picture the classes to choose from.
-        method: how.
-        batch: forwards to run at once.
+        images: of any sizes.
+        class_names: for each image the classes to choose from.
+        options: of the segmentation.
+        batch: rows of one forward.
 
     Returns:
-        For each picture an index into its class names at each pixel of its frame (`segmentation.label_frame`), on the CPU.
+        Class maps, label map and prompts of each image.
 
     Raises:
         InputError: a layer or step out of range.
         PromptError: a word that is too long for a prompt.
     """
-    columns = [_columns(names, method) for names in class_names]
-    if not all(columns):
-        # nothing competes with the background
-        asked = [index for index, own in enumerate(columns) if own]
-        some = [pictures[index] for index in asked], [class_names[index] for index in asked]
-        answered = dict(zip(asked, label_maps(work, *some, method, batch=batch) if asked else [], strict=True))
-        sizes = [_frame(work, picture, method).size for picture in pictures]
-        return [answered.get(index, torch.zeros(size[::-1], dtype=torch.int64)) for index, size in enumerate(sizes)]
-    crops = [_windows(work, picture, method) for picture in pictures]
-    found = iter(_column_maps(work, crops, columns, method, batch))
+    frames = [work.frame(image, options) for image in images]
+    columns = [_columns(names, options) for names in class_names]
+    # an image whose only class is a background without words is not read: nothing competes with it
+    asked = [index for index, own in enumerate(columns) if own]
+    crops = [_windows(frames[i], work.picture(images[i]), options.tiles) for i in asked]
+    found = iter(_column_maps(work, crops, [columns[i] for i in asked], options, batch) if asked else ())
+    read = {index: _joined([next(found) for _ in own], options.tiles) for index, own in zip(asked, crops, strict=True)}
     results = []
-    for picture, names, own, parts in zip(pictures, class_names, columns, crops, strict=True):
-        maps = _joined([next(found) for _ in parts], method.tiles)
-        owners = torch.tensor([index for _, index in own], device=maps.device)
-        if method.second_pass:
-            won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)) / maps[0].numel()
-            kept = [i for i, name in enumerate(names) if won[i] >= method.second_pass or name == BACKGROUND]
-            kept = kept if set(kept) & set(owners.tolist()) else [int(won.argmax()), *kept]
-            once = replace(method, second_pass=0.0, classes_per_prompt=None)
-            (labels,) = label_maps(work, [picture], [[names[i] for i in kept]], once, batch=batch)
-            results.append(torch.tensor(kept)[labels])
-            continue
-        with work.timed("labels"):
-            results.append(_labels(maps, owners, names, _frame(work, picture, method), method).cpu())
+    for index, (frame, names, own) in enumerate(zip(frames, class_names, columns, strict=True)):
+        if index not in read:
+            rows, columns_ = work.backbone.token_grid()
+            empty = torch.full((len(names), rows, columns_), torch.nan, dtype=torch.float32)
+            labels = torch.zeros(frame.image.height, frame.image.width, dtype=torch.int64)
+            results.append(ImageMaps(empty, labels, ()))
+        elif options.second_pass:
+            results.append(_second_pass(work, images[index], names, read[index], own, options, batch))
+        else:
+            prompts = tuple(prompt.text for words in _turns(own, options) for prompt in work.prompts(words, options))
+            maps = masks.minmax(read[index]) if options.minmax else read[index]
+            with work.timed("labels"):
+                labels = _labels(maps, own, names, frame.image, options)
+            results.append(ImageMaps(_class_maps(maps, own, names, options), labels, prompts))
     return results
 
 
-def pad_groups(work: Workbench, pictures: Sequence[PIL.Image.Image], method: Unsupervised) -> list[Labels]:
-    """Groups of a few images, found without a word.
+def label_maps(
+    work: Workbench,
+    images: Sequence[PIL.Image.Image],
+    class_names: Sequence[Sequence[str]],
+    options: OpenVocabulary,
+    *,
+    batch: int = 8,
+) -> list[Labels]:
+    """Segment a few images as `image_maps` does and return the label maps alone, on the CPU."""
+    return [found.labels.cpu() for found in image_maps(work, images, class_names, options, batch=batch)]
+
+
+def pad_groups(work: Workbench, images: Sequence[PIL.Image.Image], options: Unsupervised) -> list[Labels]:
+    """Group the places of a few images without class names.
 
     Args:
         work: with the model.
-        pictures: of any sizes.
-        method: how.
+        images: of any sizes.
+        options: of the grouping.
 
     Returns:
-        For each picture the number of the group at each pixel, on the CPU.
+        For each image the number of the group at each pixel, on the CPU.
     """
-    backbone = work.backbone
-    layers = check_layers(backbone, ["expert"] if method.layers is None else method.layers)
-    prompt = backbone.encode_prompt(method.prompt, zero_tokens=method.zero_tokens)
-    latents = work.latents(pictures, "resize")
-    with work.timed("attention"):
-        parts = [
-            read_token_maps(backbone, latents, prompt, layers, prompt.indices(*method.kinds), step, method.steps, seed)
-            for seed in as_indices(method.seeds, "seeds")
-            for step in as_indices(method.steps_from_end, "steps_from_end")
-        ]
-        maps = torch.cat(parts, 1).mean(1).cpu()
+    token_maps = pad_maps(work, images, options)
     with work.timed("labels"):
         return [
             masks.label_map(
-                masks.merge_maps(one, method.threshold, method.rounds, method.merging)[0],
-                (picture.height, picture.width),
+                masks.merge_maps(maps.cpu(), options.threshold, options.rounds, options.merging)[0],
+                work.frame(image, options).image.size[::-1],
             )
-            for one, picture in zip(maps, pictures, strict=True)
+            for maps, image in zip(token_maps, images, strict=True)
         ]
 
 
-def _columns(names: Sequence[str], method: OpenVocabulary) -> list[tuple[tuple[str, ...], int]]:
-    """What competes for each pixel: words whose maps are averaged, and the index of the class that they stand for."""
+def pad_maps(
+    work: Workbench, images: Sequence[PIL.Image.Image], options: Unsupervised
+) -> Float[Tensor, "image token y x"]:
+    """Read the maps of the text tokens of `options.kinds`, mean over layers, steps, seeds and heads."""
+    backbone = work.backbone
+    layers = check_layers(backbone, layer_list(options) or ["expert"])
+    prompt = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
+    latents = work.latents(images, options.fit, options.size)
+    with work.timed("attention"):
+        tokens = prompt.indices(*options.kinds)
+        maps = [
+            read_token_maps(backbone, latents, prompt, layers, tokens, step, options.steps, seed)
+            for seed in as_indices(options.seeds, "seeds")
+            for step in as_indices(options.steps_from_end, "steps_from_end")
+        ]
+        return torch.cat(maps, dim=1).mean(1)
+
+
+def read_token_maps(
+    backbone: Backbone,
+    latents: Float[Tensor, "image channel row column"],
+    prompt: Prompt,
+    layers: Sequence[int],
+    tokens: Sequence[int],
+    steps_from_end: int = 8,
+    steps: int = 28,
+    seed: int = 0,
+) -> Float[Tensor, "image layer token y x"]:
+    """Read what image tokens give to some text tokens of one prompt, mean over heads; one forward reads all layers.
+
+    Args:
+        backbone: the model.
+        latents: encoded images, without noise.
+        prompt: encoded, the same for all images.
+        layers: 0-based; the forward stops in the last one.
+        tokens: positions in the text.
+        steps_from_end, steps, seed: noise level, length of the schedule and seed, as in `Backbone.add_noise`.
+
+    Raises:
+        InputError: no tokens, or as in `Backbone.add_noise`.
+    """
+    if len(tokens) == 0:
+        raise InputError(
+            f"expected kinds of text tokens that the prompt {prompt.text!r} has, got kinds without a token: pass others"
+        )
+
+    def see(call: JointAttention) -> Float[Tensor, "image token y x"]:
+        return call.head_mean("i2t", text=tokens).mT.unflatten(-1, backbone.token_grid(latents))
+
+    noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
+    return torch.stack(observe(backbone, noisy, timestep, prompt, see, layers), dim=1).float()
+
+
+def _columns(names: Sequence[str], options: OpenVocabulary) -> Columns:
     columns: list[tuple[tuple[str, ...], int]] = []
     for index, name in enumerate(names):
-        if name != BACKGROUND or method.background == "word":
-            columns.append((tuple(method.synonyms.get(name, (name,))), index))
-        elif isinstance(method.background, tuple):
-            columns += [((word,), index) for word in method.background]
+        if name != BACKGROUND or options.background == "word":
+            columns.append((tuple(options.synonyms.get(name, (name,))), index))
+        elif isinstance(options.background, tuple):
+            columns += [((word,), index) for word in options.background]
     return columns
 
 
-def _windows(work: Workbench, picture: PIL.Image.Image, method: OpenVocabulary) -> list[PIL.Image.Image]:
-    """The picture alone, or its frame and then windows of 1 / tiles of its sides, each half a window from the next."""
-    if method.tiles == 1:
+def _turns(columns: Columns, options: OpenVocabulary) -> list[list[str]]:
+    """Return the words of each prompt set: all words at once, or one word of every column after the other."""
+    return [list(dict.fromkeys(word for words in turn for word in words)) for turn in _sets(columns, options)]
+
+
+def _sets(columns: Columns, options: OpenVocabulary, count: int | None = None) -> list[list[tuple[str, ...]]]:
+    if not options.prompt_sets:
+        return [[words for words, _ in columns]]
+    count = max(len(words) for words, _ in columns) if count is None else count
+    return [[(words[turn % len(words)],) for words, _ in columns] for turn in range(count)]
+
+
+def _windows(frame: Picture, picture: Picture, tiles: int) -> list[Picture]:
+    """Return the image alone, or its frame and windows of 1 / tiles of its sides, each half a window from the next."""
+    if tiles == 1:
         return [picture]
-    frame = _frame(work, picture, method)
-    x, y = frame.width / (2 * method.tiles), frame.height / (2 * method.tiles)
-    places = range(2 * method.tiles - 1)
+    x, y = frame.image.width / (2 * tiles), frame.image.height / (2 * tiles)
+    places = range(2 * tiles - 1)
     boxes = [
         (round(column * x), round(row * y), round((column + 2) * x), round((row + 2) * y))
         for row in places
         for column in places
     ]
-    return [frame, *(work.crop(frame, box) for box in boxes)]
+    return [frame, *(frame.crop(box) for box in boxes)]
 
 
 def _column_maps(
     work: Workbench,
-    crops: Sequence[Sequence[PIL.Image.Image]],
-    columns: Sequence[Sequence[tuple[tuple[str, ...], int]]],
-    method: OpenVocabulary,
+    crops: Sequence[Sequence[Picture]],
+    columns: Sequence[Columns],
+    options: OpenVocabulary,
     batch: int,
-) -> list[Maps]:
-    """Maps of every column for each crop of each image: means over words, prompt sets, seeds, steps and layers."""
-    pictures = [crop for own in crops for crop in own]
-    latents = work.latents(pictures, method.fit if method.tiles == 1 else "resize")
-    words = [words for words, own in zip(columns, crops, strict=True) for _ in own]
-    count = max(len(each) for own in columns for each, _ in own) if method.prompt_sets else 1
-    totals: list[Maps] = []
+) -> list[ColumnMaps]:
+    """Read the maps of every column for each crop of each image, mean over words, prompt sets, seeds and steps."""
+    latents = work.latents(
+        [crop for own in crops for crop in own], options.fit if options.tiles == 1 else "resize", options.size
+    )
+    count = max(len(words) for own in columns for words, _ in own) if options.prompt_sets else 1
+    seeds = as_indices(options.seeds, "seeds")
+    sets = [_sets(own, options, count) for own, parts in zip(columns, crops, strict=True) for _ in parts]
+    totals: list[ColumnMaps] = []
     for turn in range(count):
-        sets = [[(each[turn % len(each)],) if method.prompt_sets else each for each, _ in own] for own in words]
-        flat = [list(dict.fromkeys(word for each in own for word in each)) for own in sets]
-        prompts = [work.prompts(own, method) for own in flat]
+        asked = [list(dict.fromkeys(word for words in own[turn] for word in words)) for own in sets]
+        prompts = [work.prompts(words, options) for words in asked]
         with work.timed("attention"):
-            for seed in as_indices(method.seeds, "seeds"):
-                for index, maps in enumerate(_read(work.backbone, latents, prompts, method, seed, batch)):
-                    mixed = torch.stack([maps[[flat[index].index(w) for w in each]].mean(0) for each in sets[index]])
+            for seed in seeds:
+                for index, maps in enumerate(_read(work.backbone, latents, prompts, options, seed, batch)):
+                    places = [[asked[index].index(word) for word in words] for words in sets[index][turn]]
+                    mixed = torch.stack([maps[own].mean(0) for own in places])
                     if index < len(totals):
                         totals[index] += mixed
                     else:
                         totals.append(mixed)
-    if isinstance(method.background, float | int):
+    if isinstance(options.background, float):
         # in units of an even share of the attention
         keys = totals[0][0].numel() + len(prompts[0][0].tokens)
         totals = [total * keys for total in totals]
-    return [total / (count * len(as_indices(method.seeds, "seeds"))) for total in totals]
+    return [total / (count * len(seeds)) for total in totals]
 
 
 def _read(
     backbone: Backbone,
     latents: Tensor,
     prompts: Sequence[Sequence[Prompt]],
-    method: OpenVocabulary,
+    options: OpenVocabulary,
     seed: int,
     batch: int,
 ) -> Iterator[Maps]:
-    layers = None if method.layers is None else check_layers(backbone, method.layers)
-    steps_from_end = as_indices(method.steps_from_end, "steps_from_end")
-    if method.method in PROBABILITIES:
-        if layers is None:
-            layers = check_layers(backbone, ["expert"] if method.method == "layer" else None)
-        heads = ["mean"] if method.heads == "mean" else as_indices(method.heads, "heads", backbone.heads)
-        options = {"layers": layers, "steps_from_end": steps_from_end, "steps": method.steps, "batch": batch}
-        kinds = [(method.direction, method.normalize)]
-        for maps in read_class_maps(backbone, latents, prompts, seed=seed, heads=heads, kinds=kinds, **options):
-            # over heads first, so that one head and the mean over all take the same way as ever
-            yield (maps[0, :, :, 0] if len(heads) == 1 else maps[0].mean(2)).mean((0, 1))
+    """Yield the maps of every word for each image, mean over layers, steps and heads."""
+    layers, noise = layer_list(options), as_indices(options.steps_from_end, "steps_from_end")
+    if options.method not in PROBABILITIES:
+        indices = None if layers is None else check_layers(backbone, layers)
+        for index, own in enumerate(prompts):
+            yield read(
+                backbone, latents[index : index + 1], own, options.method, indices,
+                steps_from_end=noise, steps=options.steps, seed=seed,
+            )  # fmt: skip
         return
-    for index, own in enumerate(prompts):
-        yield read(
-            backbone,
-            latents[index : index + 1],
-            own,
-            method.method,
-            layers,
-            steps_from_end=steps_from_end,
-            steps=method.steps,
-            seed=seed,
-        )
+    heads: Sequence[Head] = ["mean"] if options.heads == "mean" else as_indices(options.heads, "heads")
+    if layers is None and options.method == "layer":
+        layers = ["expert"]
+    for maps in read_class_maps(
+        backbone, latents, prompts, layers=check_layers(backbone, layers), steps_from_end=noise, steps=options.steps,
+        heads=check_heads(backbone, heads), kinds=[(options.direction, options.normalize)],
+        merge_scaled=options.merge_scaled, seed=seed, batch=batch,
+    ):  # fmt: skip
+        yield maps[0].mean(2).mean((0, 1))
 
 
-def _joined(maps: Sequence[Maps], tiles: int) -> Float[Tensor, "class row column"]:
-    """The mean of a whole image's maps and of those of its windows, on a grid that many times as fine."""
+def layer_list(options: Options) -> list | None:
+    """Return layers as a list; "expert" stays a name."""
+    if options.layers is None or options.layers == "expert":
+        return None if options.layers is None else ["expert"]
+    return list(options.layers)  # type: ignore[arg-type]  # normalized to a tuple
+
+
+def _joined(maps: Sequence[ColumnMaps], tiles: int) -> Float[Tensor, "column row place"]:
+    """Average a whole image's maps with those of its windows, on a grid that many times as fine."""
     if tiles == 1:
         return maps[0]
     rows, columns = maps[0].shape[1:]
@@ -279,30 +298,60 @@ def _joined(maps: Sequence[Maps], tiles: int) -> Float[Tensor, "class row column
     canvas, times = maps[0].new_zeros(len(maps[0]), *size), maps[0].new_zeros(size)
     for index, part in enumerate(maps[1:]):
         row, column = divmod(index, 2 * tiles - 1)
-        place = (
-            slice(row * rows // 2, row * rows // 2 + rows),
-            slice(column * columns // 2, column * columns // 2 + columns),
-        )
-        canvas[:, *place] += part
-        times[place] += 1
+        top, left = row * rows // 2, column * columns // 2
+        canvas[:, top : top + rows, left : left + columns] += part
+        times[top : top + rows, left : left + columns] += 1
     return (masks.upsample(maps[0], size) + canvas / times) / 2
 
 
-def _frame(work: Workbench, picture: PIL.Image.Image, method: OpenVocabulary) -> PIL.Image.Image:
-    return work.crop(picture, label_frame(work.backbone, (picture.height, picture.width), method.fit))
+def _second_pass(
+    work: Workbench,
+    image: PIL.Image.Image,
+    names: Sequence[str],
+    maps: ColumnMaps,
+    columns: Columns,
+    options: OpenVocabulary,
+    batch: int,
+) -> ImageMaps:
+    """Prompt again with the classes that won enough of the image tokens; the maps of the others are NaN."""
+    owners = torch.tensor([index for _, index in columns], device=maps.device)
+    won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)) / maps[0].numel()
+    kept = [i for i, name in enumerate(names) if won[i] >= options.second_pass or name == BACKGROUND]
+    kept = kept if set(kept) & set(owners.tolist()) else [int(won.argmax()), *kept]
+    once = replace(options, second_pass=0.0, classes_per_prompt=None)
+    (found,) = image_maps(work, [image], [[names[i] for i in kept]], once, batch=batch)
+    everything = torch.full((len(names), *found.maps.shape[1:]), torch.nan, device=found.maps.device)
+    everything[kept] = found.maps
+    return ImageMaps(everything, torch.tensor(kept, device=found.labels.device)[found.labels], found.prompts)
 
 
-def _labels(maps: Maps, owners: Tensor, names: Sequence[str], frame: PIL.Image.Image, method: OpenVocabulary) -> Labels:
-    """The class with the largest map at each pixel of the frame."""
-    size = frame.height, frame.width
-    if method.upsampling == "guided":
+def _class_maps(maps: ColumnMaps, columns: Columns, names: Sequence[str], options: OpenVocabulary) -> Maps:
+    """Return one map for each class: the largest of its columns; a constant for a background by number."""
+    if len(columns) == len(names) and [index for _, index in columns] == list(range(len(names))):
+        return maps
+    constant = options.background if isinstance(options.background, float) else torch.nan
+    classes = maps.new_full((len(names), *maps.shape[1:]), constant)
+    for index in range(len(names)):
+        own = [place for place, (_, owner) in enumerate(columns) if owner == index]
+        if own:
+            classes[index] = maps[own].amax(0)
+    return classes
+
+
+def _labels(
+    maps: ColumnMaps, columns: Columns, names: Sequence[str], frame: PIL.Image.Image, options: OpenVocabulary
+) -> Labels:
+    """Return the class with the largest map at each pixel of the frame."""
+    size, best = (frame.height, frame.width), None
+    if options.upsampling == "guided":
         # maps as large as the image, a few at a time
         parts = [masks.upsample_guided(maps[part], frame).max(0) for part in chunks(len(maps), CLASSES_AT_ONCE)]
         best, part = torch.stack([values for values, _ in parts]).max(0)
         labels = torch.stack([index for _, index in parts]).gather(0, part[None])[0] + part * CLASSES_AT_ONCE
     else:
-        best, labels = masks.upsample(maps, size).amax(0), masks.label_map(maps, size)
-    labels = owners[labels]
-    if isinstance(method.background, float | int) and BACKGROUND in names:
-        labels[best < method.background] = list(names).index(BACKGROUND)
+        labels = masks.label_map(maps, size)
+    labels = torch.tensor([index for _, index in columns], device=maps.device)[labels]
+    if isinstance(options.background, float) and BACKGROUND in names:
+        best = masks.upsample(maps, size).amax(0) if best is None else best
+        labels[best < options.background] = list(names).index(BACKGROUND)
     return labels

@@ -32,7 +32,7 @@ def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "
     """
     if not spans:
         raise InputError("expected the token span of at least one class, got none: pass one span for each class")
-    weights = torch.zeros(tokens, len(spans))
+    weights = torch.zeros(tokens, len(spans), dtype=torch.float32)
     for column, span in enumerate(spans):
         if len(span) == 0:
             raise InputError(f"expected tokens for every class, got an empty span for class {column}: drop that class")
@@ -108,8 +108,8 @@ def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Ima
         image: whose size the result has.
 
     Returns:
-        Maps on pixels. The filter's radius is two image tokens and its regulariser 1e-4 (of squared colors from 0 to 1), as is
-        best on training scenes of the embedded model; its coefficients are computed on a coarser grid.
+        Maps on pixels. The filter's radius is two image tokens and its regulariser 1e-4 (of squared colors from 0 to
+        1), as is best on training scenes of the embedded model; its coefficients are computed on a coarser grid.
 
     Source: He and Sun, "Fast Guided Filter", arXiv 1505.00996, by kornia.
     """
@@ -154,14 +154,13 @@ def label_map(
             raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
         maps = maps.nan_to_num(nan=torch.finfo(maps.dtype).max)
     # Class by class this is several times faster on a CPU than argmax over a strided axis, and needs less memory.
-    best, labels = None, None
-    for index, current in enumerate(maps.unbind(-3)):
-        current = current if size is None else upsample(current, size)
-        if best is None:
-            best, labels = current, torch.zeros(current.shape, dtype=torch.int64, device=maps.device)
-        else:
-            labels.masked_fill_(current > best, index)
-            best = torch.maximum(best, current)
+    first, *others = maps.unbind(-3)
+    best = first if size is None else upsample(first, size)
+    labels = torch.zeros(best.shape, dtype=torch.int64, device=maps.device)
+    for index, each in enumerate(others, start=1):
+        current = each if size is None else upsample(each, size)
+        labels.masked_fill_(current > best, index)
+        best = torch.maximum(best, current)
     return labels
 
 
@@ -170,18 +169,18 @@ def merge_maps(
 ) -> tuple[Float[Tensor, "group y x"], Int[Tensor, " token"]]:
     """Groups of tokens that look at the same place, merged greedily into one map each.
 
-    Every map is stretched to 0..1 and turned into a distribution over places by a softmax. Then, in each round, the first
-    map that is left takes all maps that are left within `threshold` of it into its group, whose map is their mean; the
-    next round merges the groups.
+    Every map is stretched to 0..1 and turned into a distribution over places by a softmax. Then, in each round, the
+    first map that is left takes all maps that are left within `threshold` of it into its group, whose map is their
+    mean; the next round merges the groups.
 
     Args:
         maps: attention of image tokens to some text tokens, such as the pads of an empty prompt.
-        threshold: largest symmetric Kullback-Leibler divergence, (KL(p, q) + KL(q, p)) / 2 in nats, inside a group. Such
-            softmax distributions are at most 0.46 apart.
+        threshold: largest symmetric Kullback-Leibler divergence, (KL(p, q) + KL(q, p)) / 2 in nats, inside a group.
+            Such softmax distributions are at most 0.46 apart.
         rounds: how often to merge; ends early when nothing merges any more.
-        merging: "published" as above. "released" as the paper's code for it computes: values are stretched to 0..1 over the
-            tokens at each place, not over the places of each token; there is one round; and a map that is left also takes
-            in maps of earlier groups.
+        merging: "published" as above. "released" as the paper's code for it computes: values are stretched to 0..1 over
+            the tokens at each place, not over the places of each token; there is one round; and a map that is left also
+            takes in maps of earlier groups.
 
     Returns:
         The groups' distributions, in the order of their first tokens, and the (first) group of each token.
@@ -189,8 +188,8 @@ def merge_maps(
     Raises:
         InputError: no map, a threshold below zero, or another `merging`.
 
-    Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg (Tian
-    et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
+    Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg
+    (Tian et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
     if len(maps) == 0 or threshold < 0:
         raise InputError(f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}")
@@ -202,7 +201,7 @@ def merge_maps(
     maps = maps.to(exact)
     stretched = _stretched_over_tokens(maps) if released else minmax(maps)
     logs = stretched.flatten(1).log_softmax(-1)
-    members = torch.eye(len(maps))
+    members = torch.eye(len(maps), dtype=torch.float32)
     for _ in range(1 if released else rounds):
         near = _divergences(logs).cpu() <= threshold
         left = torch.ones(len(near), dtype=torch.bool)

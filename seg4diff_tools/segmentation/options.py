@@ -29,11 +29,12 @@ Matching = Literal["image", "rows"]
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVocabulary:
-    """Options of segmentation by class names; the defaults are the paper's (Seg4Diff, arXiv 2509.18096, Fig 7, Table 1).
+    """Options of segmentation by class names; the defaults are the paper's (arXiv 2509.18096, Fig 7, Table 1).
 
     Args:
-        method: how attention becomes class maps: "layer" (mean probability of the chosen layers), "daam" (the same over all
-            layers), "concept", "goca", "cosine", "refined", or a function such as `partial(attribution.refined, times=4)`.
+        method: how attention becomes class maps: "layer" (mean probability of the chosen layers), "daam" (the same over
+            all layers), "concept", "goca", "cosine", "refined", or a function such as `partial(attribution.refined,
+            times=4)`.
         layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
         steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
         steps: length of the schedule.
@@ -46,14 +47,14 @@ class OpenVocabulary:
         merge_scaled: scale each token's map to 0..1 before the mean over a class's tokens, the released code's
             NORM_BEFORE_MERGE (Table 5).
         synonyms: words that replace a class name, by class name; their maps are averaged.
-        prompt_sets: give each prompt one word of every class, and the next prompt the next words, instead of all words to
-            one prompt. A class with fewer words starts again with its first.
-        classes_per_prompt: largest number of words in a prompt; None for as many as fit. Each prompt has a softmax of its
-            own; probabilities of different prompts are compared as they are.
-        second_pass: drop classes that win less than this share (0..1) of the image tokens and prompt again with the rest;
-            0 for one pass.
-        cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does. The
-            map of a name past the cut is NaN, and the first such name gets every pixel.
+        prompt_sets: give each prompt one word of every class, and the next prompt the next words, instead of all words
+            to one prompt. A class with fewer words starts again with its first.
+        classes_per_prompt: largest number of words in a prompt; None for as many as fit. Each prompt has a softmax of
+            its own; probabilities of different prompts are compared as they are.
+        second_pass: drop classes that win less than this share (0..1) of the image tokens and prompt again with the
+            rest; 0 for one pass.
+        cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does.
+            The map of a name past the cut is NaN, and the first such name gets every pixel.
         zero_tokens: number of zero vectors in place of T5's tokens (0..512); 77 in the released code.
         fit: "resize" stretches the image to the model's square, as the released code does; "crop" takes the largest
             centered square, as the paper says, and the label map covers that square.
@@ -61,8 +62,8 @@ class OpenVocabulary:
         tiles: 2 also reads nine overlapping windows of half the image's side, each at full resolution; n reads
             (2 n - 1)^2 windows. Maps are averaged.
         upsampling: "bilinear" (equation 11), or "guided": bilinear, then a guided filter along edges of the image.
-        background: what stands for the class "background". "word": the word itself, as in the released code; several words:
-            the best of them; a number: pixels where no class gets that many times an even share of attention.
+        background: what stands for the class "background". "word": the word itself, as in the released code; several
+            words: the best of them; a number: pixels where no class gets that many times an even share of attention.
 
     Raises:
         InputError: a value of another type or out of range.
@@ -145,7 +146,7 @@ class OpenVocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Unsupervised:
-    """Options of segmentation without class names, by the pads of an empty prompt; the defaults are the paper's (Table 2).
+    """Options of segmentation by the pads of an empty prompt, without class names; defaults are those of Table 2.
 
     Args:
         layers: 0-based layers whose maps are averaged; None or "expert" for the expert layer.
@@ -155,8 +156,8 @@ class Unsupervised:
         prompt: the text; empty in the paper.
         kinds: kinds of text tokens whose maps are merged; pads in the paper.
         threshold, rounds, merging: as in `masks.merge_maps`.
-        matching: how groups are matched with classes when they are scored: once for each image, as the paper says, or in
-            every row of pixels, as its released code does (`metrics.match_rows`).
+        matching: how groups are matched with classes when they are scored: once for each image, as the paper says, or
+            in every row of pixels, as its released code does (`metrics.match_rows`).
         zero_tokens: number of zero vectors in place of T5's tokens (0..512).
         fit, size: as in `OpenVocabulary`.
 
@@ -195,7 +196,7 @@ Options = OpenVocabulary | Unsupervised
 
 
 def option_settings(options: Options) -> dict[str, Any]:
-    """Return options as JSON-serializable settings; a function by its name and the arguments of its `functools.partial`.
+    """Return options as JSON-serializable settings, a function by its name and the arguments of its `partial`.
 
     Args:
         options: the options.

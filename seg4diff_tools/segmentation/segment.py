@@ -1,206 +1,250 @@
-"""Open-vocabulary segmentation with the attention of one layer at one step of denoising (Seg4Diff, Fig 7), or read otherwise."""
+"""Open-vocabulary segmentation of one image, many, or a folder (Seg4Diff, Fig 7)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import PIL.Image
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import Head, check_layers
+from seg4diff_tools.backbones.checkpoints import MINI, read_card
+from seg4diff_tools.backbones.checks import check_heads, check_layers
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import Fit, ImageLike, crop_box, open_images
-from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.attribution import Attribution, read
-from seg4diff_tools.segmentation.class_maps import Direction, Normalize, read_class_maps
+from seg4diff_tools.images import open_images
+from seg4diff_tools.scenes.drawings import COLORS
+from seg4diff_tools.segmentation.attribution import PROBABILITIES
+from seg4diff_tools.segmentation.engine import image_maps, layer_list
+from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
+from seg4diff_tools.segmentation.results import Segmentation
+from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Files of a folder that are images."""
+PAPER = OpenVocabulary()
+"""The paper's way."""
+_warned: set[tuple[str, str]] = set()
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """Class maps and the label map that follows from them.
+Model: TypeAlias = Backbone | DiffusionPipeline | str | Path
+OneImage: TypeAlias = PIL.Image.Image | np.ndarray | torch.Tensor
+ManyImages: TypeAlias = list[Any] | tuple[Any, ...]
 
-    Attributes:
-        class_maps: one map for each class on the grid of image tokens; y and x are the tokens' centers in pixels of the
-            label map.
-        label_map: index into class_names for each pixel, in the image's own size; with fit="crop" in that of its
-            center (`settings["frame"]` says left, top, right, bottom in pixels of the image).
-        class_names: the classes in the order of the argument.
-        settings: what made it: model, reading, layer, steps_from_end, steps, seed, head, direction, normalize, minmax, fit,
-            frame, zero_tokens, cut_prompt, prompts, protocol.
-    """
 
-    class_maps: xr.DataArray
-    label_map: Int[np.ndarray, "y x"]
-    class_names: tuple[str, ...]
-    settings: Mapping[str, Any]
+@overload
+def segment(
+    model: Model,
+    images: OneImage,
+    class_names: Sequence[str],
+    options: OpenVocabulary = ...,
+    *,
+    latents: torch.Tensor | None = ...,
+    progress: bool = ...,
+) -> Segmentation: ...
 
-    def upsampled(self) -> xr.DataArray:
-        """The class maps at every pixel of the label map (equation 11)."""
-        maps = masks.upsample(torch.from_numpy(self.class_maps.values), self.label_map.shape)
-        height, width = self.label_map.shape
-        coords = {"class": list(self.class_names), "y": np.arange(height) + 0.5, "x": np.arange(width) + 0.5}
-        return xr.DataArray(maps.numpy(), dims=("class", "y", "x"), coords=coords, name=self.class_maps.name)
+
+@overload
+def segment(
+    model: Model,
+    images: ManyImages,
+    class_names: Sequence[str],
+    options: OpenVocabulary = ...,
+    *,
+    latents: torch.Tensor | None = ...,
+    progress: bool = ...,
+) -> list[Segmentation]: ...
+
+
+@overload
+def segment(
+    model: Model,
+    images: str | Path,
+    class_names: Sequence[str],
+    options: OpenVocabulary = ...,
+    *,
+    latents: torch.Tensor | None = ...,
+    progress: bool = ...,
+) -> Any: ...
 
 
 def segment(
-    backbone: Backbone,
-    image: ImageLike,
+    model: Model,
+    images: OneImage | ManyImages | str | Path,
     class_names: Sequence[str],
-    layer: int | Literal["expert"] | Sequence[int] | None = None,
-    steps_from_end: int | Sequence[int] = 8,
-    steps: int = 28,
+    options: OpenVocabulary = PAPER,
     *,
-    reading: str | Attribution = "layer",
-    head: Head = "mean",
-    direction: Direction = "i2t",
-    normalize: Normalize = "softmax",
-    minmax: bool = False,
-    fit: Fit = "resize",
-    seed: int = 0,
-    zero_tokens: int = 77,
-    cut_prompt: bool = False,
-) -> Segmentation:
-    """Segments an image into named classes with the image-to-text attention of one layer.
+    latents: torch.Tensor | None = None,
+    progress: bool = True,
+) -> Segmentation | list[Segmentation]:
+    """Segment images into named classes with the attention between image and text tokens.
 
     The prompt is the class names joined by a space, over several prompts where one does not hold them all (each with a
-    softmax of its own). The forward stops inside the wanted layer. `paper.RELEASED` has the choices of the paper's code.
+    softmax of its own). The forward stops inside the last wanted layer.
 
     Args:
-        backbone: the model.
-        image: one image of any size: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] in 0..1.
+        model: a backbone, a diffusers pipeline, or the name or folder of a model.
+        images: one image of any size (path, PIL image, uint8 array [y x 3] or float tensor [3 y x] in 0..1), a list of
+            images, or a folder of image files.
         class_names: the classes to choose from at every pixel. The paper's evaluation gives those that the image shows;
             a whole vocabulary is harder.
-        layer: 0-based, or "expert" for the model's published best one; of several the mean is taken. None leaves it to the
-            reading: the expert layer for the paper's.
-        steps_from_end: noise level; 8 of 28 steps is the paper's. Of several the mean of the class maps is taken.
-        steps: length of the schedule that steps_from_end counts in.
-        reading: "layer" for the paper's way; "daam", "concept", "goca", "cosine" or "refined" for other published ways to read
-            the same attention (`readings.READINGS`), or a function of their kind with options of its own, such as
-            `functools.partial(readings.refined, times=4)`. head, direction and normalize belong to "layer" alone.
-        head: "mean" over all heads (equation 9), or one head's index.
-        direction: "i2t", what image tokens give to text tokens, or "t2i", the other direction (Fig 16).
-        normalize: "softmax" for attention probabilities over all joint keys, "scores" for q k^T / sqrt(dim) before
-            the softmax (Table 5).
-        minmax: scale each class map to 0..1 before the classes are compared (Table 5).
-        fit: "resize" stretches the image to the model's square, as the released code does, and the label map has the
-            image's own size; "crop" takes the largest centered square, as the paper says, and so does the label map.
-        seed: of the noise.
-        zero_tokens: zero vectors that stand for T5's tokens; 77 in the released code.
-        cut_prompt: put all names into one prompt that is cut where the text encoder stops reading, as the released code
-            does. The map of a name past the cut is NaN, and the first such name gets every pixel.
+        options: everything else; `OpenVocabulary(**paper.RELEASED["segment"])` are the choices of the released code.
+        latents: of the images, from `Backbone.encode_image` with the same fit and size, so that they are not encoded
+            again.
+        progress: show a progress bar for several images.
 
     Returns:
-        Class maps, label map and the settings that made them.
+        One `Segmentation` for one image; a list for several, of a folder in the order of the file names.
 
     Raises:
-        InputError: an unreadable image, no class, a class twice, a layer, step or head out of range, or an unknown reading.
+        InputError: an unreadable image, no class, a class twice, or a layer, step or head out of range.
         PromptError: a class name that is too long for a prompt.
+
+    Example:
+        >>> result = segment("mini", scene.image, ["cat", "grass"], OpenVocabulary(layers=(4, 5), tiles=2))
 
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12, Fig 7; the token grid is upsampled after the mean over heads
     and tokens, which is the same as before it.
     """
-    picture, frame, size, centers = open_framed(backbone, image, fit)
-    prompts = backbone.class_prompts(class_names, zero_tokens=zero_tokens, cut_prompt=cut_prompt)
-    latents = backbone.encode_image(picture, fit=fit)
-    if layer is None and reading in ("layer", "daam"):
-        layer = "expert" if reading == "layer" else range(backbone.layers)
-    several = isinstance(layer, Sequence) and not isinstance(layer, str)
-    layers = None if layer is None else check_layers(backbone, layer if several else [layer])
-    if reading in ("layer", "daam"):
-        (found,) = read_class_maps(
-            backbone,
-            latents,
-            [prompts],
-            layers=layers,
-            steps_from_end=[steps_from_end] if isinstance(steps_from_end, int) else steps_from_end,
-            steps=steps,
-            heads=[head],
-            kinds=[(direction, normalize)],
-            seed=seed,
+    names = _check_names(class_names)
+    if not isinstance(options, OpenVocabulary):
+        raise InputError(
+            f"expected options, an OpenVocabulary, got {options!r}: pass options such as OpenVocabulary(layers=4)"
         )
-        maps = found[0, :, :, 0].mean((0, 1))
-    elif (head, direction, normalize) == ("mean", "i2t", "softmax"):
-        maps = read(backbone, latents, prompts, reading, layers, steps_from_end=steps_from_end, steps=steps, seed=seed)
-    else:
-        raise InputError(f"expected no head, direction or normalize with another reading than 'layer', got {reading!r}")
-    maps = masks.minmax(maps) if minmax else maps
-    names = [name for prompt in prompts for name in prompt.classes]
+    sources, single = image_list(images)
+    backbone = as_backbone(model)
+    check_options(backbone, options)
+    if latents is not None and (options.tiles > 1 or len(latents) != len(sources)):
+        raise InputError(
+            f"expected latents of {len(sources)} images and tiles=1, got {len(latents)} with tiles={options.tiles}: "
+            "leave latents out"
+        )
+    warn_of_unseen(backbone, names, options)
+    with tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} segment") as bar:
+        results = list(_segmented(backbone, bar, names, options, latents))
+    return results[0] if single else results
+
+
+def _segmented(
+    backbone: Backbone, images: Any, names: Sequence[str], options: OpenVocabulary, latents: torch.Tensor | None
+) -> Iterator[Segmentation]:
+    work = Workbench(backbone)
+    for index, image in enumerate(images):
+        (picture,) = open_images(image)
+        work.forget()
+        if latents is not None:
+            work.picture(picture).latents[options.fit, options.size] = latents[index : index + 1]
+        yield segment_picture(work, picture, names, options)
+
+
+def segment_picture(
+    work: Workbench, picture: PIL.Image.Image, names: Sequence[str], options: OpenVocabulary
+) -> Segmentation:
+    """Segment one opened image with checked options."""
+    (found,) = image_maps(work, [picture], [names], options)
+    backbone, frame = work.backbone, work.frame(picture, options).image
+    centers = token_centers(frame, found.maps.shape[1:])
+    box = label_frame(backbone, (picture.height, picture.width), options.fit, options.size)
     settings = {
         "model": backbone.name,
-        "reading": reading,
-        "layer": tuple(layers) if several else layers and layers[0],
-        "steps_from_end": steps_from_end,
-        "steps": steps,
-        "seed": seed,
-        "head": head,
-        "direction": direction,
-        "normalize": normalize,
-        "minmax": minmax,
-        "fit": fit,
-        "frame": frame,
-        "zero_tokens": zero_tokens,
-        "cut_prompt": cut_prompt,
-        "prompts": tuple(prompt.text for prompt in prompts),
+        **option_settings(options),
+        "layers": check_options(backbone, options),
+        "frame": list(box),
+        "prompts": list(found.prompts),
         "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
     }
+    maps = found.maps.cpu().numpy()
     return Segmentation(
         class_maps=xr.DataArray(
-            maps.cpu().numpy(), {"class": names, **centers}, ("class", "y", "x"), name=f"{direction} {normalize}"
+            maps,
+            {"class": list(names), **centers},
+            ("class", "y", "x"),
+            name=f"{options.direction} {options.normalize}",
         ),
-        label_map=masks.label_map(maps, size).cpu().numpy(),
+        label_map=found.labels.cpu().numpy(),
         class_names=tuple(names),
-        settings=MappingProxyType(settings),
+        settings=settings,
+        image=np.array(frame),
     )
 
 
-def open_framed(
-    backbone: Backbone, image: ImageLike, fit: Fit
-) -> tuple[PIL.Image.Image, tuple[int, int, int, int], tuple[int, int], dict[str, Float[np.ndarray, " token"]]]:
-    """One image, and where its label map and the image tokens lie in it.
+def image_list(images: Any) -> tuple[list[Any], bool]:
+    """Return images one by one, the files of a folder in the order of their names, and whether it was a single image.
 
-    Args:
-        backbone: the model.
-        image: one image of any size.
-        fit: as for `label_frame`.
+    Raises:
+        InputError: an empty list, or a folder without images.
+    """
+    if isinstance(images, (str, os.PathLike)) and (folder := as_path(images, "images")).is_dir():
+        files = sorted(
+            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        if not files:
+            raise InputError(f"expected images in {folder}, got no {', '.join(sorted(SUFFIXES))}: check the folder")
+        return list(files), False
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise InputError("expected images, at least one, got an empty list: pass one image or several")
+        return list(images), False
+    if not isinstance(images, (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)):
+        raise InputError(
+            f"expected images (a path, a PIL image, an array, a tensor or a list), got {type(images).__name__}: "
+            "pass one of them"
+        )
+    if getattr(images, "ndim", 0) == 4:
+        raise InputError(f"expected several images as a list, got one {type(images).__name__}: pass list(images)")
+    return [images], True
+
+
+def check_options(backbone: Backbone, options: OpenVocabulary) -> list[int] | None:
+    """Check layers and heads against a model.
 
     Returns:
-        The image; the `label_frame`; the label map's height and width in pixels; and the image tokens' centers "y" and
-        "x" in pixels of the label map.
+        The resolved layers; None where the method chooses its own.
 
     Raises:
-        InputError: an unreadable image, several images, or another `fit`.
+        InputError: a layer or head that the model does not have, or an expert layer that is unknown.
     """
-    pictures = open_images(image)
-    if len(pictures) != 1:
-        raise InputError(f"expected one image, got {len(pictures)}: pass them one by one")
-    left, top, right, bottom = label_frame(backbone, (pictures[0].height, pictures[0].width), fit)
-    (height, width), (rows, columns) = (bottom - top, right - left), backbone.token_grid()
-    centers = {"y": (np.arange(rows) + 0.5) * height / rows, "x": (np.arange(columns) + 0.5) * width / columns}
-    return pictures[0], (left, top, right, bottom), (height, width), centers
+    if options.heads != "mean":
+        check_heads(backbone, options.heads)  # type: ignore[arg-type]  # normalized to a tuple
+    if options.layers is None:
+        if options.method not in PROBABILITIES:
+            return None
+        return check_layers(backbone, ["expert"] if options.method == "layer" else None)
+    return check_layers(backbone, layer_list(options))
 
 
-def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:
-    """The part of an image that its label map covers: left, top, right, bottom in whole pixels.
+def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabulary) -> None:
+    """Warn once of each word that the model never saw in training, as far as its card says so."""
+    source = MINI if backbone.name == "mini" else Path(backbone.name)
+    data = read_card(source).get("data", {}) if source.is_dir() else {}
+    known = {*data.get("concepts", ()), *data.get("backgrounds", ())}
+    if not known:
+        return
+    words = [word for name in names for word in options.synonyms.get(name, (name,)) if word != BACKGROUND]
+    unseen = [w for w in words if " ".join(part for part in w.lower().split() if part not in COLORS) not in known]
+    new = [word for word in unseen if (backbone.name, word) not in _warned]
+    if new:
+        _warned.update((backbone.name, word) for word in new)
+        warnings.warn(
+            f"{backbone.name} never saw {', '.join(map(repr, new))} in training: their masks mean nothing. It knows "
+            f"{len(known)} words, such as {', '.join(sorted(known)[:5])}.",
+            stacklevel=3,
+        )
 
-    Args:
-        backbone: the model, whose square the image is brought to.
-        image_size: height and width of the image in pixels.
-        fit: "resize" for all of the image, "crop" for the largest centered square.
 
-    Raises:
-        InputError: another `fit`.
-    """
-    if fit not in ("resize", "crop"):
-        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}")
-    height, width = image_size
-    if fit == "resize":
-        return 0, 0, width, height
-    left, top, right, _ = crop_box(image_size, (backbone.image_size, backbone.image_size))
-    # half a pixel is cut at the left or top; what rounding of the box itself adds is not
-    column, row, side = int(left + 1e-6), int(top + 1e-6), round(right - left)
-    return column, row, column + side, row + side
+def _check_names(class_names: Any) -> list[str]:
+    if isinstance(class_names, (str, bytes, Mapping)) or not hasattr(class_names, "__iter__"):
+        raise InputError(f"expected class_names as a list, got {class_names!r}: pass a list such as ['cat', 'grass']")
+    names = list(class_names)
+    if not names or any(not isinstance(name, str) for name in names):
+        raise InputError(f"expected class_names, at least one class as text, got {names!r}: pass ['cat', 'grass']")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"expected class_names, each one once, got {sorted(twice)} given twice: leave one out")
+    return names

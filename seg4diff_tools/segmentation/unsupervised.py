@@ -1,156 +1,142 @@
-"""Segmentation without words: the pads of an empty prompt group the image (Seg4Diff, Fig 9b and Table 2)."""
+"""Segmentation without class names: the pads of an empty prompt group the image (Seg4Diff, Fig 9b and Table 2)."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int, UInt8
+from tqdm.auto import tqdm
 
-from seg4diff_tools.attention.intercept import intercept
-from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import Fit, ImageLike
-from seg4diff_tools.prompts import Kind, Prompt
+from seg4diff_tools.images import open_images
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.segment import open_framed
+from seg4diff_tools.segmentation.engine import layer_list, pad_maps, read_token_maps
+from seg4diff_tools.segmentation.options import Unsupervised, option_settings
+from seg4diff_tools.segmentation.results import thumbnails
+from seg4diff_tools.segmentation.segment import ManyImages, Model, OneImage, image_list
+from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
-THRESHOLD = 0.035
-"""Of the released configuration, which the released evaluation does not read: its class sets 0.1."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAPER = Unsupervised()
+"""The paper's way."""
+
+__all__ = ["Grouping", "group", "read_token_maps"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grouping:
-    """Groups of image places that were found without a word.
+    """Groups of image places, found without class names.
 
     Attributes:
         label_map: number of the group at each pixel, in the image's own size (with fit="crop" of its center).
         proposals: distribution over image tokens of each group, dims (group, y, x).
         token_maps: mean over heads of what image tokens give to each text token, dims (token, y, x).
         groups: the group of each text token.
-        settings: what made it.
+        settings: JSON-serializable settings that determine the result.
+        image: the part of the image that the label map covers, RGB.
     """
 
     label_map: Int[np.ndarray, "y x"]
     proposals: xr.DataArray
     token_maps: xr.DataArray
     groups: Int[np.ndarray, " token"]
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
+    image: UInt8[np.ndarray, "y x 3"]
+
+    def plot(self, *, title: str = "") -> "Figure":
+        """Draw the image and the groups over it."""
+        from seg4diff_tools.plotting import static
+
+        return static.label_maps(self.image, {"groups": self.label_map}, self._names(), title=title)
+
+    def _names(self) -> list[str]:
+        return [f"group {index}" for index in range(len(self.proposals))]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grouping):
+            return NotImplemented
+        return (
+            self.settings == other.settings
+            and self.proposals.identical(other.proposals)
+            and self.token_maps.identical(other.token_maps)
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name)) for name in ("label_map", "groups", "image")
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        tokens, model = len(self.groups), self.settings["model"]
+        return f"Grouping({model}, {height} x {width} px: {len(self.proposals)} groups of {tokens} tokens)"
+
+    def _repr_html_(self) -> str:
+        return thumbnails(self.image, self.label_map, self._names(), repr(self))
 
 
 def group(
-    backbone: Backbone,
-    image: ImageLike,
-    layer: int | Literal["expert"] = "expert",
-    steps_from_end: int = 8,
-    steps: int = 28,
+    model: Model,
+    images: OneImage | ManyImages | str | Path,
+    options: Unsupervised = PAPER,
     *,
-    threshold: float = THRESHOLD,
-    rounds: int = 3,
-    merging: masks.Merging = "published",
-    prompt: str = "",
-    kinds: Sequence[Kind] = ("pad",),
-    fit: Fit = "resize",
-    seed: int = 0,
-    zero_tokens: int = 77,
-) -> Grouping:
-    """Groups the places of an image by the text tokens that they attend to; no class name is needed.
+    progress: bool = True,
+) -> Any:
+    """Group the places of images by the text tokens that they attend to; no class name is needed.
 
     Args:
-        backbone: the model.
-        image: one image of any size.
-        layer: 0-based, or "expert".
-        steps_from_end: noise level; 8 of 28 is the paper's.
-        steps: length of the schedule.
-        threshold: see `masks.merge_maps`.
-        rounds: of merging.
-        merging: "published" or "released", as the paper's code does: see `masks.merge_maps`.
-        prompt: the empty one in the paper.
-        kinds: text tokens whose maps are merged; pads in the paper.
-        fit: "resize" or "crop", as in `segment`.
-        seed: of the noise.
-        zero_tokens: zero vectors that stand for T5's tokens.
+        model: a backbone, a diffusers pipeline, or the name or folder of a model.
+        images: one image of any size, several, or a folder, as in `segment`.
+        options: everything else; `Unsupervised(**paper.RELEASED["group"])` are the choices of the released code.
+        progress: show a progress bar for several images.
+
+    Returns:
+        One `Grouping` for one image, a list for several.
 
     Raises:
-        InputError: an unreadable image, tokens that the prompt does not have, or a layer or step out of range.
+        InputError: an unreadable image, tokens that the prompt does not have, or a layer out of range.
 
     Source: Seg4Diff, arXiv 2509.18096, section 4.3.
     """
-    picture, frame, size, centers = open_framed(backbone, image, fit)
-    (layer,) = check_layers(backbone, [layer])
-    encoded = backbone.encode_prompt(prompt, zero_tokens=zero_tokens)
-    tokens = encoded.indices(*kinds)
-    latents = backbone.encode_image(picture, fit=fit)
-    maps = read_token_maps(backbone, latents, encoded, [layer], tokens, steps_from_end, steps, seed)[0, 0]
-    proposals, groups = masks.merge_maps(maps, threshold, rounds, merging)
-    settings = {
-        "model": backbone.name,
-        "layer": layer,
-        "steps_from_end": steps_from_end,
-        "steps": steps,
-        "threshold": threshold,
-        "rounds": rounds,
-        "merging": merging,
-        "prompt": prompt,
-        "kinds": tuple(kinds),
-        "fit": fit,
-        "frame": frame,
-        "seed": seed,
-        "zero_tokens": zero_tokens,
-        "protocol": "unsupervised, greedy merging of token maps (Seg4Diff, Table 2)",
-    }
-    return Grouping(
-        label_map=masks.label_map(proposals, size).cpu().numpy(),
-        proposals=xr.DataArray(
-            proposals.cpu().numpy(), {"group": range(len(proposals)), **centers}, ("group", "y", "x"), name="proposals"
-        ),
-        token_maps=xr.DataArray(
-            maps.cpu().numpy(), {"token": list(tokens), **centers}, ("token", "y", "x"), name="i2t"
-        ),
-        groups=groups.numpy(),
-        settings=MappingProxyType(settings),
-    )
-
-
-def read_token_maps(
-    backbone: Backbone,
-    latents: Float[Tensor, "image channel row column"],
-    prompt: Prompt,
-    layers: Sequence[int],
-    tokens: Sequence[int],
-    steps_from_end: int = 8,
-    steps: int = 28,
-    seed: int = 0,
-) -> Float[Tensor, "image layer token y x"]:
-    """What image tokens give to some text tokens of one prompt, mean over heads; one forward reads all layers.
-
-    Args:
-        backbone: the model.
-        latents: encoded images, without noise.
-        prompt: encoded, the same for all images.
-        layers: 0-based; the forward stops in the last one.
-        tokens: positions in the text.
-        steps_from_end, steps, seed: as in `group`.
-
-    Raises:
-        InputError: no tokens, or as in `Backbone.add_noise`.
-    """
-    if len(tokens) == 0:
+    if not isinstance(options, Unsupervised):
         raise InputError(
-            f"expected text tokens to make maps of, the prompt '{prompt.text}' has none of the wanted kinds"
+            f"expected options, an Unsupervised, got {options!r}: pass options such as Unsupervised(threshold=0.05)"
         )
-    found: dict[int, Tensor] = {}
-
-    def store(call: JointAttention) -> None:
-        found[call.layer] = call.head_mean("i2t", text=tokens).mT.unflatten(-1, backbone.token_grid(latents))
-
-    noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
-    with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers)):
-        backbone.predict_velocity(noisy, timestep, prompt)
-    return torch.stack([found[layer] for layer in layers], dim=1).float()
+    sources, single = image_list(images)
+    backbone = as_backbone(model)
+    layers = check_layers(backbone, layer_list(options) or ["expert"])
+    results = []
+    for source in tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} group"):
+        (picture,) = open_images(source)
+        work = Workbench(backbone)
+        frame = work.frame(picture, options).image
+        (maps,) = pad_maps(work, [picture], options)
+        proposals, groups = masks.merge_maps(maps, options.threshold, options.rounds, options.merging)
+        encoded = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
+        centers = token_centers(frame, maps.shape[1:])
+        tokens = {"token": list(encoded.indices(*options.kinds)), **centers}
+        settings = {
+            "model": backbone.name,
+            **option_settings(options),
+            "layers": layers,
+            "frame": list(label_frame(backbone, (picture.height, picture.width), options.fit, options.size)),
+            "protocol": "unsupervised, greedy merging of token maps (Seg4Diff, Table 2)",
+        }
+        proposal_axes = {"group": range(len(proposals)), **centers}
+        results.append(
+            Grouping(
+                label_map=masks.label_map(proposals, frame.size[::-1]).cpu().numpy(),
+                proposals=xr.DataArray(proposals.cpu().numpy(), proposal_axes, ("group", "y", "x"), name="proposals"),
+                token_maps=xr.DataArray(maps.cpu().numpy(), tokens, ("token", "y", "x"), name="i2t"),
+                groups=groups.numpy(),
+                settings=settings,
+                image=np.array(frame),
+            )
+        )
+    return results[0] if single else results

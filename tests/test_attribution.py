@@ -1,12 +1,14 @@
-"""Each reading against whole joint maps and plain loops in float64."""
+"""Each attribution method against whole joint maps and plain loops in float64."""
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import xarray as xr
 from torch.nn.functional import cosine_similarity
 
 from seg4diff_tools.attention.intercept import intercept
@@ -14,7 +16,8 @@ from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.segmentation import attribution
-from seg4diff_tools.segmentation.attribution import READINGS, image_rows, read
+from seg4diff_tools.segmentation.attribution import ATTRIBUTIONS, image_rows, read
+from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 NAMES = ["cat", "red car", "grass"]
@@ -33,7 +36,10 @@ class Plain:
     """All layers of one forward: whole joint maps, outputs and the layer's own projection, float64."""
 
     def __init__(self, backbone, latents, prompt, steps_from_end=8):
-        self.maps, self.outputs, self.queries, self.keys, self.values = [], [], [], [], []
+        self.maps: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+        self.queries: list[torch.Tensor] = []
+        self.keys: list[torch.Tensor] = []
 
         def keep(call: JointAttention) -> None:
             query, key, value = (part[0].double() for part in (call.query, call.key, call.value))
@@ -69,8 +75,14 @@ def plain(tiny_backbone, latents, prompt):
     return Plain(tiny_backbone, latents, prompt)
 
 
-def flat(backbone, latents, prompt, reading, layers=None, **options):
-    return read(backbone, latents, [prompt], reading, layers, **options).flatten(1).double()
+def flat(backbone, latents, prompt, method, layers=None, steps_from_end=8):
+    if isinstance(method, str):
+        method = ATTRIBUTIONS.get(method, method)
+    if callable(method):
+        return read(backbone, latents, [prompt], method, layers, steps_from_end=steps_from_end).flatten(1).double()
+    options = OpenVocabulary(method=method, layers=layers, steps_from_end=steps_from_end)
+    maps = segment(backbone, backbone.decode(latents), NAMES, options, latents=latents)[0].class_maps
+    return torch.from_numpy(maps.values).flatten(1).double()
 
 
 def test_layer_and_daam(tiny_backbone, latents, prompt, plain):
@@ -84,18 +96,34 @@ def test_layer_and_daam(tiny_backbone, latents, prompt, plain):
     torch.testing.assert_close(found, mean, atol=1e-7, rtol=1e-5)
 
 
-def test_concept(tiny_backbone, latents, prompt, plain):
-    found = flat(tiny_backbone, latents, prompt, "concept", [1, 4])
-    scores = torch.zeros(3, 49, dtype=torch.float64)
-    for index, span in enumerate(plain.spans):
-        for layer in (1, 4):
-            for token in span:
-                for head in range(3):
-                    output = plain.outputs[layer][head]
-                    scores[index] += output[IMAGE] @ output[token] / len(span) / 2
-    torch.testing.assert_close(found, scores.softmax(0), atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize("variant", [None, "sd3", "flux", "flux2"])
+def test_concept(tiny_backbone, latents, prompt, plain, variant):
+    found = flat(tiny_backbone, latents, prompt, partial(attribution.concept, variant=variant), [1, 4])
+    scores = torch.zeros(2, 3, 49, dtype=torch.float64)
+    for row, layer in enumerate((1, 4)):
+        output = torch.cat(list(plain.outputs[layer]), dim=1)
+        for index, span in enumerate(plain.spans):
+            word = output[span].mean(0)
+            # the released code of Stable Diffusion 3 compares with concepts of length 1
+            word = word / word.square().sum().sqrt() if variant in (None, "sd3") else word
+            for place in range(49):
+                scores[row, index, place] = output[place] @ word
+    expected = scores.mean(0).softmax(0) if variant == "flux2" else (scores[0].softmax(0) + scores[1].softmax(0)) / 2
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     # not a constant that any softmax would give
-    assert scores.softmax(0).std() > 1e-3
+    assert expected.std() > 1e-3
+
+
+def test_concept_is_the_released_code_of_each_family(tiny_backbone, latents, prompt, plain):
+    released = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "Flux2Pipeline": "flux2"}
+    assert released == attribution.RELEASED_CONCEPT
+    name: str
+    variant: Any
+    for name, variant in released.items():
+        family = replace(tiny_backbone.family, pipelines=(name,))
+        found = flat(replace(tiny_backbone, family=family), latents, prompt, "concept", [1, 4])
+        named = flat(tiny_backbone, latents, prompt, partial(attribution.concept, variant=variant), [1, 4])
+        torch.testing.assert_close(found, named, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("image", ["key", "query"])
@@ -148,14 +176,14 @@ def plain_goca(plain, layers, reference, heads, times):
     [(None, None, True, 0), ([4, 1], 3, True, 1), ([0, 2], 0, False, 0), ([3], 1, False, 0)],
 )
 def test_goca(tiny_backbone, latents, prompt, plain, layers, reference, heads, times):
-    reading = partial(attribution.goca, reference=reference, heads=heads, times=times)
-    found = flat(tiny_backbone, latents, prompt, reading, layers)
+    method = partial(attribution.goca, reference=reference, heads=heads, times=times)
+    found = flat(tiny_backbone, latents, prompt, method, layers)
     chosen, middle = range(5) if layers is None else layers, 2 if reference is None else reference
     torch.testing.assert_close(found, plain_goca(plain, chosen, middle, heads, times), atol=2e-4, rtol=1e-3)
 
 
 def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
-    calls = []
+    calls: list[JointAttention] = []
     with intercept(tiny_backbone.transformer, calls.append, layers=[0], stop_after=0):
         tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents), prompt)
     # the first channel of three heads holds 2, 3 and 0, and is projected to (1, 2), (0, -1) and (5, 5)
@@ -168,7 +196,7 @@ def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
 
 
 def test_rows_are_exact_in_pieces_and_under_a_mask(tiny_backbone, latents, prompt):
-    calls = []
+    calls: list[JointAttention] = []
     bias = torch.linspace(-2, 1, 49 + len(prompt.tokens))
     with intercept(tiny_backbone.transformer, calls.append, layers=[1], key_bias=bias, stop_after=1):
         tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, [3, 9]), prompt)
@@ -180,7 +208,7 @@ def test_rows_are_exact_in_pieces_and_under_a_mask(tiny_backbone, latents, promp
     torch.testing.assert_close(together, joint.mean(1), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, name):
     prompts = tiny_backbone.class_prompts(MANY)
     assert len(prompts) > 1
@@ -200,38 +228,42 @@ def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, na
         torch.testing.assert_close(maps[-len(alone) :], alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reading", ["daam", "concept", "goca", partial(attribution.cosine, image="query")])
-def test_segment_reads_otherwise(tiny_backbone, reading):
+@pytest.mark.parametrize("method", ["concept", "goca", partial(attribution.cosine, image="query")])
+def test_segment_takes_any_method(tiny_backbone, method):
     photograph = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (61, 83, 3), dtype=np.uint8))
-    result = segment(tiny_backbone, photograph, NAMES, [1, 3], 5, 11, reading=reading, fit="crop", seed=7)
+    options = OpenVocabulary(layers=[1, 3], steps_from_end=5, steps=11, method=method, fit="crop", seeds=7)
+    result = segment(tiny_backbone, photograph, NAMES, options)
     prompts, latents = tiny_backbone.class_prompts(NAMES), tiny_backbone.encode_image(photograph, fit="crop")
-    maps = read(tiny_backbone, latents, prompts, reading, [1, 3], steps_from_end=5, steps=11, seed=7)
+    maps = read(tiny_backbone, latents, prompts, method, [1, 3], steps_from_end=5, steps=11, seed=7)
     np.testing.assert_array_equal(result.class_maps, maps)
     assert result.label_map.shape == (61, 61)
-    assert (result.settings["reading"], result.settings["layer"]) == (reading, (1, 3))
+    told = (
+        method
+        if isinstance(method, str)
+        else {"function": "seg4diff_tools.segmentation.attribution.cosine", "image": "query"}
+    )
+    assert (result.settings["method"], result.settings["layers"]) == (told, [1, 3])
 
 
-def test_segment_averages_layers_and_steps(tiny_backbone, latents, prompt):
+def test_daam_is_the_mean_of_all_layers(tiny_backbone, latents):
     picture = tiny_backbone.decode(latents)[0]
-    result = segment(tiny_backbone, picture, NAMES, range(5), [3, 8])
-    other = segment(tiny_backbone, picture, NAMES, steps_from_end=[3, 8], reading="daam")
-    np.testing.assert_allclose(result.class_maps, other.class_maps, atol=1e-7)
-    assert result.settings["layer"] == (0, 1, 2, 3, 4)
-    assert other.settings["layer"] is None
+    result = segment(tiny_backbone, picture, NAMES, OpenVocabulary(layers=range(5), steps_from_end=[3, 8]))
+    other = segment(tiny_backbone, picture, NAMES, OpenVocabulary(steps_from_end=[3, 8], method="daam"))
+    xr.testing.assert_identical(result.class_maps, other.class_maps)
+    assert result.settings["layers"] == other.settings["layers"] == [0, 1, 2, 3, 4]
 
 
 def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
-    picture = np.zeros((56, 56, 3), np.uint8)
-    with pytest.raises(InputError, match="a reading from layer, daam.*got 'dam'"):
-        segment(tiny_backbone, picture, NAMES, reading="dam")
-    for options in ({"head": 1}, {"direction": "t2i"}, {"normalize": "scores"}):
-        with pytest.raises(InputError, match="with another reading than 'layer', got 'daam'"):
-            segment(tiny_backbone, picture, NAMES, reading="daam", **options)
-    for reading in ("layer", "cosine", "refined"):
+    with pytest.raises(InputError, match=r"one of 'layer', 'daam'.*got 'dam'"):
+        OpenVocabulary(method="dam")
+    for options in ({"heads": 1}, {"direction": "t2i"}, {"normalize": "scores"}, {"merge_scaled": True}):
+        with pytest.raises(InputError, match=f"expected {next(iter(options))} with method 'layer' or 'daam' alone"):
+            OpenVocabulary(method="goca", **options)
+    for name in ("layer", "cosine", "refined"):
         with pytest.raises(InputError, match="expert layer is known, got"):
-            read(tiny_backbone, latents, [prompt], reading)
+            flat(tiny_backbone, latents, prompt, name)
     with pytest.raises(InputError, match="No layer was chosen"):
-        read(tiny_backbone, latents, [prompt], "daam", [])
+        read(tiny_backbone, latents, [prompt], "concept", [])
     with pytest.raises(InputError, match="no layer 5"):
         read(tiny_backbone, latents, [prompt], partial(attribution.goca, reference=5))
 

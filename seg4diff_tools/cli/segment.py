@@ -1,0 +1,123 @@
+"""Label maps of one image or of a folder, as files."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seg4diff_tools.cli.options import Lora, ModelName
+from seg4diff_tools.cli.segmentation_flags import with_options
+from seg4diff_tools.errors import InputError
+
+
+@with_options
+def segment(
+    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    class_names: Annotated[list[str] | None, typer.Argument(help="Classes, such as: cat grass 'red car'.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Text file with a class on each line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; NAME-masks by default.")] = None,
+    model: ModelName = "mini",
+    lora: Lora = None,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Segment images into named classes; several GPUs: accelerate launch -m seg4diff_tools segment.
+
+    Writes NAME.png (value i is class i), NAME-overlay.png and NAME.json for each image, and settings.json for all.
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from contextlib import nullcontext
+
+    from seg4diff_tools._runs import as_path, open_run, processes
+    from seg4diff_tools.backbones import apply_lora
+    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.caching import model_fingerprint
+    from seg4diff_tools.segmentation.options import OpenVocabulary, option_settings
+    from seg4diff_tools.segmentation.segment import check_options, image_list, warn_of_unseen
+
+    names, chosen = _names(class_names, classes), OpenVocabulary(**options)
+    files = [as_path(file) for file in image_list(images)[0]]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"expected an image or a folder, got {missing[0]}, which does not exist: check the path")
+    if len({file.stem for file in files}) < len(files):
+        same = sorted(file.name for file in files if sum(file.stem == other.stem for other in files) > 1)
+        raise InputError(f"expected images of different names, got {', '.join(same[:2])}: rename one of them")
+    folder = Path(f"{as_path(images).stem}-masks") if out is None else as_path(out, "out")
+    backbone = load_backbone(model, device=processes().device)
+    with apply_lora(backbone, lora) if lora else nullcontext():
+        check_options(backbone, chosen)
+        settings = {
+            "model": backbone.name,
+            "fingerprint": model_fingerprint(backbone),
+            "dtype": str(backbone.dtype),
+            "class_names": names,
+            "options": option_settings(chosen),
+        }
+        open_run(folder, settings, "a segmentation")
+        warn_of_unseen(backbone, names, chosen)
+        skipped = _write(backbone, files[processes().process_index :: processes().num_processes], names, chosen, folder)
+    for name, error in skipped.items():
+        typer.echo(f"left out {name}: {error}", err=True)
+    if processes().is_main_process:
+        typer.echo(f"{folder}: NAME.png with indices of classes, NAME-overlay.png, NAME.json, and settings.json")
+    if skipped:
+        raise typer.Exit(1)
+
+
+def _write(backbone: Any, files: list[Path], names: list[str], options: Any, folder: Path) -> dict[str, str]:
+    """Write the results of each image that has none yet; return the images that cannot be read, and why."""
+    from io import BytesIO
+
+    import PIL.Image
+    from tqdm.auto import tqdm
+
+    from seg4diff_tools._runs import replace_file
+    from seg4diff_tools.images import open_images
+    from seg4diff_tools.plotting.static import label_overlay
+    from seg4diff_tools.segmentation.segment import segment_picture
+    from seg4diff_tools.segmentation.workbench import Workbench
+
+    work, skipped = Workbench(backbone), {}
+    for file in tqdm(files, unit="image", desc=f"{backbone.name} segment"):
+        digest, told = hashlib.sha256(file.read_bytes()).hexdigest(), folder / f"{file.stem}.json"
+        if told.is_file() and json.loads(told.read_text(encoding="utf-8"))["sha256"] == digest:
+            continue
+        try:
+            (picture,) = open_images(file)
+        except InputError as error:
+            skipped[file.name] = str(error)
+            continue
+        work.forget()
+        found, drawn = segment_picture(work, picture, names, options), BytesIO()
+        PIL.Image.fromarray(label_overlay(found.image, found.label_map)).save(drawn, "png")
+        replace_file(folder / f"{file.stem}-overlay.png", drawn.getvalue())
+        replace_file(folder / f"{file.stem}.png", found.index_png())
+        # last: an image is done when this file is there
+        about = {"image": file.name, "sha256": digest, "shares": found.shares(), "settings": found.settings}
+        replace_file(told, json.dumps(about, indent=1).encode())
+    return skipped
+
+
+def _names(words: list[str] | None, file: Path | None) -> list[str]:
+    if bool(words) == (file is not None):
+        raise InputError(
+            f"expected class names or --classes, got {'both' if words else 'neither'}: give names, or a file"
+        )
+    if file is None:
+        names = list(words or ())
+    else:
+        try:
+            text = file.expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"expected --classes, a text file in UTF-8, got {file} ({error}): check it") from error
+        names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names or not all(name.strip() for name in names):
+        raise InputError(f"expected a class on each line, got {names or 'none'}: write one, without empty lines")
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"expected each class once, got {', '.join(twice)} twice: leave one out")
+    if len(names) > 256:
+        raise InputError(f"expected at most 256 classes, which an indexed PNG holds, got {len(names)}: use fewer")
+    return names

@@ -1,0 +1,144 @@
+"""What the images of a run share: encoded prompts, crops, latents, and the time of each kind of work."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seg4diff_tools.attention.operators import chunks
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import Fit, Size, check_size, crop_box
+from seg4diff_tools.prompts import Prompt
+from seg4diff_tools.segmentation.options import OpenVocabulary, Options
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+
+@dataclass(eq=False)
+class Picture:
+    """An image with its crops and latents, so that each is made once."""
+
+    image: PIL.Image.Image
+    crops: dict[Box, "Picture"] = field(default_factory=dict)
+    latents: dict[tuple[Fit, Size | None], Tensor] = field(default_factory=dict)
+
+    def crop(self, box: Box) -> "Picture":
+        """Return a part of the image, the same object each time."""
+        if box == (0, 0, *self.image.size):
+            return self
+        if box not in self.crops:
+            self.crops[box] = Picture(self.image.crop(box))
+        return self.crops[box]
+
+
+class Workbench:
+    """A model with what the images of a run share: encoded prompts, encoded images, and the time of each kind of work.
+
+    Attributes:
+        backbone: the model.
+        seconds: by kind of work.
+        rows: seconds of attention and labels, by method and protocol.
+        images: number of images done.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.images = 0
+        self._prompts: dict[tuple, list[Prompt]] = {}
+        # by identity, with the image itself, so that no other image takes its place in memory
+        self._pictures: dict[int, Picture] = {}
+
+    @contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        """Add the time that passes to one kind of work."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.backbone.device.type == "cuda":
+                torch.cuda.synchronize(self.backbone.device)
+            self.seconds[work] += time.perf_counter() - began
+
+    def prompts(self, words: Sequence[str], options: OpenVocabulary) -> list[Prompt]:
+        """Return the encoded prompts of these words; the same words are encoded once."""
+        key = (tuple(words), options.classes_per_prompt, options.zero_tokens, options.cut_prompt)
+        if key not in self._prompts:
+            with self.timed("text"):
+                if len(self._prompts) >= 256:
+                    self._prompts.pop(next(iter(self._prompts)))
+                self._prompts[key] = [
+                    prompt
+                    for part in chunks(len(words), options.classes_per_prompt or len(words))
+                    for prompt in self.backbone.class_prompts(
+                        words[part], zero_tokens=options.zero_tokens, cut_prompt=options.cut_prompt
+                    )
+                ]
+        return self._prompts[key]
+
+    def picture(self, image: PIL.Image.Image) -> Picture:
+        """Return what is kept of an image until `forget`."""
+        return self._pictures.setdefault(id(image), Picture(image))
+
+    def frame(self, image: PIL.Image.Image, options: Options) -> Picture:
+        """Return the part of an image that its label map covers."""
+        return self.picture(image).crop(
+            label_frame(self.backbone, (image.height, image.width), options.fit, options.size)
+        )
+
+    def latents(
+        self, pictures: Sequence[Picture | PIL.Image.Image], fit: Fit, size: Size | None = None
+    ) -> Float[Tensor, "image channel row column"]:
+        """Return encoded images, each one encoded once until `forget`."""
+        found = []
+        with self.timed("latents"):
+            for each in pictures:
+                picture = each if isinstance(each, Picture) else self.picture(each)
+                if (fit, size) not in picture.latents:
+                    picture.latents[fit, size] = self.backbone.encode_image(picture.image, size, fit)
+                found.append(picture.latents[fit, size])
+            return torch.cat(found)
+
+    def forget(self) -> None:
+        """Drop latents and crops, when other images come."""
+        self._pictures.clear()
+
+
+def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size: Size | None = None) -> Box:
+    """Return the part of an image that its label map covers: left, top, right, bottom in whole pixels.
+
+    Args:
+        backbone: the model, to whose size the image is brought.
+        image_size: height and width of the image in pixels.
+        fit: "resize" for all of the image, "crop" for the largest centered part of the model's shape.
+        size: height and width in pixels at which the model reads the image; None for its own.
+
+    Raises:
+        InputError: another `fit`, or a size that the model cannot take.
+    """
+    if fit not in ("resize", "crop"):
+        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}: pass one of them")
+    height, width = image_size
+    if fit == "resize":
+        return 0, 0, width, height
+    target = check_size(backbone.image_size if size is None else size, backbone.footprint)
+    left, top, right, bottom = crop_box(image_size, target)
+    # half a pixel is cut at the left or top; what rounding of the box itself adds is not
+    column, row = int(left + 1e-6), int(top + 1e-6)
+    return column, row, column + round(right - left), row + round(bottom - top)
+
+
+def token_centers(frame: PIL.Image.Image, grid: Sequence[int]) -> dict[str, Float[np.ndarray, " token"]]:
+    """Return the centers "y" and "x" of a grid of image tokens in pixels of the frame."""
+    (rows, columns), (width, height) = grid, frame.size
+    return {"y": (np.arange(rows) + 0.5) * height / rows, "x": (np.arange(columns) + 0.5) * width / columns}
