@@ -17,7 +17,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-
 PACKAGE = Path(__file__).resolve().parents[1] / "seg4diff_tools"
 STAMP = "seg4diff_tools"
 """The key of a notebook's metadata that holds its hashes."""
@@ -42,7 +41,9 @@ def outdated(path: Path) -> str | None:
     notebook = nbformat.read(path, as_version=4)
     stored, now = notebook.metadata.get(STAMP, {}), stamp(notebook)
     changed = [part for part in ("code", "package") if stored.get(part) != now[part]]
-    return f"{path}: its outputs are older than {'its code' if 'code' in changed else 'the package'}" if changed else None
+    return (
+        f"{path}: its outputs are older than {'its code' if 'code' in changed else 'the package'}" if changed else None
+    )
 
 
 def is_progress_bar(output: nbformat.NotebookNode) -> bool:

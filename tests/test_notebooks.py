@@ -14,7 +14,11 @@ from user_files import ROOT, check_types, python_blocks, sources
 from seg4diff_tools import remember
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "seg4diff_tools").rglob("*.md"))]
-BLOCKS = {str(page.relative_to(ROOT)): "\n".join(python_blocks(page)) for page in PAGES if python_blocks(page)}
+# a page may speak of a pipeline that the reader has
+PRELUDE = "from typing import Any\n\npipe: Any\n"
+BLOCKS = {
+    str(page.relative_to(ROOT)): PRELUDE + "\n".join(python_blocks(page)) for page in PAGES if python_blocks(page)
+}
 CODE = sources() | BLOCKS | {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("examples/*.py"))}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # what mypy calls a name that is not there, an attribute that is not there, and a call that cannot be
@@ -30,7 +34,9 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", CODE)
 def test_names_and_keywords_exist(found, name):
     lines = CODE[name].splitlines()
-    wrong = [f"{lines[line - 1].strip()}: {text}" for line, code, text in found[name] if code in MISSING]
+    # what mypy only calls an object, it knows nothing of
+    told = [error for error in found[name] if error[1] in MISSING and not error[2].startswith('"object" has no')]
+    wrong = [f"{lines[line - 1].strip()}: {text}" for line, _, text in told]
     assert wrong == []
 
 
