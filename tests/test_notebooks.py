@@ -1,4 +1,4 @@
-"""Every name, attribute and keyword of the package that chapters and pages use exists; stored outputs are of their code."""
+"""Names, attributes and keywords that chapters and pages use exist; stored outputs are of their code."""
 
 import ast
 import importlib
@@ -17,6 +17,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROO
 # a page may speak of a pipeline that the reader has
 PRELUDE = "from typing import Any\n\npipe: Any\n"
 BLOCKS = {
+    str(page.relative_to(ROOT)): PRELUDE + "\n".join(blocks) for page in PAGES if (blocks := python_blocks(page))
+}
     str(page.relative_to(ROOT)): PRELUDE + "\n".join(python_blocks(page)) for page in PAGES if python_blocks(page)
 }
 CODE = sources() | BLOCKS | {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("examples/*.py"))}
@@ -140,3 +142,10 @@ def test_a_stamp_sees_code_alone():
     assert execute["stamp"](notebook(("code", "# why\na = 1"), ("markdown", "two"))) == one
     assert execute["stamp"](notebook(("code", "a = 2"), ("markdown", "one")))["code"] != one["code"]
     assert execute["stamp"](notebook(("code", "a ="), ("code", "1")))["code"] != one["code"]
+
+
+def test_the_first_snippet_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(python_blocks(ROOT / "README.md")[0], "README.md", "exec"), names)
+    assert names["result"].label_map.shape == names["scene"].label_map.shape
