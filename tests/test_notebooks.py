@@ -16,11 +16,7 @@ from seg4diff_tools import remember
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "seg4diff_tools").rglob("*.md"))]
 # a page may speak of a pipeline that the reader has
 PRELUDE = "from typing import Any\n\npipe: Any\n"
-BLOCKS = {
-    str(page.relative_to(ROOT)): PRELUDE + "\n".join(blocks) for page in PAGES if (blocks := python_blocks(page))
-}
-    str(page.relative_to(ROOT)): PRELUDE + "\n".join(python_blocks(page)) for page in PAGES if python_blocks(page)
-}
+BLOCKS = {str(page.relative_to(ROOT)): PRELUDE + "\n".join(blocks) for page in PAGES if (blocks := python_blocks(page))}
 CODE = sources() | BLOCKS | {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("examples/*.py"))}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # what mypy calls a name that is not there, an attribute that is not there, and a call that cannot be
