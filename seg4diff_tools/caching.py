@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import joblib
 import numpy as np
@@ -39,6 +39,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 LARGEST = 4 << 30
@@ -56,7 +57,7 @@ _INERT = {
 }
 
 
-def remember(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+def remember(function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
     """Return `function(*args, **kwargs)`, from disk if the same call was computed before.
 
     The key holds the function's source, defaults and the variables that it reads, the source of this package, the
