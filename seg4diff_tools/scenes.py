@@ -25,6 +25,7 @@ BASE_CONCEPTS = tuple(concepts())[:32]
 """The concepts of the embedded model's training vocabulary; all others are novel words to it."""
 SPLITS = ("train", "test", "test-style", "gallery")
 RELATIONS = ("left of", "right of", "above", "below")
+CAPTIONS = ("short", "rich")
 
 _PLACES = {"grass": "on", "sand": "on", "water": "in", "snow": "in", "road": "on", "brick": "on", "wood": "on"}
 _COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -33,7 +34,12 @@ _VISIBLE = 0.1  # an object of which less than this share can be seen is not lis
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """How hard scenes are. Shares and chances are in 0..1, sizes are shares of the image side."""
+    """How hard scenes are. Shares and chances are in 0..1, sizes are shares of the image side.
+
+    `captions` is "short" (things, counts, colors, relations of some pairs) or "rich" (also sizes, places, and what is in
+    front, as `describe` draws them). `triples` is the share of twins that get a third of their kind where there are three
+    objects, `recolorable` the chance that a scene shows nothing but things that other colors exist of.
+    """
 
     size: int = 96
     concepts: tuple[str, ...] = BASE_CONCEPTS
@@ -44,6 +50,9 @@ class SceneConfig:
     twins: float = 0.08
     coloured: float = 0.15
     related: float = 0.35
+    captions: str = "short"
+    triples: float = 0.0
+    recolorable: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [c for c in self.concepts if c not in concepts()] + [b for b in self.backgrounds if b not in TEXTURES]
@@ -51,6 +60,10 @@ class SceneConfig:
             raise InputError(f"no drawing or texture is named {unknown[0]!r}; see drawings.concepts() and BACKGROUNDS")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise InputError(f"objects must be a range (least, most) from 1, got {self.objects}")
+        if self.captions not in CAPTIONS:
+            raise InputError(f"captions must be one of {', '.join(CAPTIONS)}, got {self.captions!r}")
+        if self.recolorable and not any(concepts()[name].recolour for name in self.concepts):
+            raise InputError("recolorable needs a concept that can be recolored, such as 'car'")
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,12 @@ def plan(split: str, index: int, config: SceneConfig = SceneConfig()) -> Plan:
         raise InputError(f"a scene's index starts from 0, got {index}")
     rng = np.random.Generator(np.random.Philox(key=[SPLITS.index(split), index]))
     names = list(rng.choice(config.concepts, rng.integers(config.objects[0], config.objects[1], endpoint=True)))
+    if config.recolorable and rng.random() < config.recolorable:
+        names = list(rng.choice([name for name in config.concepts if concepts()[name].recolour], len(names)))
     if len(names) > 1 and rng.random() < config.twins:
         names[1] = names[0]
+        if config.triples and len(names) > 2 and rng.random() < config.triples:
+            names[2] = names[0]
     placements: list[Placement] = []
     for side in sorted(rng.uniform(*config.object_side, len(names)), reverse=True):
         name = str(names[len(placements)])
@@ -150,7 +167,11 @@ def plan(split: str, index: int, config: SceneConfig = SceneConfig()) -> Plan:
         )
     background = str(rng.choice(config.backgrounds))
     caption = _caption(placements, background, config.related, rng)
-    return Plan(tuple(placements), background, caption, rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32))
+    noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)
+    if config.captions == "rich":
+        # after everything else, so that both kinds of captions belong to the same pictures
+        caption = describe(placements, background, rng)
+    return Plan(tuple(placements), background, caption, noise)
 
 
 def _free_place(rng: np.random.Generator, side: float, others: list[Placement]) -> tuple[float, float]:
@@ -176,6 +197,69 @@ def _caption(
     return sentence(phrases, background)
 
 
+def describe(placements: Sequence[Placement], background: str, rng: np.random.Generator) -> str:
+    """Draw a rich caption: each time other details of the same scene, all of them true.
+
+    Three in ten say no more than a short caption. The others name a size ("small" below 0.38 of the image side, "large"
+    above 0.52) and a place ("at the top left", "in the middle") of half of the single things, or in place of the places
+    how two of them stand to each other, in either order: a direction, or "in front of" and "behind" where they overlap.
+
+    Args:
+        placements: of a scene, back to front.
+        background: its name.
+        rng: decides which details are told.
+
+    Returns:
+        A sentence such as "a small red car at the left and two dogs on grass".
+    """
+    groups: dict[tuple[str, str | None], list[Placement]] = {}
+    for each in placements:
+        groups.setdefault((each.concept, each.colour), []).append(each)
+    things = list(groups.values())
+    things = [things[number] for number in rng.permutation(len(things))]
+    detailed = bool(rng.random() >= 0.3)
+    phrases = [
+        phrase(thing[0].concept, thing[0].colour, len(thing), _size(thing) if detailed and rng.random() < 0.5 else None)
+        for thing in things
+    ]
+    pair = [number for number, thing in enumerate(things) if len(thing) == 1][:2]
+    if len(pair) == 2 and rng.random() < 0.4:
+        first, second = (things[number][0] for number in pair)
+        where = relation(first.centre, second.centre)
+        if rng.random() < 0.5 and _overlap(first, second):
+            order = {id(each): number for number, each in enumerate(placements)}
+            where = "in front of" if order[id(first)] > order[id(second)] else "behind"
+        related = f" {where} ".join(phrases[number] for number in pair)
+        others = [text for number, text in enumerate(phrases) if number not in pair]
+        return sentence([", and ".join([related, *others])], background)
+    if detailed:
+        for number, thing in enumerate(things):
+            if len(thing) == 1 and rng.random() < 0.5:
+                phrases[number] += f" {_place(thing[0])}"
+    return sentence(phrases, background)
+
+
+def _size(things: Sequence[Placement]) -> str | None:
+    """The word that fits all of these things, if there is one."""
+    if max(each.side for each in things) < 0.38:
+        return "small"
+    return "large" if min(each.side for each in things) > 0.52 else None
+
+
+def _place(thing: Placement) -> str:
+    """Where in the picture a thing is: "at the top left", "at the right", "in the middle"."""
+    x, y = thing.centre
+    across = "left" if x < 0.4 else "right" if x > 0.6 else ""
+    down = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
+    return f"at the {down} {across}".replace("  ", " ").strip() if across or down else "in the middle"
+
+
+def _overlap(first: Placement, second: Placement) -> bool:
+    """Whether one thing lies over part of the other, as far as their squares tell."""
+    distance = max(abs(a - b) for a, b in zip(first.centre, second.centre, strict=True))
+    return distance < 0.42 * (first.side + second.side)
+
+
 def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
     """How a caption says where the first of two centres lies: one of `RELATIONS`, along the longer way."""
     (x0, y0), (x1, y1) = first, second
@@ -193,11 +277,11 @@ def sentence(phrases: Sequence[str], background: str, relation: str | None = Non
     return f"{listed} {_PLACES.get(background, 'under a')} {background}"
 
 
-def phrase(name: str, colour: str | None = None, count: int = 1) -> str:
-    """What a caption calls some things of a kind: "a cat", "two red cars"."""
+def phrase(name: str, colour: str | None = None, count: int = 1, size: str | None = None) -> str:
+    """What a caption calls some things of a kind: "a cat", "two red cars", "a small red car"."""
     plural = concepts()[name].plural
     noun = name if count == 1 else plural
-    described = f"{colour} {noun}" if colour else noun
+    described = " ".join(word for word in (size, colour, noun) if word)
     if count > 1:
         return f"{_COUNTS.get(count, str(count))} {described}"
     if name == plural and name.endswith("s"):  # grapes, scissors

@@ -28,9 +28,9 @@ FLOORS = [
     {"attention", "backbones", "charts", "clipscore", "datasets", "scenes", "viewer"},
     {"cache", "distances", "features", "loading", "lora", "parser", "perturb", "readings", "recorder", "sliders"}
     | {"verification"},
-    {"composition", "counts", "effects", "generation", "live", "pretrain", "segmentation"},
+    {"composition", "counts", "effects", "generation", "live", "segmentation"},
     {"combination", "composer", "explorer", "grouping", "heads", "sweeps"},
-    {"magnet", "methods", "quality"},
+    {"magnet", "methods", "pretrain", "quality"},
     {"evaluation", "model_cards"},
     {"commands"},
     {"__main__"},

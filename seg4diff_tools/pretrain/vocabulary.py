@@ -12,7 +12,22 @@ from seg4diff_tools.scenes import BACKGROUNDS
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _PLACE_WORDS = ("of", "on", "in", "under", "above", "below", "left", "right")
-_FUNCTION_WORDS = ("a", "an", "and", "the", *_PLACE_WORDS, "one", "two", "three", "four", "with", "photo", "picture")
+_DETAIL_WORDS = ("at", "top", "bottom", "middle", "front", "behind", "small", "large")
+_FUNCTION_WORDS = (
+    "a",
+    "an",
+    "and",
+    "the",
+    *_PLACE_WORDS,
+    *_DETAIL_WORDS,
+    "one",
+    "two",
+    "three",
+    "four",
+    "with",
+    "photo",
+    "picture",
+)
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
