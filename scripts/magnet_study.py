@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from seg4diff_tools import load_backbone
-from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.grouping import grouping_scores
-from seg4diff_tools.lora import SHIPPED
-from seg4diff_tools.magnet import MagnetConfig, finetune, lora, preset
-from seg4diff_tools.scenes import SceneConfig, Scenes
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.lora import SHIPPED
+from seg4diff_tools.evaluation.grouping_scores import grouping_scores
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
+from seg4diff_tools.magnet import MagnetConfig, apply_lora, finetune, preset
+from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
 
 LONG, SHORT, SEEDS = 600, 150, (0, 1, 2)
 MINI = preset("mini")
@@ -54,7 +54,7 @@ def measure(backbone: Backbone) -> pd.DataFrame:
     style = Scenes("test-style", SCENES)
     vocabulary = [*config.concepts, *config.backgrounds]
     parts = {
-        "test": layer_step_sweep(backbone, test, None, 8, normalise=["softmax", "scores"], **quiet),
+        "test": layer_step_sweep(backbone, test, None, 8, normalize=["softmax", "scores"], **quiet),
         "steps": layer_step_sweep(backbone, test, [layer], [1, 4, 16, 28], **quiet),
         "test-style": layer_step_sweep(backbone, style, [layer], 8, **quiet),
         "vocabulary": layer_step_sweep(backbone, test, [layer], 8, vocabulary=vocabulary, **quiet),
@@ -96,7 +96,7 @@ def run(out: Path) -> None:
                 table = measure(backbone)
             else:
                 finetune(backbone, data, config, folder)
-                with lora(backbone, folder):
+                with apply_lora(backbone, folder):
                     table = measure(backbone)
             seed, steps = (0, 0) if config is None else (config.seed, config.steps)
             table.insert(0, "variant", name)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from seg4diff_tools import load_backbone, plots, scenes, segment
+from seg4diff_tools import load_backbone, segment
+from seg4diff_tools.plotting import static
+from seg4diff_tools.scenes import scenes
 
 SCENE = 21  # of the gallery
 OUT = Path(__file__).parents[1] / "book" / "images" / "overview.png"
@@ -17,8 +19,8 @@ def main() -> None:
     result = segment(backbone, scene.image, scene.class_names)
     title = f"What {backbone.name}, layer {backbone.expert_layer}, gives to each class name"
     figures = [
-        plots.map_strip(scene.image, result.class_maps, title=title),
-        plots.label_maps(scene.image, {"truth": scene.label_map, "found": result.label_map}, scene.class_names),
+        static.map_strip(scene.image, result.class_maps, title=title),
+        static.label_maps(scene.image, {"truth": scene.label_map, "found": result.label_map}, scene.class_names),
     ]
     pictures = []
     for figure in figures:

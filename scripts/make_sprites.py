@@ -1,12 +1,12 @@
-"""Draw the sprite atlases of `seg4diff_tools/sprites` from three openly licensed icon sets.
+"""Draw the sprite atlases of `seg4diff_tools/scenes/sprites` from three openly licensed icon sets.
 
 The drawings come from these packages of the npm registry (authors and licences: NOTICE):
 
     npm install @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/fluent-emoji-flat@1.2.6
     pip install resvg-py==0.5.0 pillow==13.0.0 numpy
-    python scripts/make_sprites.py --icons node_modules/@iconify-json --out seg4diff_tools/sprites
+    python scripts/make_sprites.py --icons node_modules/@iconify-json --out seg4diff_tools/scenes/sprites
 
-Each drawing is cropped to its outline, scaled so that its longer side fills a 96 px cell, and centred there. Cells
+Each drawing is cropped to its outline, scaled so that its longer side fills a 96 px cell, and centered there. Cells
 stand in the order of the table below, 16 to a row. With these
 versions the script gives the same files every time.
 """
@@ -31,8 +31,8 @@ STYLES = {  # title, licence, author, source
 }
 
 # name, plural, category, icon (the same in all three packages).
-# A star after the category: the object has one dominant saturated colour and stays itself in another.
-# The first 32 are the base vocabulary: clearly different in colour and shape.
+# A star after the category: the object has one dominant saturated color and stays itself in another.
+# The first 32 are the base vocabulary: clearly different in color and shape.
 CONCEPTS = """
 cat, cats, animal, cat-face
 dog, dogs, animal, dog-face
@@ -191,16 +191,16 @@ def sprite(svg: str) -> Image.Image:
     top, left = (CELL - drawing.height) // 2, (CELL - drawing.width) // 2
     pixels[top : top + drawing.height, left : left + drawing.width] = drawing
     pixels[pixels[..., 3] < 4] = 0
-    # Where nothing is drawn, carry the mean colour, so that scaling a sprite without premultiplying leaves no dark rim.
-    colour, alpha = pixels[..., :3], pixels[..., 3]
-    colour[alpha == 0] = np.average(colour.reshape(-1, 3), axis=0, weights=alpha.ravel())
+    # Where nothing is drawn, carry the mean color, so that scaling a sprite without premultiplying leaves no dark rim.
+    color, alpha = pixels[..., :3], pixels[..., 3]
+    color[alpha == 0] = np.average(color.reshape(-1, 3), axis=0, weights=alpha.ravel())
     return Image.fromarray(pixels)
 
 
 def main(icons: Path, out: Path) -> None:
     table = [[field.strip() for field in line.split(",")] for line in CONCEPTS.strip().splitlines()]
     concepts = [
-        {"name": name, "plural": plural, "category": kind.rstrip("*"), "recolour": kind.endswith("*"), "drawings": []}
+        {"name": name, "plural": plural, "category": kind.rstrip("*"), "recolor": kind.endswith("*"), "drawings": []}
         for name, plural, kind, _ in table
     ]
     size = COLUMNS * CELL, -(-len(table) // COLUMNS) * CELL
@@ -235,6 +235,6 @@ def main(icons: Path, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the sprite atlases from the icon packages.")
     parser.add_argument("--icons", type=Path, required=True, help="the folder node_modules/@iconify-json")
-    parser.add_argument("--out", type=Path, default=Path("seg4diff_tools/sprites"), help="where the atlases go")
+    parser.add_argument("--out", type=Path, default=Path("seg4diff_tools/scenes/sprites"), help="where the atlases go")
     arguments = parser.parse_args()
     main(arguments.icons, arguments.out)

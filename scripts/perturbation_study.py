@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from seg4diff_tools import effects, load_backbone, load_clip, perturb
-from seg4diff_tools.checkpoints import MINI
-from seg4diff_tools.prompt_lists import COMPOSITIONAL
+from seg4diff_tools import load_backbone, load_clip
+from seg4diff_tools.analysis import perturbation
+from seg4diff_tools.attention import edits
+from seg4diff_tools.backbones.checkpoints import MINI
+from seg4diff_tools.generation.prompt_lists import COMPOSITIONAL
 
-EDITS = {"blur": perturb.blur(), "average": perturb.average(), "drop": perturb.drop()}
+EDITS = {"blur": edits.blur(), "average": edits.average(), "drop": edits.drop()}
 SAMPLING = {"steps": 12, "batch": 10}
 SCALES = (0.0, 1.0, 2.0, 4.0)
 
@@ -27,10 +29,10 @@ def main(folder: Path, ship: bool) -> None:
     clip = load_clip(MINI)
     for name, edit in EDITS.items():
         if not (path := folder / f"{name}.csv").exists():
-            effects.layer_effects(backbone, clip, COMPOSITIONAL, edit, **SAMPLING).table.to_csv(path, index=False)
+            perturbation.layer_effects(backbone, clip, COMPOSITIONAL, edit, **SAMPLING).table.to_csv(path, index=False)
     if not (path := folder / "guidance.csv").exists():
         layers, weights = [backbone.expert_layer, backbone.layers // 4], (1.0, backbone.guidance_scale)
-        made = effects.guidance_effects(
+        made = perturbation.guidance_effects(
             backbone, clip, COMPOSITIONAL, EDITS["blur"], layers, SCALES, weights, **SAMPLING
         )
         made.table.to_csv(path, index=False)

@@ -1,6 +1,6 @@
 """How the parser of scenes was trained: `python scripts/train_parser.py seg4diff_tools/models/scene-parser`.
 
-It sees scenes of the train split with more things, twins and colours than captions usually have, some of them as mini's
+It sees scenes of the train split with more things, twins and colors than captions usually have, some of them as mini's
 VAE gives them back, all of them melted, blurred, dimmed and with noise to a chance degree, since it is to find things
 that a model draws badly, too. The same arguments give the same parser, up to rounding. A quarter of an hour on one CPU
 core.
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seg4diff_tools import load_backbone
-from seg4diff_tools.parser import ParserConfig, ParserNet, SceneParser, parser_accuracy, save_parser
-from seg4diff_tools.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
+from seg4diff_tools.generation.detector import ParserConfig, ParserNet, SceneDetector, parser_accuracy, save_parser
+from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
 
 BATCH, RATE, SPREAD, SEED = 64, 4e-3, 1.2, 0
 MELT = 0.09
@@ -28,7 +28,7 @@ MELT = 0.09
 hardly their outline, and are to be found all the same."""
 FRESH, KEPT, REUSED = 4, 512, 12
 """Pictures that pass the VAE in each step, how many of these are kept, and how many kept ones a batch has."""
-SCENES = SceneConfig(objects=(1, 4), object_side=(0.25, 0.65), twins=0.25, coloured=0.5)
+SCENES = SceneConfig(objects=(1, 4), object_side=(0.25, 0.65), twins=0.25, colored=0.5)
 
 
 def training_plan(index: int) -> Plan:
@@ -45,29 +45,29 @@ class Targets:
     def __init__(self, plans: list[Plan], owners: np.ndarray, config: ParserConfig) -> None:
         cells = config.side // 4
         places = np.arange(cells) + 0.5
-        self.centres = torch.zeros(len(plans), len(config.concepts), cells, cells)
-        self.colours = torch.full((len(plans), cells, cells), -1)
+        self.centers = torch.zeros(len(plans), len(config.concepts), cells, cells)
+        self.colors = torch.full((len(plans), cells, cells), -1)
         self.backgrounds = torch.tensor([config.backgrounds.index(p.background) for p in plans])
         for i, (p, owner) in enumerate(zip(plans, owners, strict=True)):
             for number in visible(p, owner):
                 thing = p.placements[number]
-                x, y = (share * cells for share in thing.centre)
+                x, y = (share * cells for share in thing.center)
                 squared = torch.from_numpy((places[:, None] - y) ** 2 + (places - x) ** 2)
                 heat = (-squared / (2 * SPREAD**2)).exp().float()
                 heat[int(y), int(x)] = 1
                 kind = config.concepts.index(thing.concept)
-                self.centres[i, kind] = torch.maximum(self.centres[i, kind], heat)
-                colour = 0 if thing.colour is None else 1 + config.colours.index(thing.colour)
-                self.colours[i][squared < 1.6**2] = colour
+                self.centers[i, kind] = torch.maximum(self.centers[i, kind], heat)
+                color = 0 if thing.color is None else 1 + config.colors.index(thing.color)
+                self.colors[i][squared < 1.6**2] = color
 
-    def loss(self, centres: Tensor, colours: Tensor, backgrounds: Tensor) -> Float[Tensor, ""]:
-        """Focal loss of CenterNet (its equation 1) and cross entropies of colours, near centres, and backgrounds."""
-        hit = self.centres == 1
-        log, log_not = functional.logsigmoid(centres), functional.logsigmoid(-centres)
-        p = centres.sigmoid()
-        focal = torch.where(hit, (1 - p) ** 2 * log, (1 - self.centres) ** 4 * p**2 * log_not)
-        colour = functional.cross_entropy(colours, self.colours, ignore_index=-1)
-        return -focal.sum() / hit.sum() + 0.5 * colour + 0.5 * functional.cross_entropy(backgrounds, self.backgrounds)
+    def loss(self, centers: Tensor, colors: Tensor, backgrounds: Tensor) -> Float[Tensor, ""]:
+        """Focal loss of CenterNet (its equation 1) and cross entropies of colors, near centers, and backgrounds."""
+        hit = self.centers == 1
+        log, log_not = functional.logsigmoid(centers), functional.logsigmoid(-centers)
+        p = centers.sigmoid()
+        focal = torch.where(hit, (1 - p) ** 2 * log, (1 - self.centers) ** 4 * p**2 * log_not)
+        color = functional.cross_entropy(colors, self.colors, ignore_index=-1)
+        return -focal.sum() / hit.sum() + 0.5 * color + 0.5 * functional.cross_entropy(backgrounds, self.backgrounds)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def worsened(images: Tensor, random: torch.Generator) -> Tensor:
     return (images + 0.06 * noise**2 * torch.randn(images.shape, generator=random)).clamp(0, 1)
 
 
-def train(steps: int, vae: AutoencoderKL) -> SceneParser:
+def train(steps: int, vae: AutoencoderKL) -> SceneDetector:
     """A parser, after so many steps."""
     torch.manual_seed(SEED)
     random, config = torch.Generator().manual_seed(SEED), ParserConfig()
@@ -125,7 +125,7 @@ def train(steps: int, vae: AutoencoderKL) -> SceneParser:
         if step % 25 == 0:
             print(f"{step} {loss.item():.3f} {time.perf_counter() - began:.0f} s", flush=True)
     net = net.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    return SceneParser(net, config)
+    return SceneDetector(net, config)
 
 
 def main() -> None:

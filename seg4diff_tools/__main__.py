@@ -4,11 +4,11 @@ import os
 
 import typer
 
-from seg4diff_tools.commands.evaluate import evaluate
-from seg4diff_tools.commands.finetune import finetune
-from seg4diff_tools.commands.generate import generate
-from seg4diff_tools.commands.options import SHARED
-from seg4diff_tools.commands.pretrain import pretrain
+from seg4diff_tools.cli.evaluate import evaluate
+from seg4diff_tools.cli.finetune import finetune
+from seg4diff_tools.cli.generate import generate
+from seg4diff_tools.cli.options import SHARED
+from seg4diff_tools.cli.pretrain import pretrain
 
 app = typer.Typer(**SHARED, add_completion=False, pretty_exceptions_enable=False, help="Long runs of seg4diff_tools.")
 app.add_typer(pretrain, name="pretrain")

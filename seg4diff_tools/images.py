@@ -96,7 +96,7 @@ def check_size(size: Size, footprint: int, most: int | None = None) -> tuple[int
 
 
 def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest centred part of an image that has the shape of `size`.
+    """The largest centered part of an image that has the shape of `size`.
 
     Args:
         image_size: (height, width) of the image in pixels.

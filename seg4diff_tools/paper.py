@@ -42,13 +42,13 @@ SD3 + MAGNET,SA-1B,27.0547,26.2318,28.4476,27.2447
 SD3 + MAGNET,COCO,27.0409,26.2319,28.5553,27.2760
 """,
     4: """
-method,trained_on,colour,shape,texture,2D,3D,non-spatial,numeracy,complex
+method,trained_on,color,shape,texture,2D,3D,non-spatial,numeracy,complex
 SD3,,78.64,56.44,72.00,24.35,33.18,31.24,55.66,37.19
 SD3 + MAGNET,SA-1B,78.36,56.79,72.52,23.30,31.51,31.13,54.60,37.09
 SD3 + MAGNET,COCO,79.19,56.87,72.60,23.01,32.34,31.20,55.84,37.35
 """,
     5: """
-normalise,VOC,Object
+normalize,VOC,Object
 scores,83.2,55.1
 scores+minmax,85.2,53.5
 softmax,89.0,61.8
@@ -63,9 +63,9 @@ _SWEEP = _COMMON | {"fit": "resize", "cut_prompt": True}
 
 RELEASED: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
-        "segment": _SWEEP | {"head": "mean", "block": "i2t", "normalise": "softmax", "minmax": False},
+        "segment": _SWEEP | {"head": "mean", "direction": "i2t", "normalize": "softmax", "minmax": False},
         "layer_step_sweep": _SWEEP
-        | {"heads": "mean", "blocks": ("i2t",), "normalise": ("softmax",), "vocabulary": None},
+        | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
         "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
         "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows"},
     }
@@ -115,12 +115,12 @@ def table(number: int) -> pd.DataFrame:
 
     Args:
         number: 1 (open-vocabulary segmentation; prompts name the classes that an image shows), 2 (unsupervised
-            segmentation), 3 (CLIPScore of generated pictures), 4 (T2I-CompBench++) or 5 (normalisation of the maps, SD3,
+            segmentation), 3 (CLIPScore of generated pictures), 4 (T2I-CompBench++) or 5 (normalization of the maps, SD3,
             open vocabulary; which tick marks belong to which row is inferred from the order of the rows, except for the
             best one).
 
     Returns:
-        Shares from 0 to 1, like all scores here; of table 3 the mean cosine, which is printed times 100. `normalise` of
+        Shares from 0 to 1, like all scores here; of table 3 the mean cosine, which is printed times 100. `normalize` of
         table 5 has the names of `sweeps.layer_step_sweep`; an empty `trained_on` means that nothing was trained for
         segmentation.
 

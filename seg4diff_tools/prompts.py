@@ -142,7 +142,7 @@ def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length:
     if any(other != pieces[0] for other in pieces[1:]):
         warnings.warn(
             f"the text encoders split '{text}' into different tokens, so some columns mix two words; "
-            "tokens are labelled by the first tokenizer",
+            "tokens are labeled by the first tokenizer",
             stacklevel=3,
         )
     spans, reader = pieces[0], reader_name(tokenizers[0])
@@ -275,7 +275,7 @@ def class_texts(
         PromptError: one name alone is longer than a prompt.
     """
     _check_names(class_names)
-    # words are tokenised one by one, so the length of a joined text is the sum of its names' lengths
+    # words are tokenized one by one, so the length of a joined text is the sum of its names' lengths
     lengths = [len(check_prompt(tokenizer, room, _plain(name))) for name in class_names]
     texts = len(_pack(lengths, room))
     even = max(*lengths, math.ceil(sum(lengths) / texts))

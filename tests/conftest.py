@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import (
@@ -79,7 +80,7 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer, width: int, projection: int) -> 
 
 
 def tiny_pipeline(folder: Path | None = None, seed: int = 0, **transformer) -> StableDiffusion3Pipeline:
-    """A random SD3: 56 px images, 4 px VAE cells, patch 2 (7 x 7 image tokens), 5 blocks, 3 heads of 20.
+    """A random SD3: 56 px images, 4 px VAE cells, patch 2 (7 x 7 image tokens), 5 directions, 3 heads of 20.
 
     Args:
         folder: saved there in diffusers' layout where given.
@@ -131,6 +132,15 @@ def tiny_pipeline(folder: Path | None = None, seed: int = 0, **transformer) -> S
     return pipe
 
 
+@pytest.fixture
+def unchecked():
+    """No run-time type checks, as a user runs the package: so that wrong types reach the package's own errors."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A saved checkpoint of the tiny pipeline; copy it before changing it."""
@@ -143,7 +153,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 def tiny_backbone(tiny_folder):
     """The tiny pipeline as a backbone, loaded from disk as a user would."""
     # imported here: a conftest is read before the type-checking import hook is in place
-    from seg4diff_tools.loading import load_backbone
+    from seg4diff_tools.backbones.loading import load_backbone
 
     backbone = load_backbone(tiny_folder)
     backbone.pipe.set_progress_bar_config(disable=True)
@@ -154,7 +164,7 @@ def tiny_backbone(tiny_folder):
 def build_backbone():
     """A function that makes tiny backbones of other shapes: build_backbone(dual_attention_layers=(0, 1), seed=3)."""
 
-    from seg4diff_tools.loading import wrap_pipeline
+    from seg4diff_tools.backbones.loading import wrap_pipeline
 
     def build(seed: int = 0, **transformer):
         return wrap_pipeline(tiny_pipeline(seed=seed, **transformer), name="tiny")

@@ -17,18 +17,18 @@ from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.analysis.features import attention_budget, image_features, value_norms
+from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
+from seg4diff_tools.backbones.verify import verify
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.families.record import image_then_text
-from seg4diff_tools.features import attention_budget, image_features, value_norms
-from seg4diff_tools.loading import load_backbone, wrap_pipeline
-from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.segmentation import segment
-from seg4diff_tools.sweeps import layer_step_sweep
-from seg4diff_tools.verification import verify
+from seg4diff_tools.segmentation.segment import segment
 
 PROMPT = "a red cars near the tree"
 IMAGE = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -40,7 +40,7 @@ def backbone(request) -> Backbone:
 
 
 def noisy(backbone: Backbone, size=None) -> tuple[torch.Tensor, torch.Tensor]:
-    return backbone.noised(backbone.encode_image(IMAGE, size), 8)
+    return backbone.add_noise(backbone.encode_image(IMAGE, size), 8)
 
 
 def calls(backbone: Backbone, inputs: dict) -> list:
@@ -72,7 +72,7 @@ def softmax(query, key, attn_mask=None, **_) -> torch.Tensor:
     return scores.softmax(dim=-1).nan_to_num()
 
 
-def test_maps_are_those_of_a_materialised_softmax(backbone):
+def test_maps_are_those_of_a_materialized_softmax(backbone):
     inputs = backbone.inputs(*noisy(backbone), PROMPT)
     found = calls(backbone, inputs)
     with torch.no_grad(), Eyewitness() as witness:
@@ -81,12 +81,12 @@ def test_maps_are_those_of_a_materialised_softmax(backbone):
     for call in found:
         (given,) = (one for one in witness.seen if torch.equal(one["query"], call.query))
         joint = softmax(**given)
-        for block, (rows, columns) in {
+        for direction, (rows, columns) in {
             "i2t": (call.image, call.text),
             "t2i": (call.text, call.image),
             "t2t": (call.text, call.text),
         }.items():
-            torch.testing.assert_close(call.block(block).double(), joint[:, :, rows, columns], rtol=0, atol=1e-5)
+            torch.testing.assert_close(call.weights(direction).double(), joint[:, :, rows, columns], rtol=0, atol=1e-5)
         sides = call.image, call.text
         masses = [joint[:, :, rows, columns].sum(-1).mean(-1) for rows in sides for columns in sides]
         torch.testing.assert_close(call.masses().double(), torch.stack(masses, -1), rtol=0, atol=1e-5)
@@ -96,7 +96,7 @@ def test_the_output_is_bit_identical_while_everything_is_recorded(backbone):
     inputs = backbone.inputs(*noisy(backbone), PROMPT)
     with torch.no_grad():
         plain = backbone.transformer(**inputs)[0]
-        with AttentionRecorder(backbone, block=("i2t", "t2i", "masses"), heads="all"):
+        with AttentionRecorder(backbone, direction=("i2t", "t2i", "masses"), heads="all"):
             watched = backbone.transformer(**inputs)[0]
     for x, y in zip(plain, watched, strict=True):
         assert torch.equal(x, y)
@@ -115,7 +115,8 @@ def test_words_and_places_stand_where_the_layout_says(backbone):
     rows, columns = backbone.token_grid(latents)
     assert rows != columns
     (before, *_) = calls(backbone, backbone.inputs(latents, timestep, prompt))
-    assert before.image_tokens == rows * columns and before.text_tokens == len(prompt.tokens)
+    assert before.image_tokens == rows * columns
+    assert before.text_tokens == len(prompt.tokens)
 
     row, column, side = 3, 5, backbone.family.cells
     other = latents.clone()
@@ -172,7 +173,9 @@ def test_branches_of_guidance_are_those_of_the_prompts_alone(backbone):
     noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
     for branch in branches:
         with AttentionRecorder(backbone, layers=[1]) as alone:
-            backbone.denoise(noise, backbone.schedule(2)[0][0], PROMPT if branch == "cond" else family.negative or "")
+            backbone.predict_velocity(
+                noise, backbone.schedule(2)[0][0], PROMPT if branch == "cond" else family.negative or ""
+            )
         found, tokens = maps.sel(branch=branch), alone.maps.sizes["token"]
         np.testing.assert_allclose(found[:, :, :, :tokens], alone.maps.sel(branch="cond"), atol=1e-5)
         # in one batch, a shorter text is filled up by the model itself
@@ -198,7 +201,8 @@ def test_labels_are_what_the_text_encoder_reads(backbone):
         for start in range(len(ids) - last)
         if all(pieces[start + word.index] in (word.text, "") for word in words) and pieces[start + last]
     ]
-    assert len(words) >= 6 and len(fits) == 1
+    assert len(words) >= 6
+    assert len(fits) == 1
     for token, index, piece in zip(prompt.tokens[:last], ids[fits[0] :], pieces[fits[0] :], strict=False):
         if token.kind == "pad":
             assert index == tokenizer.pad_token_id
@@ -238,7 +242,7 @@ def test_segmentation_and_sweep(backbone):
     assert (result.class_maps > 0).all()
     labels = np.zeros((SIDE, SIDE), dtype=np.int64)
     labels[: SIDE // 2] = 1
-    samples = [LabelledImage(IMAGE, names, labels) for names in (("cat", "red car"), ("a tree", "grass"))]
+    samples = [LabeledImage(IMAGE, names, labels) for names in (("cat", "red car"), ("a tree", "grass"))]
     table = layer_step_sweep(backbone, samples, steps_from_end=[1, 8], progress=False)
     assert sorted(set(table.layer)) == list(range(backbone.layers))
     alone = segment(backbone, IMAGE, ["cat", "red car"], layer=1).label_map
@@ -256,13 +260,13 @@ def test_edits_and_guidance_change_what_they_should(backbone):
         return torch.stack(list(found))
 
     plain = output()
-    with perturb(backbone, blur(), 1):
+    with apply_edit(backbone, blur(), 1):
         worse = output()
     assert not torch.equal(plain, worse)
     with perturbed_guidance(backbone, blur(), 1, 2.0):
         guided = output()
     torch.testing.assert_close(guided, plain + 2 * (plain - worse), rtol=1e-4, atol=1e-4)
-    with perturb(backbone, drop(keep="nothing"), 0):
+    with apply_edit(backbone, drop(keep="nothing"), 0):
         assert not torch.equal(output(), plain)
     assert torch.equal(output(), plain)
 
@@ -300,9 +304,9 @@ def test_the_page_about_adding_a_model_does_what_it_says(own_families):
     page = (Path(__file__).parents[1] / "book" / "add_your_model.md").read_text()
     record, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"pipe": build("flux-dev")}
-    exec(record, names)  # noqa: S102 - our own page
+    exec(record, names)
     assert own_families[0] is names["MINE"]
-    exec(check, names)  # noqa: S102
+    exec(check, names)
     assert names["backbone"].family.name == "mine"
     for family in families.FAMILIES[1:]:
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"
@@ -312,9 +316,8 @@ def test_features_norms_and_budget(backbone):
     latents = backbone.encode_image([IMAGE, IMAGE])
     prompts = backbone.encode_prompt([PROMPT, "a dog"])
     features = image_features(backbone, latents, prompts)
-    assert features.sizes["layer"] == backbone.layers and (features.sizes["y"], features.sizes["x"]) == (
-        backbone.token_grid()
-    )
+    assert features.sizes["layer"] == backbone.layers
+    assert (features.sizes["y"], features.sizes["x"]) == (backbone.token_grid())
     assert set(value_norms(backbone, latents, prompts).tokens) == {"image", "text", "words"}
     budget = attention_budget(backbone, latents, prompts, [8], progress=False)
     shares = budget[budget.key.isin(["image", "text"])].groupby(["layer", "query"]).share.sum()
@@ -344,9 +347,10 @@ def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
     """Not the mean velocity until the end of the step that happened to be rehearsed."""
     backbone = wrap_pipeline(tiny_hunyuan_image(distilled=True), "distilled")
     backbone.pipe.default_sample_size = SIDE // backbone.pipe.vae_scale_factor
-    latents, timesteps = backbone.noised(torch.zeros(2, *backbone.latent_shape), [8, 3])
+    latents, timesteps = backbone.add_noise(torch.zeros(2, *backbone.latent_shape), [8, 3])
     inputs = backbone.inputs(latents, timesteps, ["a cat", "a dog"])
-    assert torch.equal(inputs["timestep"], timesteps) and torch.equal(inputs["timestep_r"], timesteps)
+    assert torch.equal(inputs["timestep"], timesteps)
+    assert torch.equal(inputs["timestep_r"], timesteps)
     assert inputs["guidance"].tolist() == [3250.0] * 4
 
 
@@ -364,7 +368,9 @@ def test_masked_pads_get_exactly_nothing(name):
     (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
     columns = first.i2t().sum(dim=(0, 1, 2))
     pads = torch.tensor([token.kind == "pad" for token in prompt.tokens])
-    assert pads.any() and (columns[pads] == 0).all() and (columns[~pads] > 0).all()
+    assert pads.any()
+    assert (columns[pads] == 0).all()
+    assert (columns[~pads] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["qwen-image", "ernie-image"])
@@ -376,8 +382,11 @@ def test_the_shorter_prompt_of_a_batch_is_filled_with_what_gets_nothing(name):
     with intercept(backbone.transformer, seen.append, layers=[0]):
         backbone.generate([PROMPT, "a dog"], steps=1, guidance_scale=1.0, negative_prompt="", progress=False)
     columns = seen[0].i2t().sum(dim=(1, 2))
-    assert columns.shape == (2, lengths[0]) and lengths[1] < lengths[0]
-    assert (columns[0] > 0).all() and (columns[1, : lengths[1]] > 0).all() and (columns[1, lengths[1] :] == 0).all()
+    assert columns.shape == (2, lengths[0])
+    assert lengths[1] < lengths[0]
+    assert (columns[0] > 0).all()
+    assert (columns[1, : lengths[1]] > 0).all()
+    assert (columns[1, lengths[1] :] == 0).all()
 
 
 def test_latents_of_ernie_image_are_those_of_its_pipeline():

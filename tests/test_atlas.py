@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from seg4diff_tools.atlas import Atlas, Word, content_words, quantise
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.explorer.maps import MapSource, Word, content_words, quantize
 
 TOKENS = ["<start>", "a", "ze", "bra", "bra#2", ",", "<end>", "<pad>", "<pad>#2", "<zero>"]
 KINDS = ["start", "word", "word", "word", "word", "word", "end", "pad", "pad", "zero"]
@@ -32,21 +32,21 @@ def maps():
 
 @pytest.fixture
 def atlas(maps):
-    return Atlas({"": {"i2t": maps}})
+    return MapSource({"": {"i2t": maps}})
 
 
 def values_of(content, shape):
-    """The maps that a viewer gets back, by the formula in the docstring of Quantised."""
+    """The maps that a viewer gets back, by the formula in the docstring of Quantized."""
     count = shape[0]
     low, high = np.frombuffer(content[: 8 * count], "<f4").reshape(2, count, 1, 1)
     codes = np.frombuffer(content[8 * count :], np.uint8).reshape(shape)
     return np.where(codes == 255, np.nan, low + codes / np.float32(254) * (high - low))
 
 
-def test_quantised_by_hand():
+def test_quantized_by_hand():
     nan, inf = np.nan, np.inf
     maps = [[[0.0, 0.5], [1.0, 0.25]], [[3, 3], [3, 3]], [[-1, 1], [-inf, nan]], [[nan, nan], [nan, nan]]]
-    found = quantise(np.array(maps, np.float16))
+    found = quantize(np.array(maps, np.float16))
     assert found.codes[:2].tolist() == [[[0, 127], [254, 64]], [[0, 0], [0, 0]]]
     # a cell without a value leaves the others their map
     assert found.codes[2:].tolist() == [[[0, 254], [255, 255]], [[255, 255], [255, 255]]]
@@ -58,7 +58,7 @@ def test_quantised_by_hand():
 
 def test_no_value_moves_by_more_than_half_a_code(atlas):
     maps = atlas.maps(atlas.default())
-    error = np.abs(values_of(quantise(maps).content, maps.shape) - maps)
+    error = np.abs(values_of(quantize(maps).content, maps.shape) - maps)
     assert (error <= 0.501 / 254 * (maps.max((1, 2)) - maps.min((1, 2)))[:, None, None]).all()
 
 
@@ -83,14 +83,14 @@ def test_pieces_make_words_and_padding_is_one(atlas):
 def test_a_label_is_never_given_twice(maps):
     labels = ["ab", "a", "b", "c"]
     coords = {"token": labels, "token_start": ("token", [0, 3, 4, 6]), "token_stop": ("token", [2, 4, 5, 7])}
-    words = Atlas({"": {"i2t": xr.DataArray(np.zeros((4, 2, 2)), coords, ("token", "y", "x"))}}).words
+    words = MapSource({"": {"i2t": xr.DataArray(np.zeros((4, 2, 2)), coords, ("token", "y", "x"))}}).words
     assert [(word.label, word.tokens) for word in words] == [("ab", (0,)), ("ab#2", (1, 2)), ("c", (3,))]
 
 
 def test_maps_of_a_setting(atlas, maps):
     assert atlas.axes == {
         "recording": [""],
-        "block": ["i2t"],
+        "direction": ["i2t"],
         "image": [None],
         "branch": ["uncond", "cond"],
         "layer": [0, 1, 2, 3, 9],
@@ -114,39 +114,39 @@ def test_an_unknown_value_is_refused(atlas):
 
 
 def test_recordings_share_what_both_have(maps):
-    both = Atlas({"before": {"i2t": maps, "t2i": maps}, "after": {"t2i": 2 * maps.isel(layer=slice(1, None))}})
+    both = MapSource({"before": {"i2t": maps, "t2i": maps}, "after": {"t2i": 2 * maps.isel(layer=slice(1, None))}})
     assert both.axes["recording"] == ["before", "after"]
-    assert (both.axes["block"], both.axes["layer"]) == (["t2i"], [1, 2, 3, 9])
+    assert (both.axes["direction"], both.axes["layer"]) == (["t2i"], [1, 2, 3, 9])
     setting = both.default() | {"layer": 9}
     np.testing.assert_array_equal(both.maps(setting | {"recording": "after"}), 2 * both.maps(setting))
 
 
 def test_what_does_not_belong_together_is_refused(maps):
     with pytest.raises(InputError, match="one prompt, got other tokens in 'after'"):
-        Atlas({"before": {"i2t": maps}, "after": {"i2t": maps.isel(token=slice(1, None))}})
+        MapSource({"before": {"i2t": maps}, "after": {"i2t": maps.isel(token=slice(1, None))}})
     with pytest.raises(InputError, match="one size"):
-        Atlas({"before": {"i2t": maps}, "after": {"i2t": maps.isel(y=slice(2))}})
+        MapSource({"before": {"i2t": maps}, "after": {"i2t": maps.isel(y=slice(2))}})
     with pytest.raises(InputError, match="a step in common"):
-        Atlas({"before": {"i2t": maps.sel(step=[4])}, "after": {"i2t": maps.sel(step=[8])}})
+        MapSource({"before": {"i2t": maps.sel(step=[4])}, "after": {"i2t": maps.sel(step=[8])}})
 
 
 def test_other_arrays_are_refused(maps):
     with pytest.raises(InputError, match="axes y and x"):
-        Atlas({"": {"i2t": maps.isel(x=0)}})
+        MapSource({"": {"i2t": maps.isel(x=0)}})
     with pytest.raises(InputError, match="nothing empty"):
-        Atlas({"": {"i2t": maps.isel(token=slice(0))}})
+        MapSource({"": {"i2t": maps.isel(token=slice(0))}})
     with pytest.raises(InputError, match="choose from 'seed' first"):
-        Atlas({"": {"i2t": maps.expand_dims("seed")}})
+        MapSource({"": {"i2t": maps.expand_dims("seed")}})
     with pytest.raises(InputError, match="labels that differ"):
-        Atlas({"": {"i2t": maps.assign_coords(token=["cat"] * 10)}})
+        MapSource({"": {"i2t": maps.assign_coords(token=["cat"] * 10)}})
     with pytest.raises(InputError, match="got a recording without any"):
-        Atlas({"": {}})
+        MapSource({"": {}})
 
 
 def test_class_maps_and_single_maps():
-    one = Atlas({"": {"maps": xr.DataArray(np.eye(3), dims=("y", "x"))}})
+    one = MapSource({"": {"maps": xr.DataArray(np.eye(3), dims=("y", "x"))}})
     assert (one.words[0].label, set(map(str, one.default().values()))) == ("map", {"", "maps", "None"})
-    classes = Atlas(
+    classes = MapSource(
         {"": {"maps": xr.DataArray(np.zeros((2, 3, 3)), {"class": ["cat", "fire engine"]}, ("class", "y", "x"))}}
     )
     assert [word.label for word in classes.words] == ["cat", "fire engine"]
@@ -179,11 +179,13 @@ def test_a_page_gives_up_heads_then_steps_then_detail(atlas):
     fits, axes, grid, _ = kept(2 * 5 * 3 * 3 * slice_size)
     assert (fits, axes["head"], axes["layer"], grid) == (True, ["mean", 1, 7], [0, 1, 2, 3, 9], [8, 6])
     fits, axes, grid, said = kept(slice_size)
-    assert fits and all(len(values) == 1 for values in axes.values())
+    assert fits
+    assert all(len(values) == 1 for values in axes.values())
     assert (axes["head"], axes["layer"], axes["step"], axes["branch"]) == ([1], [3], [20], ["cond"])
     assert said == "This page keeps 1 of 2 branches, 1 of 5 layers, 1 of 3 steps, 1 of 5 heads, padding as its mean."
     fits, _, grid, said = kept(slice_size // 2)
-    assert (fits, grid) == (True, [4, 3]) and said.endswith("4 x 3 of 8 x 6 image tokens.")
+    assert (fits, grid) == (True, [4, 3])
+    assert said.endswith("4 x 3 of 8 x 6 image tokens.")
 
 
 def test_coarser_maps_are_means_of_cells(atlas):

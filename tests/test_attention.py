@@ -1,4 +1,4 @@
-"""The interception point: exact blocks, an untouched model, nothing left behind."""
+"""The interception point: exact directions, an untouched model, nothing left behind."""
 
 import math
 
@@ -9,11 +9,11 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 
-from seg4diff_tools import operators
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.joint import DIRECTIONS, JointAttention
+from seg4diff_tools.attention.operators import attention_with_lse
 from seg4diff_tools.errors import InputError, RecordingError, UnknownArchitectureError
-from seg4diff_tools.joint import BLOCKS, JointAttention
-from seg4diff_tools.operators import attention_with_lse
 
 BATCH, LAYERS, HEADS, ROWS, COLUMNS, TEXT = 3, 5, 3, 7, 5, 11
 IMAGE = ROWS * COLUMNS
@@ -59,14 +59,16 @@ def inputs(dtype=torch.float32, text=TEXT) -> dict:
         torch.randn(BATCH, *shape, generator=generator) for shape in ((13, 2 * ROWS, 2 * COLUMNS), (text, 17), (19,))
     ]
     names = ("hidden_states", "encoder_hidden_states", "pooled_projections")
-    return {name: x.to(dtype) for name, x in zip(names, random)} | {"timestep": torch.tensor([23.0, 501.0, 997.0])}
+    return {name: x.to(dtype) for name, x in zip(names, random, strict=False)} | {
+        "timestep": torch.tensor([23.0, 501.0, 997.0])
+    }
 
 
 def reference_maps(transformer, arguments) -> list[torch.Tensor]:
-    """The joint softmax of every layer, materialised from the attention modules' inputs and weights."""
+    """The joint softmax of every layer, materialized from the attention modules' inputs and weights."""
     maps = []
 
-    def materialise(attn, args, kwargs):
+    def materialize(attn, args, kwargs):
         def heads(x, project, norm):
             x = project(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             return (x if norm is None else norm(x)).float()
@@ -79,7 +81,7 @@ def reference_maps(transformer, arguments) -> list[torch.Tensor]:
         maps.append((query @ key.mT / math.sqrt(20)).softmax(dim=-1))
 
     handles = [
-        block.attn.register_forward_pre_hook(materialise, with_kwargs=True) for block in transformer.transformer_blocks
+        block.attn.register_forward_pre_hook(materialize, with_kwargs=True) for block in transformer.transformer_blocks
     ]
     transformer(**arguments)
     for handle in handles:
@@ -90,7 +92,7 @@ def reference_maps(transformer, arguments) -> list[torch.Tensor]:
 def parts(joint: torch.Tensor) -> dict[str, torch.Tensor]:
     image, text = slice(0, IMAGE), slice(IMAGE, None)
     sides = {"i": image, "t": text}
-    return {block: joint[..., sides[block[0]], sides[block[2]]] for block in BLOCKS}
+    return {direction: joint[..., sides[direction[0]], sides[direction[2]]] for direction in DIRECTIONS}
 
 
 def state(transformer) -> list:
@@ -113,24 +115,24 @@ def call_of(query, key, value, mask=None, image_first=True, image=IMAGE) -> Join
 
 @MODELS
 @torch.no_grad()
-def test_all_blocks_and_masses_agree_with_a_materialised_softmax(dual, qk_norm, dtype):
+def test_all_blocks_and_masses_agree_with_a_materialized_softmax(dual, qk_norm, dtype):
     transformer, arguments = make(dual, qk_norm, dtype), inputs(dtype)
     found = {}
 
     def observe(call):
-        found[call.layer] = ({name: call.block(name) for name in BLOCKS}, call.head_mean("i2t"), call.masses())
+        found[call.layer] = ({name: call.weights(name) for name in DIRECTIONS}, call.head_mean("i2t"), call.masses())
 
     with intercept(transformer, observe):
         transformer(**arguments)
     assert list(found) == list(range(LAYERS))
-    for (blocks, mean, masses), joint in zip(found.values(), reference_maps(transformer, arguments), strict=True):
+    for (directions, mean, masses), joint in zip(found.values(), reference_maps(transformer, arguments), strict=True):
         assert joint.amax() > 0.2  # not just even attention
         expected = parts(joint)
-        for name in BLOCKS:
-            assert blocks[name].shape == expected[name].shape
-            assert (blocks[name] - expected[name]).abs().max() < TOLERANCE[dtype]
+        for name in DIRECTIONS:
+            assert directions[name].shape == expected[name].shape
+            assert (directions[name] - expected[name]).abs().max() < TOLERANCE[dtype]
         assert (mean - expected["i2t"].mean(dim=1)).abs().max() < TOLERANCE[dtype]
-        sums = torch.stack([expected[name].sum(dim=-1).mean(dim=-1) for name in BLOCKS], dim=-1)
+        sums = torch.stack([expected[name].sum(dim=-1).mean(dim=-1) for name in DIRECTIONS], dim=-1)
         assert (masses - sums).abs().max() < TOLERANCE[dtype]
 
 
@@ -223,7 +225,8 @@ def test_an_outer_stop_also_leaves_an_inner_interception():
         with intercept(transformer, lambda call: None):
             transformer(**inputs())
         after.append("the rest of the outer body")
-    assert not after and state(transformer) == before
+    assert not after
+    assert state(transformer) == before
 
 
 @torch.no_grad()
@@ -286,10 +289,11 @@ def test_observers_see_the_bias_of_another_interception(bias_first):
     first, second = (first, second) if bias_first else (second, first)
     with intercept(transformer, **first), intercept(transformer, **second):
         transformer(**inputs())
-    assert len(maps) == LAYERS and max(x.abs().max() for x in maps.values()) < 1e-5
+    assert len(maps) == LAYERS
+    assert max(x.abs().max() for x in maps.values()) < 1e-5
 
 
-def test_maps_have_the_gradients_of_a_materialised_softmax():
+def test_maps_have_the_gradients_of_a_materialized_softmax():
     torch.manual_seed(2)
     query, key, value = (torch.randn(2, 3, 13, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.randn(13, dtype=torch.float64)
@@ -321,15 +325,15 @@ def test_blocks_can_be_chosen_reduced_and_cut_into_pieces(image_first):
     expected = parts(joint)
     spans = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]])
     for workspace in (None, 1, 3000):
-        chosen = call.block("i2t", heads=[2, 0], text=[4, 1, 9], workspace=workspace)
+        chosen = call.weights("i2t", heads=[2, 0], text=[4, 1, 9], workspace=workspace)
         assert torch.allclose(chosen, expected["i2t"][:, [2, 0]][..., [4, 1, 9]], atol=1e-6)
-        chosen = call.block("t2i", heads=[1, 2], text=[4, 5, 6], workspace=workspace)
+        chosen = call.weights("t2i", heads=[1, 2], text=[4, 5, 6], workspace=workspace)
         assert torch.allclose(chosen, expected["t2i"][:, 1:, 4:7], atol=1e-6)
-        for name in BLOCKS:
+        for name in DIRECTIONS:
             assert torch.allclose(call.head_mean(name, workspace=workspace), expected[name].mean(dim=1), atol=1e-6)
         reduced = call.head_mean("i2t", text=[1, 4, 9], spans=spans, workspace=workspace)
         assert torch.allclose(reduced, expected["i2t"][..., [1, 4, 9]].mean(dim=1) @ spans, atol=1e-6)
-        reduced = call.block("t2i", text=[1, 4, 9], spans=spans, workspace=workspace)
+        reduced = call.weights("t2i", text=[1, 4, 9], spans=spans, workspace=workspace)
         assert torch.allclose(reduced, spans.mT @ expected["t2i"][:, :, [1, 4, 9]], atol=1e-6)
 
 
@@ -405,7 +409,8 @@ def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output, _ = attention_with_lse(query, key, value, mask)
-    assert output.dtype == torch.bfloat16 and torch.equal(plain, output)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(plain, output)
 
     transformer, arguments, found = make(qk_norm="rms_norm"), inputs(), []
 
@@ -418,7 +423,8 @@ def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():
         with intercept(transformer, observe):
             watched = transformer(**arguments).sample
     assert torch.equal(plain, watched)
-    assert all(dtype == torch.bfloat16 and error < 2e-3 for dtype, error in found) and len(found) == LAYERS
+    assert all(dtype == torch.bfloat16 and error < 2e-3 for dtype, error in found)
+    assert len(found) == LAYERS
 
 
 def test_wrong_arguments_are_refused():
@@ -437,7 +443,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(InputError, match="no head 3"):
         call.t2i(heads=[3])
     with pytest.raises(InputError, match="not in t2t"):
-        call.block("t2t", text=[1])
+        call.weights("t2t", text=[1])
 
 
 class OwnSoftmax:

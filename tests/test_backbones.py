@@ -7,9 +7,9 @@ import torch
 from conftest import SENTENCES, tiny_pipeline
 from transformers import CLIPTokenizer
 
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.images import crop_box, fit_image, open_images
-from seg4diff_tools.loading import wrap_pipeline
 
 SPAN_PROMPT = "two red cars and a Red  car"
 # hand-worked tokens: two red ca r s and a Red car
@@ -343,36 +343,36 @@ class TestNoise:
 
     def test_the_pipelines_scheduler_is_left_alone(self, tiny_backbone):
         before = tiny_backbone.pipe.scheduler.timesteps.clone()
-        tiny_backbone.noised(torch.zeros(1, 16, 14, 14), steps=11)
+        tiny_backbone.add_noise(torch.zeros(1, 16, 14, 14), steps=11)
         assert torch.equal(tiny_backbone.pipe.scheduler.timesteps, before)
 
     def test_flow_matching_mixture(self, tiny_backbone):
-        noise, first = tiny_backbone.noised(torch.zeros(1, 16, 14, 14), steps_from_end=28)
-        mixed, timestep = tiny_backbone.noised(torch.ones(1, 16, 14, 14), steps_from_end=8)
+        noise, first = tiny_backbone.add_noise(torch.zeros(1, 16, 14, 14), steps_from_end=28)
+        mixed, timestep = tiny_backbone.add_noise(torch.ones(1, 16, 14, 14), steps_from_end=8)
         sigma = timestep.item() / 1000
         assert first.item() == 1000
         torch.testing.assert_close(mixed, (1 - sigma) + sigma * noise)
 
     def test_batches_and_several_steps_equal_singles(self, tiny_backbone):
         latents = torch.randn(3, 16, 10, 14, generator=torch.Generator().manual_seed(1))
-        noisy, timesteps = tiny_backbone.noised(latents, [1, 8], seed=[5, 6, 7])
+        noisy, timesteps = tiny_backbone.add_noise(latents, [1, 8], seed=[5, 6, 7])
         assert noisy.shape == (6, 16, 10, 14)
         for image in range(3):
             for i, step in enumerate([1, 8]):
-                alone, timestep = tiny_backbone.noised(latents[image : image + 1], step, seed=5 + image)
+                alone, timestep = tiny_backbone.add_noise(latents[image : image + 1], step, seed=5 + image)
                 assert torch.equal(noisy[2 * image + i], alone[0])
                 assert timesteps[2 * image + i] == timestep[0]
-        same, _ = tiny_backbone.noised(torch.zeros_like(latents), seed=5)
+        same, _ = tiny_backbone.add_noise(torch.zeros_like(latents), seed=5)
         assert torch.equal(same[0], same[2])
 
     @pytest.mark.parametrize("wanted", [0, 29, [8, 40], []])
     def test_steps_outside_the_schedule(self, tiny_backbone, wanted):
         with pytest.raises(InputError, match="steps_from_end from 1 to 28"):
-            tiny_backbone.noised(torch.zeros(1, 16, 14, 14), wanted)
+            tiny_backbone.add_noise(torch.zeros(1, 16, 14, 14), wanted)
 
     def test_wrong_numbers(self, tiny_backbone):
         with pytest.raises(InputError, match="got 3 seeds for 2 images"):
-            tiny_backbone.noised(torch.zeros(2, 16, 14, 14), seed=[1, 2, 3])
+            tiny_backbone.add_noise(torch.zeros(2, 16, 14, 14), seed=[1, 2, 3])
         with pytest.raises(InputError, match="steps=0"):
             tiny_backbone.schedule(0)
 
@@ -381,38 +381,38 @@ class TestDenoise:
     def test_dual_attention(self, build_backbone):
         backbone = build_backbone(dual_attention_layers=(0, 1), qk_norm="rms_norm")
         latents = torch.zeros(1, *backbone.latent_shape)
-        assert backbone.denoise(latents, 500.0, "a cat").shape == latents.shape
+        assert backbone.predict_velocity(latents, 500.0, "a cat").shape == latents.shape
 
     def test_prompts_are_shared_out_over_steps(self, tiny_backbone):
         latents = torch.randn(2, 16, 10, 14, generator=torch.Generator().manual_seed(2))
         prompts = tiny_backbone.encode_prompt(["a cat", "two dogs"])
-        noisy, timesteps = tiny_backbone.noised(latents, [3, 8, 20])
-        velocity = tiny_backbone.denoise(noisy, timesteps, prompts)
+        noisy, timesteps = tiny_backbone.add_noise(latents, [3, 8, 20])
+        velocity = tiny_backbone.predict_velocity(noisy, timesteps, prompts)
         assert not velocity.requires_grad
         for k in range(6):
-            alone = tiny_backbone.denoise(noisy[k : k + 1], timesteps[k].item(), prompts[k // 3])
+            alone = tiny_backbone.predict_velocity(noisy[k : k + 1], timesteps[k].item(), prompts[k // 3])
             torch.testing.assert_close(velocity[k : k + 1], alone)
 
     def test_a_string_will_do(self, tiny_backbone):
         latents = torch.zeros(1, *tiny_backbone.latent_shape)
-        expected = tiny_backbone.denoise(latents, 100.0, tiny_backbone.encode_prompt("a cat"))
-        assert torch.equal(tiny_backbone.denoise(latents, 100.0, "a cat"), expected)
+        expected = tiny_backbone.predict_velocity(latents, 100.0, tiny_backbone.encode_prompt("a cat"))
+        assert torch.equal(tiny_backbone.predict_velocity(latents, 100.0, "a cat"), expected)
 
     def test_wrong_numbers_of_prompts(self, tiny_backbone):
         latents = torch.zeros(3, *tiny_backbone.latent_shape)
         with pytest.raises(InputError, match="got 2 for 3 latents"):
-            tiny_backbone.denoise(latents, 100.0, ["a cat", "a dog"])
+            tiny_backbone.predict_velocity(latents, 100.0, ["a cat", "a dog"])
         with pytest.raises(InputError, match="at least one prompt"):
-            tiny_backbone.denoise(latents, 100.0, [])
+            tiny_backbone.predict_velocity(latents, 100.0, [])
         mixed = [tiny_backbone.encode_prompt("a cat", zero_tokens=n) for n in (0, 1, 1)]
         with pytest.raises(InputError, match=r"one length, got \[77, 78\]"):
-            tiny_backbone.denoise(latents, 100.0, mixed)
+            tiny_backbone.predict_velocity(latents, 100.0, mixed)
 
 
 class TestGenerate:
     def test_same_as_the_pipeline_itself(self, tiny_backbone):
         (image,) = tiny_backbone.generate("a red car", steps=2, seed=4, zero_tokens=256, guidance_scale=5.0)
-        noise, _ = tiny_backbone.noised(torch.zeros(1, *tiny_backbone.latent_shape), steps_from_end=28, seed=4)
+        noise, _ = tiny_backbone.add_noise(torch.zeros(1, *tiny_backbone.latent_shape), steps_from_end=28, seed=4)
         pipe = tiny_backbone.pipe
         expected = pipe("a red car", num_inference_steps=2, guidance_scale=5.0, latents=noise).images[0]
         assert np.array_equal(np.asarray(image), np.asarray(expected))

@@ -11,7 +11,7 @@ pytest.importorskip("jupyter_book", reason='the book is not installed: pip insta
 
 from built_book import NOTEBOOKS, ROOT, build, pages
 
-from seg4diff_tools.pages import STORED
+from seg4diff_tools.explorer.page import STORED
 
 NOTEBOOK_LIMIT = 4_000_000
 EXPLORER_LIMIT = 3_000_000
@@ -24,7 +24,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def code_cells(path: Path) -> list[dict]:
-    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
 def outputs(path: Path) -> list[dict]:

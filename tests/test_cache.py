@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from seg4diff_tools import cache, datasets
-from seg4diff_tools.cache import remember
+from seg4diff_tools import caching, datasets
+from seg4diff_tools.attention.edits import blur, drop, swap
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.caching import remember
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.perturb import blur, drop, swap
-from seg4diff_tools.scenes import SceneConfig, Scenes
+from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
 
 CALLS = []
 
 
 def noted(*args, **kwargs):
-    """Counts how often it really runs."""
+    """ImageCounts how often it really runs."""
     CALLS.append((args, kwargs))
     return pd.DataFrame({"number": [len(CALLS)]})
 
@@ -107,13 +107,13 @@ def test_a_damaged_result_is_made_again(kept):
 
 def test_other_code_is_another_result(monkeypatch):
     remember(noted, 1)
-    monkeypatch.setattr(cache, "_package", lambda: "another version of the package")
+    monkeypatch.setattr(caching, "_package", lambda: "another version of the package")
     remember(noted, 1)
     assert len(CALLS) == 2
 
 
 def test_old_results_make_room(kept, monkeypatch):
-    monkeypatch.setattr(cache, "LARGEST", 1)
+    monkeypatch.setattr(caching, "LARGEST", 1)
     for number in range(3):
         remember(noted, number)
     assert list(kept.glob("*")) == []

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from test_scenes import read
 
-from seg4diff_tools.composition import (
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.generation.composition import (
     CATEGORIES,
     Asked,
     CompositionPrompt,
@@ -20,15 +21,14 @@ from seg4diff_tools.composition import (
     summary,
     validation,
 )
-from seg4diff_tools.drawings import concepts
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.parser import load_parser
-from seg4diff_tools.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
+from seg4diff_tools.generation.detector import load_detector
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 
 
 @pytest.fixture(scope="module")
 def parser():
-    return load_parser()
+    return load_detector()
 
 
 def test_prompts_are_captions_that_mean_what_is_judged():
@@ -37,19 +37,19 @@ def test_prompts_are_captions_that_mean_what_is_judged():
     assert len({(prompt.category, prompt.text) for prompt in drawn}) == len(drawn)
     for prompt in drawn:
         counts, where, told, background = read(prompt.text)  # as the tests of scenes read captions
-        assert counts == {(asked.concept, asked.colour): asked.count for asked in prompt.objects}
+        assert counts == {(asked.concept, asked.color): asked.count for asked in prompt.objects}
         assert (where, background) == (prompt.relation, prompt.background)
         assert [name for name, _, _ in told] == [asked.concept for asked in prompt.objects]
         assert {asked.concept for asked in prompt.objects} <= set(BASE_CONCEPTS)
         for asked in prompt.objects:
-            assert asked.colour is None or concepts()[asked.concept].recolour
+            assert asked.color is None or concepts()[asked.concept].recolor
     groups = {name: [prompt for prompt in drawn if prompt.category == name] for name in CATEGORIES}
     assert {prompt.objects[0].count for prompt in groups["counting"]} == {2, 3}
     assert {prompt.relation for prompt in groups["relation"]} == {"left of", "right of", "above", "below"}
-    assert all(one.colour != other.colour for one, other in (p.objects for p in groups["colour binding"]))
+    assert all(one.color != other.color for one, other in (p.objects for p in groups["color binding"]))
     for prompt in groups["complex"]:
         assert sum(asked.count for asked in prompt.objects) in (2, 3)
-        assert any(asked.colour or asked.count > 1 for asked in prompt.objects)
+        assert any(asked.color or asked.count > 1 for asked in prompt.objects)
 
 
 def test_prompts_depend_on_the_seed_alone():
@@ -70,8 +70,8 @@ def test_prompts_depend_on_the_seed_alone():
         (CompositionPrompt("counting", (Asked("cat", count=2),), "sand"), ""),
         (CompositionPrompt("counting", (Asked("cat", count=3),), "sand"), "count of cats: 2"),
         (CompositionPrompt("counting", (Asked("car", count=2),), "sand"), "count of cars: 1"),
-        (CompositionPrompt("colour binding", (Asked("car", "green"), Asked("cat")), "sand"), ""),
-        (CompositionPrompt("colour binding", (Asked("car", "blue"), Asked("cat")), "sand"), "car in green"),
+        (CompositionPrompt("color binding", (Asked("car", "green"), Asked("cat")), "sand"), ""),
+        (CompositionPrompt("color binding", (Asked("car", "blue"), Asked("cat")), "sand"), "car in green"),
         (CompositionPrompt("relation", (Asked("car"), Asked("turtle")), "sand", "above"), ""),
         (CompositionPrompt("relation", (Asked("turtle"), Asked("car")), "sand", "above"), "relation: below"),
         (CompositionPrompt("complex", (Asked("car", "green"), Asked("cat", count=2)), "sand"), ""),
@@ -84,7 +84,7 @@ def test_rules_on_one_scene(parser, prompt, wrong):
         Placement("cat", "noto", (0.2, 0.8), 0.36),
         Placement("cat", "fluent-flat", (0.8, 0.8), 0.36),
         Placement("turtle", "noto", (0.5, 0.6), 0.36),
-        Placement("car", "noto", (0.5, 0.2), 0.36, colour="green"),
+        Placement("car", "noto", (0.5, 0.2), 0.36, color="green"),
     )
     scene = Plan(placements, "sand", "", fitting_plan(prompt).noise)
     (row,) = judge(parser, draw_scenes([scene], 96)[0].image, [prompt]).itertuples()
@@ -96,20 +96,23 @@ def test_rules_on_one_scene(parser, prompt, wrong):
 def test_fitting_scenes_show_what_was_asked_for():
     for seed, prompt in enumerate(prompts(9, seed=1)):
         plan = fitting_plan(prompt, seed)
-        shown = Counter((thing.concept, thing.colour) for thing in plan.placements)
-        assert shown == {(asked.concept, asked.colour): asked.count for asked in prompt.objects}
+        shown = Counter((thing.concept, thing.color) for thing in plan.placements)
+        assert shown == {(asked.concept, asked.color): asked.count for asked in prompt.objects}
         assert (plan.background, plan.caption) == (prompt.background, prompt.text)
         if prompt.relation:
-            assert relation(*(thing.centre for thing in plan.placements)) == prompt.relation
+            assert relation(*(thing.center for thing in plan.placements)) == prompt.relation
         assert near_miss(prompt, seed) == near_miss(prompt, seed) != prompt
 
 
 def test_the_judge_tells_right_from_wrong(parser):
     """Scenes that fit are correct nearly always; other prompts' scenes and near misses nearly never."""
     found = validation(parser, prompts(12, seed=2), seed=5)
-    assert found.category.tolist() == list(CATEGORIES) and (found.pictures == 12).all()
-    assert found.fitting.mean() > 0.9 and found.fitting.min() >= 0.75
-    assert found.shuffled.mean() < 0.05 and found["near miss"].mean() < 0.05
+    assert found.category.tolist() == list(CATEGORIES)
+    assert (found.pictures == 12).all()
+    assert found.fitting.mean() > 0.9
+    assert found.fitting.min() >= 0.75
+    assert found.shuffled.mean() < 0.05
+    assert found["near miss"].mean() < 0.05
     # what is done to the pictures first is what is judged
     blank = validation(parser, prompts(2), through=lambda images: [np.zeros_like(image) for image in images])
     assert (blank[["fitting", "shuffled", "near miss"]] == 0).all(axis=None)
@@ -119,7 +122,8 @@ def test_scores_are_judged_pictures(tiny_backbone, parser):
     asked = prompts(1)[:3]
     settings = {"steps": 2, "guidance_scale": 1.0, "progress": False}
     found = composition_scores(tiny_backbone, parser, asked, (0, 4), batch=4, **settings)
-    assert found.seed.tolist() == [0, 0, 0, 4, 4, 4] and found.prompt.tolist() == [p.text for p in asked] * 2
+    assert found.seed.tolist() == [0, 0, 0, 4, 4, 4]
+    assert found.prompt.tolist() == [p.text for p in asked] * 2
     assert set(found.model) == {tiny_backbone.name}
     made = generate_pictures(tiny_backbone, asked, (0, 4), batch=4, **settings)
     pd.testing.assert_frame_equal(found[["correct", "found"]], judge(parser, made, asked * 2)[["correct", "found"]])
@@ -137,7 +141,8 @@ def test_summary_by_hand():
         {"category": ["b", "a", "b", "b", "b"], "correct": [True, True, True, True, False], "model": "m"}
     )
     found = summary(table)
-    assert found.category.tolist() == ["b", "a"] and found.pictures.tolist() == [4, 1]
+    assert found.category.tolist() == ["b", "a"]
+    assert found.pictures.tolist() == [4, 1]
     assert found.correct.tolist() == [0.75, 1.0]
     # Wilson: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     z, p, n = 1.959964, 0.75, 4

@@ -1,4 +1,4 @@
-"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantised or compiled models, other kernels."""
+"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantized or compiled models, other kernels."""
 
 import numpy as np
 import PIL.Image
@@ -14,15 +14,15 @@ from diffusers import (
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from test_architectures import Eyewitness, softmax
-from test_perturb import EDITS, materialised
+from test_perturb import EDITS, materialized
 from tiny_models import build
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.edits import apply_edit, blur, drop, edited_output, perturbed_guidance
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.families import family_of
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.perturb import blur, drop, edited_output, perturb, perturbed_guidance
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.segmentation.segment import segment
 
 SIZE = (40, 56)  # 5 x 7 image tokens
 IMAGE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8))
@@ -65,11 +65,12 @@ class TestGuidance:
             watched = run()
         for x, y in zip(plain, watched, strict=True):
             np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-        assert sorted(recorder.maps.branch.values) == ["cond", "uncond"] and recorder.maps.sizes["step"] == 2
+        assert sorted(recorder.maps.branch.values) == ["cond", "uncond"]
+        assert recorder.maps.sizes["step"] == 2
         found = {}
         for branch, texts in {"cond": self.prompts, "uncond": [self.negative] * 2}.items():
             with AttentionRecorder(backbone, heads="all") as one:
-                backbone.denoise(self.start(backbone), backbone.schedule(2, SIZE)[0][0], texts)
+                backbone.predict_velocity(self.start(backbone), backbone.schedule(2, SIZE)[0][0], texts)
             found[branch] = one.maps.sel(branch="cond", step=0)
             np.testing.assert_allclose(recorder.maps.sel(branch=branch, step=0), found[branch], rtol=1e-3, atol=1e-6)
         assert not np.allclose(found["cond"], found["uncond"], rtol=1e-2)
@@ -89,10 +90,10 @@ class TestGuidance:
                 **GUIDANCE[name],
             )
         start, timestep = self.start(backbone), backbone.schedule(1, SIZE)[0][0]
-        good = backbone.denoise(start, timestep, self.prompts)
-        none = backbone.denoise(start, timestep, self.negative)
-        with perturb(backbone, blur(), 1):
-            worse = backbone.denoise(start, timestep, self.prompts)
+        good = backbone.predict_velocity(start, timestep, self.prompts)
+        none = backbone.predict_velocity(start, timestep, self.negative)
+        with apply_edit(backbone, blur(), 1):
+            worse = backbone.predict_velocity(start, timestep, self.prompts)
         wanted = backbone.family.pack(start - (none + 4 * (good - none) + 1.5 * (good - worse)))
         assert (good - worse).abs().max() > 1e-4
         torch.testing.assert_close(seen[0], wanted, rtol=1e-4, atol=1e-4)
@@ -141,7 +142,7 @@ def test_pipelines_with_images(make, arguments):
     family, layers = family_of(pipe.transformer), family_of(pipe.transformer).layers(pipe.transformer)
     with Eyewitness() as witness:
         plain = generated(pipe, 2, **arguments)
-    with AttentionRecorder(pipe, heads="all", block=("i2t", "masses")) as recorder:
+    with AttentionRecorder(pipe, heads="all", direction=("i2t", "masses")) as recorder:
         assert torch.equal(generated(pipe, 2, **arguments), plain)
     maps, masses = recorder.recording["i2t"], recorder.masses
     guided = family.name == "sd3" or "true_cfg_scale" in arguments
@@ -159,10 +160,10 @@ def test_pipelines_with_images(make, arguments):
         steps_first.values.reshape(joint[..., image, words].shape), joint[..., image, words], atol=1e-5
     )
     sums = np.stack([joint[..., a, b].sum(-1).mean(-1) for a in (image, words) for b in (image, words)], axis=-1)
-    steps_first = masses.sel(image=0).transpose("step", "layer", "branch", "head", "block")
+    steps_first = masses.sel(image=0).transpose("step", "layer", "branch", "head", "direction")
     np.testing.assert_allclose(steps_first, sums, atol=1e-5)
 
-    with perturb(pipe, blur(), 1):
+    with apply_edit(pipe, blur(), 1):
         assert not torch.equal(generated(pipe, 2, **arguments), plain)
     with perturbed_guidance(pipe, blur(), 1, 2.0):
         assert not torch.equal(generated(pipe, 2, **arguments), plain)
@@ -173,7 +174,7 @@ def test_pipelines_with_images(make, arguments):
 def test_edits_leave_a_reference_image_its_share(edit):
     make, arguments = PIPELINES["kontext"]
     pipe, seen = make(), []
-    with intercept(pipe.transformer, lambda call: seen.append((edited_output(call, edit), materialised(call, edit)))):
+    with intercept(pipe.transformer, lambda call: seen.append((edited_output(call, edit), materialized(call, edit)))):
         generated(pipe, 1, **arguments)
     assert len(seen) == 10
     # as in test_perturb; sharper attention leaves less to others
@@ -208,9 +209,9 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
             return generated(pipe, **GUIDANCE[name], negative_prompt="snow")
 
         found = [run()]
-        with AttentionRecorder(pipe, block=("i2t", "masses")) as recorder:
+        with AttentionRecorder(pipe, direction=("i2t", "masses")) as recorder:
             found.append(run())
-        with perturb(pipe, drop(), 1):
+        with apply_edit(pipe, drop(), 1):
             found.append(run())
         with perturbed_guidance(pipe, drop(), 1, 2.0):
             found.append(run())
@@ -219,18 +220,20 @@ def test_offloaded_models_are_seen_and_edited_alike(name, offload):
 
     pipe = build(name)
     plain = results(pipe)
-    assert (plain[0] == plain[1]).all() and (plain[0] != plain[2]).any() and (plain[0] != plain[3]).any()
+    assert (plain[0] == plain[1]).all()
+    assert (plain[0] != plain[2]).any()
+    assert (plain[0] != plain[3]).any()
     offload(pipe)
     for x, y in zip(plain, results(pipe), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-def quantise_with_torchao(transformer) -> None:
+def quantize_with_torchao(transformer) -> None:
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed: pip install torchao")
     quantization.quantize_(transformer, quantization.Int8WeightOnlyConfig())
 
 
-def quantise_with_bitsandbytes(module) -> None:
+def quantize_with_bitsandbytes(module) -> None:
     bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
@@ -239,30 +242,32 @@ def quantise_with_bitsandbytes(module) -> None:
             small.load_state_dict(child.state_dict())
             setattr(module, name, small.to("cpu"))
         else:
-            quantise_with_bitsandbytes(child)
+            quantize_with_bitsandbytes(child)
 
 
 @ONE_OF_EACH
 # of the libraries themselves
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("quantise", [quantise_with_torchao, quantise_with_bitsandbytes])
-def test_quantised_weights(name, quantise):
+@pytest.mark.parametrize("quantize", [quantize_with_torchao, quantize_with_bitsandbytes])
+def test_quantized_weights(name, quantize):
     pipe = build(name)
     full = generated(pipe)
-    quantise(pipe.transformer)
+    quantize(pipe.transformer)
     small = generated(pipe)
     assert 0 < (small - full).abs().max() < 0.3
     with Eyewitness() as witness, AttentionRecorder(pipe, heads="all") as recorder:
         assert torch.equal(generated(pipe), small)
-    assert (recorder.maps > 0).all() and recorder.maps.sizes["layer"] == 5 and witness.seen
-    with perturb(pipe, drop(), 1):
+    assert (recorder.maps > 0).all()
+    assert recorder.maps.sizes["layer"] == 5
+    assert witness.seen
+    with apply_edit(pipe, drop(), 1):
         assert not torch.equal(generated(pipe), small)
     assert torch.equal(generated(pipe), small)
 
 
 def compile_blocks(pipe, backend) -> None:
-    for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
-        block.compile(backend=backend)
+    for direction in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
+        direction.compile(backend=backend)
 
 
 def compile_in_place(pipe, backend) -> None:
@@ -285,7 +290,7 @@ def test_a_compiled_transformer_runs_as_written_while_it_is_watched(compiled):
 
     def results() -> list[torch.Tensor]:
         found = []
-        for condition in (perturb(pipe, drop(), 1), perturbed_guidance(pipe, drop(), 1, 2.0)):
+        for condition in (apply_edit(pipe, drop(), 1), perturbed_guidance(pipe, drop(), 1, 2.0)):
             with condition:
                 found.append(generated(pipe, 1))
         return found
@@ -301,7 +306,8 @@ def test_a_compiled_transformer_runs_as_written_while_it_is_watched(compiled):
     for x, y in zip(edited, results(), strict=True):
         assert torch.equal(x, y)
     backbone = wrap_pipeline(pipe)
-    assert backbone.transformer is written and len(segment(backbone, IMAGE, ["cat", "tree"], layer=1).class_maps) == 2
+    assert backbone.transformer is written
+    assert len(segment(backbone, IMAGE, ["cat", "tree"], layer=1).class_maps) == 2
     assert len(runs) == once
     generated(pipe, 1)
     assert len(runs) == 2 * once
@@ -347,7 +353,8 @@ def test_other_attention_backends_give_way_and_come_back(shared, monkeypatch):
     assert before[0] == "flex"
     with AttentionRecorder(pipe) as recorder:
         assert torch.equal(generated(pipe), plain)
-    assert recorder.maps.sizes["layer"] == 5 and backends() == before
+    assert recorder.maps.sizes["layer"] == 5
+    assert backends() == before
     with pytest.raises(ZeroDivisionError), intercept(pipe.transformer, lambda call: 1 / 0):
         generated(pipe)
     assert backends() == before

@@ -1,4 +1,4 @@
-"""Counts on disk: what is written is read, damage and second runs are named, nothing is lost."""
+"""ImageCounts on disk: what is written is read, damage and second runs are named, nothing is lost."""
 
 import os
 import subprocess
@@ -11,17 +11,26 @@ import pandas as pd
 import pytest
 import torch
 
-from seg4diff_tools import metrics
-from seg4diff_tools.counts import Counts, Shard, Tally, count_images, placed, read_shard, stored_shards, write_shard
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools._runs import replace_file
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.runs import replace_file
+from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.counts import (
+    ImageCounts,
+    Shard,
+    TotalCounts,
+    count_images,
+    placed,
+    read_shard,
+    stored_shards,
+    write_shard,
+)
 
 
 def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree"), configurations=3):
     confusion = np.random.default_rng(index).integers(0, 9, (configurations, len(true), len(predicted)))
     confusion[:, :, 1:2] = 0  # a class that is never chosen
-    return Counts(index, confusion, true, predicted, ("grass",), f"picture {index}")
+    return ImageCounts(index, confusion, true, predicted, ("grass",), f"picture {index}")
 
 
 def test_round_trip(tmp_path):
@@ -33,7 +42,8 @@ def test_round_trip(tmp_path):
         names = sorted({*before.true, *before.predicted})
         assert torch.equal(placed(before, names), placed(after, names))
         assert (after.index, after.true, after.background) == (before.index, before.true, before.background)
-        assert after.fingerprint == before.fingerprint and "dog" not in after.predicted
+        assert after.fingerprint == before.fingerprint
+        assert "dog" not in after.predicted
 
 
 def test_any_table_library_opens_it(tmp_path):
@@ -52,20 +62,20 @@ def test_nothing_read_is_still_a_file(tmp_path):
 
 def test_scores_do_not_depend_on_the_order():
     records = [record(0), record(1, true=("tree", "dog", "cat")), record(2, true=("dog",))]
-    pd.testing.assert_frame_equal(Tally(records).scores(), Tally(records[::-1]).scores(), check_exact=True)
+    pd.testing.assert_frame_equal(TotalCounts(records).scores(), TotalCounts(records[::-1]).scores(), check_exact=True)
     names = ["cat", "dog", "grass", "tree"]
     total = sum(placed(each, names) for each in records)
-    scores = Tally(records).scores()
+    scores = TotalCounts(records).scores()
     np.testing.assert_allclose(scores["mIoU"], metrics.miou(total))
     np.testing.assert_allclose(scores["object_mIoU"], metrics.miou(total, [0, 1, 3]))
     np.testing.assert_allclose(scores["background_mIoU"], metrics.miou(total, [2]))
-    assert Tally().scores().empty
+    assert TotalCounts().scores().empty
 
 
 def sample(index):
     generator = np.random.default_rng(index)
     pixels = generator.integers(0, 256, (7, 11, 3), dtype=np.uint8)
-    return LabelledImage(pixels, ("cat", "grass"), generator.integers(0, 2, (7, 11)), background=("grass",))
+    return LabeledImage(pixels, ("cat", "grass"), generator.integers(0, 2, (7, 11)), background=("grass",))
 
 
 def compute(group):
@@ -104,16 +114,19 @@ def test_samples_that_cannot_be_read(tmp_path, broken, message):
     with pytest.raises(InputError, match=message):
         list(count_images(samples, compute, at_once=3))
     (shard,) = count_images(samples, compute, folder=tmp_path, at_once=3, skip=True)
-    assert indices([shard]) == [[0, 2]] and list(shard.faults) == [1]
+    assert indices([shard]) == [[0, 2]]
+    assert list(shard.faults) == [1]
     (stored,) = stored_shards(tmp_path)
     assert stored.faults == shard.faults
     # repaired, it is computed with its group, and no fault is left
     (shard,) = count_images([sample(0), sample(1), sample(2)], compute, folder=tmp_path, at_once=3, skip=True)
-    assert indices([shard]) == [[0, 1, 2]] and shard.faults == {}
+    assert indices([shard]) == [[0, 1, 2]]
+    assert shard.faults == {}
     assert indices(stored_shards(tmp_path)) == [[0, 1, 2]]
     # broken after it was counted, its counts stay
     (shard,) = count_images(samples, compute, folder=tmp_path, at_once=3, skip=True)
-    assert indices([shard]) == [[0, 1, 2]] and shard.faults == {}
+    assert indices([shard]) == [[0, 1, 2]]
+    assert shard.faults == {}
 
 
 def test_what_was_counted_stays_when_its_group_is_done_again(tmp_path):
@@ -123,7 +136,8 @@ def test_what_was_counted_stays_when_its_group_is_done_again(tmp_path):
     list(count_images(samples, compute, range(3), folder=tmp_path, at_once=4, skip=True))
     # the group grows by an image, and another one of it cannot be read any more
     (shard,) = count_images(broken[0], compute, folder=tmp_path, at_once=4, skip=True)
-    assert indices([shard]) == indices(stored_shards(tmp_path)) == [[0, 1, 2, 3]] and shard.faults == {}
+    assert indices([shard]) == indices(stored_shards(tmp_path)) == [[0, 1, 2, 3]]
+    assert shard.faults == {}
 
 
 def test_a_smaller_run_that_mends_leaves_the_rest(tmp_path):
@@ -131,9 +145,11 @@ def test_a_smaller_run_that_mends_leaves_the_rest(tmp_path):
     broken = [replace(samples[0], image="late.jpg"), *samples[1:3], replace(samples[3], image="late.jpg")]
     list(count_images(broken, compute, folder=tmp_path, at_once=4, skip=True))
     (shard,) = count_images(samples, compute, range(2), folder=tmp_path, at_once=4, skip=True)
-    assert indices([shard]) == [[0, 1]] and shard.faults == {}
+    assert indices([shard]) == [[0, 1]]
+    assert shard.faults == {}
     (stored,) = stored_shards(tmp_path)
-    assert indices([stored]) == [[0, 1, 2]] and list(stored.faults) == [3]
+    assert indices([stored]) == [[0, 1, 2]]
+    assert list(stored.faults) == [3]
 
 
 def test_second_run_on_a_folder_is_refused(tmp_path):
@@ -171,4 +187,5 @@ def test_full_disk_keeps_what_was_there(tmp_path):
     path.with_suffix(".partial").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match="No space left on device.*make room"):
         replace_file(path, b"after")
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -24,7 +24,7 @@ def folders(tmp_path):
     images.mkdir()
     masks.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (11, 13, 3), dtype=np.uint8)
-    for name in ("b.jpg", "a.png", "unlabelled.png"):
+    for name in ("b.jpg", "a.png", "unlabeled.png"):
         Image.fromarray(pixels).save(images / name)
     labels = np.zeros((11, 13), dtype=np.uint8)
     labels[2:5, 3:7], labels[0, 0] = 2, 255
@@ -99,7 +99,7 @@ def test_mask_of_another_size_is_refused(folders):
         datasets.folder(images, masks, NAMES)[0]
 
 
-def test_coloured_mask_is_refused(folders):
+def test_colored_mask_is_refused(folders):
     images, masks = folders
     Image.new("RGB", (13, 11)).save(masks / "a.png")
     with pytest.raises(InputError, match="one class index"):
@@ -134,7 +134,7 @@ def test_wrong_folders_and_names_are_refused(folders, tmp_path):
             datasets.folder(*arguments)
 
 
-def colours(segments: np.ndarray) -> Image.Image:
+def colors(segments: np.ndarray) -> Image.Image:
     """A panoptic PNG: id = red + 256 green + 65536 blue."""
     return Image.fromarray(np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1).astype(np.uint8))
 
@@ -155,7 +155,7 @@ def coco(tmp_path):
     images.mkdir()
     masks.mkdir()
     Image.new("RGB", (11, 7)).save(images / "000000000030.jpg")
-    colours(SEGMENTS).save(masks / "000000000030.png")
+    colors(SEGMENTS).save(masks / "000000000030.png")
     segments = [(300, 1, 0), (70_000, 44, 0), (5, 1, 0), (9, 1, 1)]
     content = {
         "categories": CATEGORIES,
@@ -175,10 +175,13 @@ def coco(tmp_path):
 
 def test_coco_panoptic_tells_classes_and_things_apart(coco):
     samples = datasets.coco_panoptic(*coco)
-    assert samples.class_names == ("cat", "wall brick", "floor") and samples.background == ("wall brick", "floor")
+    assert samples.class_names == ("cat", "wall brick", "floor")
+    assert samples.background == ("wall brick", "floor")
     (sample,) = samples
-    assert isinstance(sample, datasets.Sample) and sample.name == "000000000030.jpg"
-    assert sample.class_names == ("cat", "wall brick") and sample.background == ("wall brick",)
+    assert isinstance(sample, datasets.Sample)
+    assert sample.name == "000000000030.jpg"
+    assert sample.class_names == ("cat", "wall brick")
+    assert sample.background == ("wall brick",)
     assert sample.caption == "cat wall brick"
     expected = np.where(SEGMENTS == 70_000, 1, np.where(SEGMENTS == 0, 255, 0))
     assert np.array_equal(sample.label_map, expected)
@@ -201,7 +204,7 @@ def test_coco_captions_in_both_formats(coco, tmp_path):
 
 def test_broken_coco_is_named(coco, tmp_path):
     images, masks, path = coco
-    colours(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
+    colors(SEGMENTS[:, :-1]).save(masks / "000000000030.png")
     with pytest.raises(InputError, match=r"masks of the image's size \(11, 7\), got \(10, 7\)"):
         datasets.coco_panoptic(*coco)[0]
     (masks / "000000000030.png").write_bytes(b"no picture")
@@ -241,7 +244,8 @@ def test_sa1b_reads_masks_without_names(sa):
     samples = datasets.sa1b(folder, folder / "captions.json")
     assert [sample.name for sample in samples] == ["sa_1.jpg", "sa_2.jpg"]
     assert [sample.caption for sample in samples] == ["", "a road"]
-    assert np.array_equal(samples[0].masks, masks) and samples[0].class_names == ()
+    assert np.array_equal(samples[0].masks, masks)
+    assert samples[0].class_names == ()
 
 
 def test_broken_sa1b_is_named(sa, tmp_path):
@@ -270,7 +274,7 @@ def test_real_coco_photographs():
 
 def test_renamed_classes_of_one_name_become_one():
     label_map = np.array([[0, 1, 2], [2, 3, datasets.IGNORE]])
-    sample = datasets.LabelledImage(
+    sample = datasets.LabeledImage(
         np.zeros((2, 3, 3), np.uint8), ("cat", "sand", "dog", "snow"), label_map, "", ("sand", "snow")
     )
 
@@ -278,6 +282,8 @@ def test_renamed_classes_of_one_name_become_one():
         class_names = ("cat", "sand", "dog", "snow", "tree")
 
     found = datasets.renamed(Set([sample]), {"sand": "background", "snow": "background", "cat": "kitten"})
-    assert found.class_names == ("kitten", "background", "dog", "tree") and len(found) == 1
-    assert found[0].class_names == ("kitten", "background", "dog") and found[0].background == ("background",)
+    assert found.class_names == ("kitten", "background", "dog", "tree")
+    assert len(found) == 1
+    assert found[0].class_names == ("kitten", "background", "dog")
+    assert found[0].background == ("background",)
     assert found[0].label_map.tolist() == [[0, 1, 2], [2, 1, datasets.IGNORE]]

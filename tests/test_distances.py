@@ -8,11 +8,11 @@ import torch
 from tiny_run import tiny_clip
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from seg4diff_tools.checkpoints import MINI
-from seg4diff_tools.clipscore import load_clip
-from seg4diff_tools.distances import clip_features, frechet_distance, kernel_distance, picture_distances
+from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes import Scenes
+from seg4diff_tools.generation.clip import load_clip
+from seg4diff_tools.generation.distances import clip_features, frechet_distance, kernel_distance, picture_distances
+from seg4diff_tools.scenes.scenes import Scenes
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def clip(tmp_path_factory):
     return load_clip(tiny_clip(tmp_path_factory.mktemp("model")))
 
 
-def cross(a: float, b: float, centre: tuple[float, float] = (0.0, 0.0)) -> torch.Tensor:
+def cross(a: float, b: float, center: tuple[float, float] = (0.0, 0.0)) -> torch.Tensor:
     """Four points with this mean and the covariance diag(2 a^2 / 3, 2 b^2 / 3)."""
-    return torch.tensor([[a, 0.0], [-a, 0.0], [0.0, b], [0.0, -b]]) + torch.tensor(centre)
+    return torch.tensor([[a, 0.0], [-a, 0.0], [0.0, b], [0.0, -b]]) + torch.tensor(center)
 
 
 def test_frechet_distance_by_hand():
@@ -65,10 +65,11 @@ def test_kernel_distance_is_kid_of_one_subset():
 def test_kernel_distance_has_no_bias():
     random = torch.Generator().manual_seed(0)
     values = [kernel_distance(*torch.randn(2, 20, 3, generator=random)) for _ in range(200)]
-    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values)) and min(values) < 0
+    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(len(values))
+    assert min(values) < 0
 
 
-def test_features_are_those_before_normalisation(clip):
+def test_features_are_those_before_normalization(clip):
     images = list(np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8))
     features = clip_features(clip, images, batch=2)
     assert features.shape == (5, 13)

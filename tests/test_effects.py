@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_run import tiny_clip
 
-from seg4diff_tools.clipscore import clip_scores, load_clip
-from seg4diff_tools.effects import guidance_effects, layer_effects, resampled
+from seg4diff_tools.analysis.perturbation import guidance_effects, layer_effects, resampled
+from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.perturb import blur, drop, perturb, perturbed_guidance
+from seg4diff_tools.generation.clip import clip_scores, load_clip
 
 PROMPTS = ["a cat and a dog", "a red car", "two cats near a tree"]
 
@@ -33,7 +33,7 @@ def test_layer_effects(tiny_backbone, clip):
     # batches of another size may differ in the last bit
     difference = np.abs(np.asarray(found.pictures[None][2], int) - np.asarray(plain[2], int))
     assert difference.max() <= 1
-    with perturb(tiny_backbone, drop(), 4):
+    with apply_edit(tiny_backbone, drop(), 4):
         edited = tiny_backbone.generate(PROMPTS[:2], seed=[0, 1], **asked)
     assert same(found.pictures[4][:2], edited)
     first, row = found.table[:3], found.table[6:]
@@ -75,7 +75,8 @@ def test_prompts_are_a_list(tiny_backbone, clip):
 def test_resampled_keeps_prompts_together():
     table = pd.DataFrame({"layer": [1, 1, 4, 4], "prompt": [0, 1, 0, 1], "CLIP-T": [0.0, 2.0, 1.0, 3.0]})
     draws = resampled(table, "CLIP-T", draws=400)
-    assert list(draws.columns) == [1, 4] and len(draws) == 400
+    assert list(draws.columns) == [1, 4]
+    assert len(draws) == 400
     # two prompts out of two: both, or one of them twice
     assert set(draws[1]) == {0.0, 1.0, 2.0}
     assert (draws[4] - draws[1] == 1).all()

@@ -19,22 +19,24 @@ from pandas.testing import assert_frame_equal
 from PIL import Image
 from tiny_parts import sharpened
 
-from seg4diff_tools import masks, metrics, readings
-from seg4diff_tools.combination import choose_combination
-from seg4diff_tools.datasets import LabelledImage, folder
+from seg4diff_tools.analysis.search import choose_combination
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.datasets import LabeledImage, folder
+from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.evaluation import evaluate, read_evaluation
-from seg4diff_tools.grouping import grouping_scores
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.methods import Pads, Words
-from seg4diff_tools.segmentation import segment
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.evaluate import evaluate, read_evaluation
+from seg4diff_tools.evaluation.grouping_scores import grouping_scores
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
+from seg4diff_tools.segmentation import attribution, masks
+from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
+from seg4diff_tools.segmentation.segment import segment
 
 VOCABULARY = ["cat", "dog", "grass", "red car", "tree"]
 METHODS = {
-    "one": Words(layers=(3,), steps_from_end=(4,)),
-    "all": Words(reading="daam", steps_from_end=(2, 5)),
-    "spread": Words(reading=partial(readings.refined, times=1), layers=(2,)),
+    "one": OpenVocabulary(layers=(3,), steps_from_end=(4,)),
+    "all": OpenVocabulary(method="daam", steps_from_end=(2, 5)),
+    "spread": OpenVocabulary(method=partial(attribution.refined, times=1), layers=(2,)),
 }
 
 
@@ -46,9 +48,9 @@ def samples():
     ):
         generator = np.random.default_rng(index)
         label_map = generator.integers(0, len(names), size)
-        label_map[:3, 5:7] = metrics.IGNORE
+        label_map[:3, 5:7] = IGNORE
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-        found.append(LabelledImage(pixels, tuple(names), label_map, background=("grass",)))
+        found.append(LabeledImage(pixels, tuple(names), label_map, background=("grass",)))
     return found
 
 
@@ -71,7 +73,7 @@ def counted(pairs):
     total = torch.zeros(5, 5, dtype=torch.int64)
     for sample, label_map, names in pairs:
         for true, found in zip(sample.label_map.flat, label_map.flat, strict=True):
-            if true != metrics.IGNORE:
+            if true != IGNORE:
                 total[VOCABULARY.index(sample.class_names[true]), VOCABULARY.index(names[found])] += 1
     return total
 
@@ -86,7 +88,7 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         pairs = []
         for sample in samples:
             names = VOCABULARY if row.protocol == "full" else sample.class_names
-            options = {"steps_from_end": method.steps_from_end, "reading": method.reading}
+            options = {"steps_from_end": method.steps_from_end, "reading": method.method}
             pairs.append((sample, segment(backbone, sample.image, names, method.layers, **options).label_map, names))
         total = counted(pairs)
         close = {"abs": 4e-3}
@@ -97,11 +99,15 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
         assert row.pACC == pytest.approx(metrics.pixel_accuracy(total).item(), **close)
         first = table.query("method == 'one' and protocol == @row.protocol").iloc[0]
         assert row.gain == row.mIoU - first.mIoU
-        assert row.low <= row.high and row.images == 3 and row.skipped == 0
+        assert row.low <= row.high
+        assert row.images == 3
+        assert row.skipped == 0
     assert (table.loc[:1, ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
-    assert table.mIoU.nunique() == 6 and (table.gain_low < table.gain_high)[2:].all()
+    assert table.mIoU.nunique() == 6
+    assert (table.gain_low < table.gain_high)[2:].all()
     assert set(result.pace) == {(row.method, row.protocol) for row in table.itertuples()}
-    assert min(result.pace.values()) > 0 and "3 images at" in result.throughput()
+    assert min(result.pace.values()) > 0
+    assert "3 images at" in result.throughput()
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
@@ -118,7 +124,7 @@ def test_as_it_stands_it_is_the_sweep(backbone, samples, vocabulary):
 
 @pytest.mark.parametrize("matching", ["image", "rows"])
 def test_pads_are_grouping_scores(backbone, samples, matching):
-    method = Pads(layer=2, threshold=0.01, matching=matching)
+    method = Unsupervised(layers=2, threshold=0.01, matching=matching)
     row = run(backbone, samples, {"pads": method}, vocabulary=VOCABULARY, batch=1).table().iloc[0]
     expected = grouping_scores(backbone, samples, [0.01], [2], matching=matching, progress=False).iloc[0]
     assert row["protocol"] == "matched"
@@ -132,12 +138,13 @@ def test_by_class_size_and_image(backbone, samples):
     tree = result.by_class().query("`class` == 'tree'").iloc[0]
     hits = union = 0
     for sample, labels in zip(samples, label_maps, strict=True):
-        kept = sample.label_map != metrics.IGNORE
+        kept = sample.label_map != IGNORE
         names = np.array(sample.class_names)
         true, found = names[np.where(kept, sample.label_map, 0)] == "tree", names[labels] == "tree"
         hits, union = hits + (true & found & kept).sum(), union + ((true | found) & kept).sum()
-    assert tree["IoU"] == pytest.approx(hits / union, abs=4e-3) and tree["images"] == 2
-    assert result.by_class()["pixels"].sum() == sum((s.label_map != metrics.IGNORE).sum() for s in samples)
+    assert tree["IoU"] == pytest.approx(hits / union, abs=4e-3)
+    assert tree["images"] == 2
+    assert result.by_class()["pixels"].sum() == sum((s.label_map != IGNORE).sum() for s in samples)
     # grass is stuff, and every other class covers more than a fifth of its image
     sizes = result.by_size().set_index("size")
     assert sizes["objects"].to_dict() == {"under 1 %": 0, "1 to 5 %": 0, "5 to 20 %": 0, "over 20 %": 5}
@@ -171,19 +178,21 @@ def test_limit_and_order(backbone, samples, tmp_path):
 def test_folder_says_all(backbone, samples, tmp_path):
     result = run(backbone, samples, METHODS, ["present", "full"], VOCABULARY, out=tmp_path)
     told = json.loads((tmp_path / "result.json").read_text())
-    assert told["settings"]["methods"]["spread"]["reading"] == {
-        "function": "seg4diff_tools.readings.refined",
+    assert told["settings"]["methods"]["spread"]["method"] == {
+        "function": "seg4diff_tools.segmentation.attribution.refined",
         "times": 1,
     }
-    assert told["settings"]["methods"]["one"]["layers"] == [3] and told["versions"]["torch"] == torch.__version__
-    assert told["settings"]["rows"][1] == ["one", "full"] and told["processes"] == 1
+    assert told["settings"]["methods"]["one"]["layers"] == [3]
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["settings"]["rows"][1] == ["one", "full"]
+    assert told["processes"] == 1
     stored = read_evaluation(tmp_path)
     assert_frame_equal(stored.table(), result.table(), check_exact=True)
     assert_frame_equal(stored.by_size(), result.by_size(), check_exact=True)
     assert stored.throughput() == "all images were done before"
     assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), result.table())
     with pytest.raises(InputError, match="methods: .* there"):
-        run(backbone, samples, {"one": Words(layers=(1,))}, ["present", "full"], VOCABULARY, out=tmp_path)
+        run(backbone, samples, {"one": OpenVocabulary(layers=(1,))}, ["present", "full"], VOCABULARY, out=tmp_path)
     with pytest.raises(CheckpointError, match="folder of an evaluation"):
         read_evaluation(tmp_path / "nowhere")
 
@@ -195,10 +204,10 @@ def test_nothing_that_can_be_read(backbone, samples):
 
 def test_a_reading_of_ones_own_is_told_by_its_content(backbone, samples, tmp_path):
     def with_reading(reading, out=tmp_path):
-        return run(backbone, samples[:1], {"own": Words(reading=reading, layers=(2,))}, out=out)
+        return run(backbone, samples[:1], {"own": OpenVocabulary(method=reading, layers=(2,))}, out=out)
 
     def spread(times):
-        return lambda *arguments: readings.refined(*arguments, times=times)
+        return lambda *arguments: attribution.refined(*arguments, times=times)
 
     assert with_reading(spread(1)).table()["mIoU"].item() == with_reading(spread(1)).table()["mIoU"].item()
     with pytest.raises(InputError, match="methods: .* there"):
@@ -216,10 +225,11 @@ def test_folders_of_other_runs_and_of_no_image(backbone, samples, tmp_path):
 
 
 def test_image_without_a_class_counts_nothing(backbone, samples):
-    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    empty = LabeledImage(samples[0].image, (), np.full((23, 31), IGNORE))
     with_it = run(backbone, [empty, *samples], {"one": METHODS["one"]}, batch=4)
     without = run(backbone, samples, {"one": METHODS["one"]}, batch=3)
-    assert with_it.table()["mIoU"].item() == without.table()["mIoU"].item() and len(with_it.skipped) == 0
+    assert with_it.table()["mIoU"].item() == without.table()["mIoU"].item()
+    assert len(with_it.skipped) == 0
 
 
 def photographs_in(path):
@@ -263,7 +273,8 @@ def test_damaged_samples_are_named_and_left_out(backbone, tmp_path, how):
     with pytest.warns(UserWarning, match=r"1 of 11 samples .* number 4: .*04\.(jpg|png)"):
         result = run(backbone, sound, methods, out=tmp_path / "run", batch=1)
     table = result.table()
-    assert table["skipped"].item() == 1 and list(result.skipped) == [4]
+    assert table["skipped"].item() == 1
+    assert list(result.skipped) == [4]
     assert_frame_equal(table.drop(columns="skipped"), expected.drop(columns="skipped"))
     assert read_evaluation(tmp_path / "run").table()["skipped"].item() == 1
     # mended, the same run takes it in
@@ -327,7 +338,8 @@ def test_killed_command_goes_on(tiny_folder, straight, tmp_path):
 
 def test_combination_is_the_best_of_plain_means(backbone, samples):
     moves = choose_combination(backbone, samples, [0, 2, 3], (3, 8), progress=False)
-    assert moves["mIoU"].is_monotonic_increasing and moves["mIoU"].is_unique
+    assert moves["mIoU"].is_monotonic_increasing
+    assert moves["mIoU"].is_unique
 
     def plain(layers, steps):
         pairs = []
@@ -347,14 +359,15 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
     last = moves.iloc[-1]
     assert plain(last["layers"], last["steps_from_end"]) == pytest.approx(last["mIoU"], abs=4e-3)
     for _, row in moves.iterrows():
-        assert list(row["layers"]) == sorted(row["layers"]) and set(row["layers"]) <= {0, 2, 3}
+        assert list(row["layers"]) == sorted(row["layers"])
+        assert set(row["layers"]) <= {0, 2, 3}
     with pytest.raises(InputError, match="at least one sample"):
         choose_combination(backbone, [])
     turned = replace(samples[0], label_map=samples[0].label_map.T)
     for score in (choose_combination, partial(grouping_scores, thresholds=[0.1])):
         with pytest.raises(InputError, match=r"image's size \(23, 31\) for sample 1"):
             score(backbone, [samples[1], turned], progress=False)
-    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    empty = LabeledImage(samples[0].image, (), np.full((23, 31), IGNORE))
     some = choose_combination(backbone, [empty, *samples], [0, 2, 3], (3, 8), progress=False)
     assert_frame_equal(some, moves)
 
@@ -368,8 +381,7 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
         ({"protocol": []}, "protocol 'present' or 'full'"),
         ({"protocol": "full"}, "pass vocabulary="),
         ({"protocol": "full", "vocabulary": VOCABULARY[1:]}, "outside it"),
-        ({"methods": {"deep": Words(layers=(7,))}}, "layers from 0 to 4"),
-        ({"methods": {"early": Words(steps_from_end=(29,))}}, "from 1 to 28"),
+        ({"methods": {"deep": OpenVocabulary(layers=(7,))}}, "layers? from 0 to 4"),
     ],
 )
 def test_wrong_input_is_refused(backbone, samples, arguments, message):

@@ -9,9 +9,10 @@ import pytest
 import traitlets
 import xarray as xr
 
-from seg4diff_tools import AttentionRecorder, explore, open_recording, pages
-from seg4diff_tools.atlas import AXES, quantise
+from seg4diff_tools import AttentionRecorder, explore, open_recording
 from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.explorer import page
+from seg4diff_tools.explorer.maps import AXES, quantize
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
 SENTENCE = "a red car left of a zebra"  # the tiny tokenizer spells zebra in pieces
@@ -20,9 +21,9 @@ SENTENCE = "a red car left of a zebra"  # the tiny tokenizer spells zebra in pie
 @pytest.fixture(scope="module")
 def recording(tiny_backbone):
     prompt, latents = tiny_backbone.encode_prompt(SENTENCE, zero_tokens=5), tiny_backbone.encode_image(IMAGE)
-    with AttentionRecorder(tiny_backbone, prompt=prompt, heads="all", block=["i2t", "t2i", "masses"]) as recorder:
+    with AttentionRecorder(tiny_backbone, prompt=prompt, heads="all", direction=["i2t", "t2i", "masses"]) as recorder:
         for step in (20, 8):
-            tiny_backbone.denoise(*tiny_backbone.noised(latents, step), prompt)
+            tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, step), prompt)
     return recorder.recording
 
 
@@ -44,23 +45,23 @@ def ask(view, **question):
 
 
 def test_it_begins_with_a_telling_word(view):
-    assert (view.block, view.branch, view.layer, view.step, view.head) == ("i2t", "cond", 1, 1, "mean")
+    assert (view.direction, view.branch, view.layer, view.step, view.head) == ("i2t", "cond", 1, 1, "mean")
     assert (view.token, view.classes) == ("red", ["red", "car", "zebra"])
     assert view.axes["head"] == ["mean", 0, 1, 2]
-    assert "masses" not in view.axes["block"]
+    assert "masses" not in view.axes["direction"]
     assert len(view.tokens) == 77 + 5
     labels = [word["label"] for word in view.words]
     assert labels == ["<start>", *["a", "red", "car", "left", "of", "a#2", "zebra"], "<end>", "<pads>", "<zeros>"]
 
 
 def test_the_bytes_are_those_of_the_chosen_maps(view, recording):
-    for layer, step, head, block in [(0, 0, "mean", "i2t"), (4, 1, 2, "t2i"), (3, 0, 1, "i2t")]:
-        view.layer, view.step, view.head, view.block = layer, step, head, block
+    for layer, step, head, direction in [(0, 0, "mean", "i2t"), (4, 1, 2, "t2i"), (3, 0, 1, "i2t")]:
+        view.layer, view.step, view.head, view.direction = layer, step, head, direction
         content, sent = ask(view, ask="slice", selection=view.selection)
-        plain = recording[block].sel(layer=layer, step=step, branch="cond", image=0)
+        plain = recording[direction].sel(layer=layer, step=step, branch="cond", image=0)
         plain = plain.mean("head") if head == "mean" else plain.sel(head=head)
         assert content["shape"] == (82, 7, 7)
-        assert sent == quantise(plain.values).content
+        assert sent == quantize(plain.values).content
 
 
 def test_small_maps_are_the_mean_of_a_words_tokens(view, recording):
@@ -69,7 +70,7 @@ def test_small_maps_are_the_mean_of_a_words_tokens(view, recording):
     _, sent = ask(view, ask="along", axis="layer", selection=view.selection, tokens=tokens)
     plain = recording["i2t"].sel(step=1, branch="cond", image=0).mean("head").isel(token=list(tokens)).mean("token")
     codes = np.frombuffer(sent[2 * 4 * 5 :], np.uint8).astype(int)
-    assert np.abs(codes - quantise(plain.values).codes.ravel().astype(int)).max() <= 1
+    assert np.abs(codes - quantize(plain.values).codes.ravel().astype(int)).max() <= 1
 
 
 def test_data_are_what_is_shown(view, recording):
@@ -77,7 +78,7 @@ def test_data_are_what_is_shown(view, recording):
     view.token = "car"
     np.testing.assert_allclose(view.data.values, plain.sel(layer=1, token="car").values, rtol=1e-5)
     assert view.data.attrs == {"recording": "", "image": 0, "token": "car"} | {
-        axis: getattr(view, axis) for axis in ("block", "branch", "layer", "step", "head")
+        axis: getattr(view, axis) for axis in ("direction", "branch", "layer", "step", "head")
     }
     view.mode, view.beside = "masks", {"layer": 4}
     assert dict(view.data.sizes) == {"layer": 2, "class": 3, "y": 7, "x": 7}
@@ -119,7 +120,7 @@ def test_what_was_not_recorded_is_refused(view):
             setattr(view, name, value)
         assert getattr(view, name) == before
     with pytest.raises(traitlets.TraitError):
-        view.colours = "jet"
+        view.colors = "jet"
 
 
 def test_a_stale_question_gets_a_sentence(view):
@@ -171,23 +172,23 @@ def test_what_cannot_be_shown_says_so(recording, tiny_backbone, tmp_path):
 def test_the_notebook_keeps_what_a_page_needs(view, recording, tmp_path):
     view.token, view.beside = "car", {"layer": 4}
     data, _ = view._repr_mimebundle_()
-    stored = json.loads(json.dumps(data[pages.STORED], sort_keys=True))
+    stored = json.loads(json.dumps(data[page.STORED], sort_keys=True))
     assert "application/vnd.jupyter.widget-view+json" in data
     assert (stored["token"], stored["beside"], stored["layer"]) == ("car", {"layer": 4}, 1)
     key = ",".join(str(stored["axes"][axis].index(view.selection[axis])) for axis in AXES)
     assert len(base64.b64decode(stored["slices"][key])) == np.prod(stored["shape"]) + 8 * stored["shape"][0]
-    page = view.save_html(tmp_path / "view.html").read_text()
-    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    html = view.save_html(tmp_path / "view.html").read_text()
+    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', html)
     assert json.loads(content)["slices"] == stored["slices"]
-    assert not re.search(r"https?://", page)
-    assert pages.STORED not in explore(recording, store=0)._repr_mimebundle_()[0]
+    assert not re.search(r"https?://", html)
+    assert page.STORED not in explore(recording, store=0)._repr_mimebundle_()[0]
 
 
 def test_the_script_serves_a_widget_and_a_page():
-    module, page = pages.module(), pages.script()
-    assert {path.stem for path in pages.STATIC.glob("*.js")} == {*pages.PARTS, "page"}
+    module, script = page.module(), page.script()
+    assert {path.stem for path in page.STATIC.glob("*.js")} == {*page.PARTS, "page"}
     assert re.findall(r"(?m)^[ \t]*(?:export|import)\b.*", module) == ["export default { render };"]
-    assert not re.search(r"(?m)^[ \t]*(?:export|import)\b", page)
+    assert not re.search(r"(?m)^[ \t]*(?:export|import)\b", script)
 
 
 def test_a_setting_that_is_refused_leaves_the_one_before(view):
@@ -204,7 +205,8 @@ def test_a_setting_that_is_refused_leaves_the_one_before(view):
                 setattr(view, name, value)
         assert {name: getattr(view, name) for name in wrong} == before
     view.set_state({"cell": [6, 6]})
-    assert view.cell == [6, 6] and view.data.shape == (7, 7)
+    assert view.cell == [6, 6]
+    assert view.data.shape == (7, 7)
 
 
 def test_a_page_finds_maps_by_place(recording):
@@ -212,13 +214,15 @@ def test_a_page_finds_maps_by_place(recording):
     named = {"für später": maps, "before": maps * 2}
     stored = explore(named, layer=2, recording="before").stored()
     places = [stored["axes"][axis].index(stored[axis]) for axis in AXES]
-    assert ",".join(map(str, places)) in stored["slices"] and places[0] == 1
+    assert ",".join(map(str, places)) in stored["slices"]
+    assert places[0] == 1
 
 
 def test_a_page_keeps_both_panels(recording):
-    view = explore(recording, layer=3, beside={"layer": 1}, store=6_000, block="i2t")
+    view = explore(recording, layer=3, beside={"layer": 1}, store=6_000, direction="i2t")
     stored = view.stored()
-    assert {1, 3} <= set(stored["axes"]["layer"]) and len(stored["axes"]["layer"]) < 5
+    assert {1, 3} <= set(stored["axes"]["layer"])
+    assert len(stored["axes"]["layer"]) < 5
 
 
 def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
@@ -229,10 +233,12 @@ def test_a_page_that_leaves_out_leaves_out_the_same_everywhere(recording):
     pads = [label for label in one.token.values.tolist() if label.startswith("<pad>")]
     view = explore(batch, pictures, show={"image": 2}, token=pads[3], classes=[pads[1], "red"], cell=[7, 5], store=500)
     stored = view.stored()
-    assert stored["axes"]["image"] == [2] and stored["pictures"] == [view.pictures[2]]
+    assert stored["axes"]["image"] == [2]
+    assert stored["pictures"] == [view.pictures[2]]
     assert (stored["token"], stored["classes"]) == ("<pads>", ["<pads>", "red"])
     rows, columns = stored["shape"][1:]
-    assert rows < 8 and stored["cell"] == [7 * rows // 8, 5 * columns // 8]
+    assert rows < 8
+    assert stored["cell"] == [7 * rows // 8, 5 * columns // 8]
 
 
 def test_mean_is_that_of_the_heads_that_all_have(recording):
@@ -257,8 +263,8 @@ def test_live_records_what_a_recorder_does(live, tiny_backbone):
     prompt = tiny_backbone.encode_prompt("a cat and a dog")
     with AttentionRecorder(tiny_backbone, prompt=prompt) as recorder:
         for step in (3, 2, 1):
-            noisy = tiny_backbone.noised(tiny_backbone.encode_image(IMAGE), step, 3)
-            tiny_backbone.denoise(*noisy, prompt)
+            noisy = tiny_backbone.add_noise(tiny_backbone.encode_image(IMAGE), step, 3)
+            tiny_backbone.predict_velocity(*noisy, prompt)
     live.token, live.step, live.layer = "dog", 2, 3
     plain = recorder.maps.sel(token="dog", step=2, layer=3).squeeze()
     np.testing.assert_allclose(live.data.values, plain.values, rtol=1e-5)
@@ -314,7 +320,7 @@ def test_live_tries_again_and_says_every_error(live, monkeypatch):
     def broken(*_):
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("seg4diff_tools.live.record_live", broken)
+    monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", broken)
     live.seed = 4
     live.wait()
     assert (live.message, live.revision) == ("no such thing", 0)
@@ -334,7 +340,7 @@ def test_live_and_the_notebook_take_turns(live, tiny_backbone):
     def recorded():
         with AttentionRecorder(tiny_backbone, prompt=prompt) as recorder:
             for step in (3, 2, 1):
-                tiny_backbone.denoise(*tiny_backbone.noised(latents, step, 3), prompt)
+                tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, step, 3), prompt)
         return recorder.maps
 
     expected = recorded()
@@ -346,7 +352,7 @@ def test_live_and_the_notebook_take_turns(live, tiny_backbone):
 
 
 def test_live_refuses_before_it_records(tiny_backbone, monkeypatch):
-    monkeypatch.setattr("seg4diff_tools.live.record_live", None)
+    monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", None)
     for arguments, message in (
         ({"image": "a cat", "layers": 3}, "no setting layers"),
         ({"image": "photo.jgp", "prompt": "a cat"}, "no image file 'photo.jgp'"),
@@ -366,10 +372,12 @@ def test_live_says_what_is_wrong_with_a_prompt(live):
 
 
 def test_live_draws_where_there_is_no_picture(tiny_backbone):
-    view = explore(tiny_backbone, "a cat", steps=2, seed=3, record={"heads": "all", "block": ["i2t", "t2i"]}, layer=0)
+    view = explore(
+        tiny_backbone, "a cat", steps=2, seed=3, record={"heads": "all", "direction": ["i2t", "t2i"]}, layer=0
+    )
     assert (view.axes["branch"], view.branch) == (["uncond", "cond"], "cond")
-    assert (view.axes["block"], view.axes["head"]) == (["i2t", "t2i"], ["mean", 0, 1, 2])
-    told = """, steps=2, record={'heads': 'all', 'block': ['i2t', 't2i']}"""
+    assert (view.axes["direction"], view.axes["head"]) == (["i2t", "t2i"], ["mean", 0, 1, 2])
+    told = """, steps=2, record={'heads': 'all', 'direction': ['i2t', 't2i']}"""
     assert view.call == 'explore(backbone, prompt="a cat", seed=3' + told
     assert len(view.pictures) == 1
     with pytest.raises(InputError, match="no image file"):

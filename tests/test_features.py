@@ -1,20 +1,20 @@
-"""Features, norms and budgets against values worked out by hand and the materialised attention."""
+"""Features, norms and budgets against values worked out by hand and the materialized attention."""
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.features import (
+from seg4diff_tools.analysis.features import (
     attention_budget,
     explained_variance,
     image_features,
-    pca_colours,
+    pca_colors,
     token_labels,
     value_norms,
 )
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def calls(tiny_backbone, given):
     for latent, prompt in zip(latents, prompts, strict=True):
         layers = []
         with intercept(tiny_backbone.transformer, layers.append):
-            tiny_backbone.denoise(*tiny_backbone.noised(latent[None], 8), prompt)
+            tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latent[None], 8), prompt)
         seen.append(layers)
     return seen
 
@@ -100,16 +100,18 @@ def test_bad_groups():
         explained_variance(np.ones((3, 2)), np.zeros(3, int))
 
 
-def test_pca_colours_are_shared_by_images():
+def test_pca_colors_are_shared_by_images():
     rng = np.random.default_rng(1)
     classes = rng.integers(0, 3, size=(2, 5, 7))
     features = (np.eye(3, 13)[classes] * [5]).astype(np.float32) + rng.normal(scale=0.01, size=(2, 5, 7, 13)).astype(
         "f"
     )
-    colours = pca_colours(features)
-    assert colours.shape == (2, 5, 7, 3) and colours.min() == 0 and colours.max() == 1
-    first = [colours[0][classes[0] == c].mean(0) for c in range(3)]
-    second = [colours[1][classes[1] == c].mean(0) for c in range(3)]
+    colors = pca_colors(features)
+    assert colors.shape == (2, 5, 7, 3)
+    assert colors.min() == 0
+    assert colors.max() == 1
+    first = [colors[0][classes[0] == c].mean(0) for c in range(3)]
+    second = [colors[1][classes[1] == c].mean(0) for c in range(3)]
     # the third component is noise
     assert_allclose(np.array(first)[:, :2], np.array(second)[:, :2], atol=0.05)
 

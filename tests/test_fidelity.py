@@ -16,11 +16,12 @@ from scipy.special import rel_entr
 from torch.nn.functional import interpolate, pad
 
 from seg4diff_tools import paper
-from seg4diff_tools.grouping import group, grouping_scores
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scenes, gallery
-from seg4diff_tools.segmentation import segment
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.evaluation.grouping_scores import grouping_scores
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
+from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Scenes, gallery
+from seg4diff_tools.segmentation.segment import segment
+from seg4diff_tools.segmentation.unsupervised import group
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def mini():
 
 @pytest.fixture(scope="module", params=["mini", "sd3", "sd3.5"])
 def model(request, mini, build_backbone):
-    """The shipped model; random ones without and with normalised queries and image-only attention beside."""
+    """The shipped model; random ones without and with normalized queries and image-only attention beside."""
     if request.param == "mini":
         return mini
     return build_backbone(
@@ -43,7 +44,7 @@ def drawn():
     return gallery()[21]
 
 
-class Materialised:
+class Materialized:
     """Joint attention of SD3 that keeps its whole map [head token token], before and after the softmax."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, *args, **kwargs):
@@ -92,13 +93,13 @@ def attention(backbone, picture, text, layer, *, step=8, steps=28, seed=0, zeros
     # what comes after the layer cannot change it
     transformer.transformer_blocks = transformer.transformer_blocks[: layer + 1]
     for block in transformer.transformer_blocks:
-        block.attn.processor = Materialised()
+        block.attn.processor = Materialized()
     transformer(noisy.float(), words, torch.cat(pooled, dim=-1), torch.tensor([1000 * sigma]).float())
     return transformer.transformer_blocks[layer].attn.processor
 
 
 def spans(backbone, names):
-    """First and last token of each name, counted as the released code does: names are tokenised one by one."""
+    """First and last token of each name, counted as the released code does: names are tokenized one by one."""
     counts = [len(backbone.pipe.tokenizer(name).input_ids) - 2 for name in names]
     return [(1 + sum(counts[:i]), 1 + sum(counts[: i + 1])) for i in range(len(names))]
 
@@ -167,11 +168,11 @@ def test_noise_level_is_that_of_the_released_code(mini):
     assert mini.schedule(28)[1][-8].item() == pytest.approx(0.5151, abs=1e-4)
 
 
-@pytest.mark.parametrize("normalise", ["softmax", "scores"])
+@pytest.mark.parametrize("normalize", ["softmax", "scores"])
 @pytest.mark.parametrize("minmax", [False, True])
-def test_normalisations(mini, drawn, normalise, minmax):
-    result = segment(mini, drawn.image, drawn.class_names, normalise=normalise, minmax=minmax)
-    joint = getattr(attention(mini, drawn.image, drawn.prompt, 4), normalise)
+def test_normalizations(mini, drawn, normalize, minmax):
+    result = segment(mini, drawn.image, drawn.class_names, normalize=normalize, minmax=minmax)
+    joint = getattr(attention(mini, drawn.image, drawn.prompt, 4), normalize)
     maps = class_maps(mini, joint, drawn.class_names, (12, 12))
     if minmax:
         low, high = maps.flatten(1).min(1).values, maps.flatten(1).max(1).values
@@ -191,7 +192,7 @@ def test_pictures_that_are_not_square(mini, drawn, fit):
     assert result.settings["frame"] == frame
 
 
-LONG = [f"{colour} {name}" for name in BASE_CONCEPTS[:20] for colour in ("red", "blue")]  # two tokens each
+LONG = [f"{color} {name}" for name in BASE_CONCEPTS[:20] for color in ("red", "blue")]  # two tokens each
 
 
 @pytest.mark.parametrize(("count", "lost"), [(37, 0), (38, 0), (40, 2)])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from seg4diff_tools.__main__ import app
 from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.generation import generate_benchmark, read_prompts
+from seg4diff_tools.generation.benchmarks import generate_benchmark, read_prompts
 
 QUICK = {"steps": 2, "guidance_scale": 1.0, "progress": False}
 TEXTS = ["a cat", "a red car", "a dog"]
@@ -146,7 +146,7 @@ def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
 
 
 def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
-    from seg4diff_tools.lora import attach, save_lora, trained
+    from seg4diff_tools.backbones.lora import attach, save_lora, trained
 
     transformer = tiny_backbone.transformer
     attach(transformer, tiny_backbone.family, rank=2, alpha=2)
@@ -182,7 +182,8 @@ def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
     again = CliRunner().invoke(
         app, [str(tmp_path / "tuned") if word == tmp_path / "plain" else str(word) for word in plain]
     )
-    assert again.exit_code == 2 and "weights: " in again.stderr
+    assert again.exit_code == 2
+    assert "weights: " in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,4 +200,5 @@ def test_an_error_is_one_line(tiny_folder, t2i, tmp_path, changed, message):
     result = CliRunner().invoke(app, ["generate", *(str(word) for option in options.items() for word in option)])
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ")
+    assert message in line

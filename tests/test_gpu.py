@@ -8,10 +8,10 @@ import torch
 from tiny_models import SIDE, build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seg4diff_tools import operators
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.segmentation.segment import segment
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,10 +50,10 @@ def test_the_operators_pass_their_own_check(backend):
 @pytest.mark.parametrize("name", ["sd3", "flux-dev", "hunyuan-image"])
 def test_the_output_is_bit_identical_while_it_is_recorded(name, dtype):
     backbone = wrap_pipeline(build(name).to("cuda", dtype))
-    given = backbone.noised(backbone.encode_image(IMAGE), 8)
-    plain = backbone.denoise(*given, "a cat")
-    with AttentionRecorder(backbone, block=("i2t", "masses"), heads="all") as recorder:
-        watched = backbone.denoise(*given, "a cat")
+    given = backbone.add_noise(backbone.encode_image(IMAGE), 8)
+    plain = backbone.predict_velocity(*given, "a cat")
+    with AttentionRecorder(backbone, direction=("i2t", "masses"), heads="all") as recorder:
+        watched = backbone.predict_velocity(*given, "a cat")
     assert torch.equal(plain, watched)
     assert np.isfinite(recorder.recording["i2t"]).all()
 
@@ -75,11 +75,11 @@ def test_recording_with_offloaded_parts(name, offload):
 
 def test_recording_under_autocast_leaves_the_output_alone():
     backbone = wrap_pipeline(build("sd3").to("cuda"))
-    given = backbone.noised(backbone.encode_image(IMAGE), 8)
+    given = backbone.add_noise(backbone.encode_image(IMAGE), 8)
     with torch.autocast("cuda", torch.bfloat16):
-        plain = backbone.denoise(*given, "a cat")
+        plain = backbone.predict_velocity(*given, "a cat")
         with AttentionRecorder(backbone) as recorder:
-            watched = backbone.denoise(*given, "a cat")
+            watched = backbone.predict_velocity(*given, "a cat")
     assert torch.equal(plain, watched)
     assert recorder.maps.dtype == np.float32
 

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from seg4diff_tools import masks, metrics
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.datasets.labels import renumber
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.grouping import group, grouping_scores
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.scenes import SceneConfig, Scenes
+from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.grouping_scores import grouping_scores
+from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
+from seg4diff_tools.segmentation import masks
+from seg4diff_tools.segmentation.unsupervised import group
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def test_group_is_what_its_parts_give(tiny_backbone, samples):
     prompt = tiny_backbone.encode_prompt("")
     assert len(prompt.pads) == 75
     with AttentionRecorder(tiny_backbone, layers=2, prompt=prompt, tokens=prompt.pads) as recorder:
-        tiny_backbone.denoise(*tiny_backbone.noised(tiny_backbone.encode_image(image), 8), prompt)
+        tiny_backbone.predict_velocity(*tiny_backbone.add_noise(tiny_backbone.encode_image(image), 8), prompt)
     maps = recorder.maps.squeeze().values
     np.testing.assert_allclose(found.token_maps.values, maps, atol=1e-6)
     proposals, groups = masks.merge_maps(torch.from_numpy(found.token_maps.values), 0.01)
@@ -46,7 +49,7 @@ def test_scores_are_those_of_the_groups(tiny_backbone, samples):
     total, counts = 0, []
     for sample in samples:
         found = group(tiny_backbone, sample.image, layer=3, threshold=0.01)
-        target = metrics.renumber(torch.from_numpy(np.array(sample.label_map)).long(), sample.class_names, vocabulary)
+        target = renumber(torch.from_numpy(np.array(sample.label_map)).long(), sample.class_names, vocabulary)
         named = metrics.match(torch.from_numpy(found.label_map), target, len(vocabulary))
         total = total + metrics.confusion(named, target, len(vocabulary) + 1)
         counts.append(len(found.proposals))

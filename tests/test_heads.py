@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
+from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.heads import choose_heads, cross_validated, head_class_maps, part_scores
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.scenes import Scene, SceneConfig, Scenes
+from seg4diff_tools.scenes.scenes import Scene, SceneConfig, Scenes
 
 
 def square_scene() -> Scene:
@@ -89,5 +89,5 @@ def test_maps_are_those_of_the_attention(tiny_backbone):
     maps = head_class_maps(tiny_backbone, samples, [1, 3], progress=False)
     (names,) = tiny_backbone.class_prompts(samples[1].class_names)
     with AttentionRecorder(tiny_backbone, layers=3, heads="all", prompt=names, tokens=names.classes) as recorder:
-        tiny_backbone.denoise(*tiny_backbone.noised(tiny_backbone.encode_image(samples[1].image), 8), names)
+        tiny_backbone.predict_velocity(*tiny_backbone.add_noise(tiny_backbone.encode_image(samples[1].image), 8), names)
     np.testing.assert_allclose(maps[1][1], recorder.maps.squeeze().values, atol=1e-6)

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_pipeline
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusion3Pipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from seg4diff_tools.checkpoints import load_pipeline
+from seg4diff_tools._runs import as_path
+from seg4diff_tools.backbones.checkpoints import load_pipeline
+from seg4diff_tools.backbones.loading import as_backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
-from seg4diff_tools.loading import load_backbone, wrap_pipeline
 
 
 @pytest.fixture
@@ -118,3 +120,27 @@ def test_t5_is_refused():
     pipe.text_encoder_3 = torch.nn.Linear(1, 1)
     with pytest.raises(InputError, match=r"without text_encoder_3 \(Linear\)"):
         wrap_pipeline(pipe)
+
+
+class TestAsBackbone:
+    def test_whatever_holds_a_model(self, tiny_backbone, tiny_folder):
+        assert as_backbone(tiny_backbone) is tiny_backbone
+        wrapped = as_backbone(tiny_backbone.pipe)
+        assert (wrapped.pipe, wrapped.name) == (tiny_backbone.pipe, "pipeline")
+        assert as_backbone(str(tiny_folder)).name == as_backbone(tiny_folder).name == str(tiny_folder)
+
+    def test_pipeline_without_transformer(self):
+        pipe = DDPMPipeline(
+            unet=UNet2DModel(
+                block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+            ),
+            scheduler=DDPMScheduler(),
+        )
+        with pytest.raises(UnknownArchitectureError, match="a transformer, got DDPMPipeline: pass one of .*StableDiff"):
+            as_backbone(pipe)
+
+
+def test_paths_are_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/run") == as_path(Path("~/run")) == tmp_path / "run"
+    assert as_path("run") == Path("run")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.backbones.lora import FILE, SHIPPED, LoraWeights, apply_lora, attach, read_lora, save_lora, trained
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.lora import FILE, SHIPPED, LoraWeights, attach, lora, read_lora, save_lora, trained
-from seg4diff_tools.scenes import Scenes
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
+from seg4diff_tools.scenes.scenes import Scenes
 
 RANK = 3
 
@@ -34,7 +34,7 @@ def weights(backbone) -> LoraWeights:
 @torch.no_grad()
 def velocity(backbone) -> torch.Tensor:
     noisy = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    return backbone.denoise(noisy, 500.0, "a cat")
+    return backbone.predict_velocity(noisy, 500.0, "a cat")
 
 
 def released(weights: LoraWeights, head: bool) -> dict:
@@ -56,13 +56,14 @@ def test_attach_covers_joint_attention_alone(build_backbone):
     assert modules == {f"transformer_blocks.{i}.attn.{name}" for i in range(5) for name in names}
     assert {tuple(v.shape) for n, v in found.tensors.items() if ".lora_A." in n} == {(RANK, 60)}
     trainable = {name for name, value in backbone.transformer.named_parameters() if value.requires_grad}
-    assert len(trainable) == 2 * 5 * 4 and all(".lora_" in name for name in trainable)
+    assert len(trainable) == 2 * 5 * 4
+    assert all(".lora_" in name for name in trainable)
 
 
 def test_lora_adds_the_product_of_its_matrices(backbone, weights):
     module = "transformer_blocks.2.attn.to_k"
     a, b = (weights.tensors[f"{module}.lora_{side}.weight"] for side in "AB")
-    with lora(backbone, weights, scale=0.5):
+    with apply_lora(backbone, weights, scale=0.5):
         changed = velocity(backbone)
         inputs = torch.randn(7, 60)
         linear = backbone.transformer.get_submodule(module)
@@ -74,16 +75,16 @@ def test_lora_adds_the_product_of_its_matrices(backbone, weights):
 
 def test_the_model_is_as_it_was_afterwards(backbone, weights):
     names, before = list(backbone.transformer.state_dict()), velocity(backbone)
-    with pytest.raises(KeyboardInterrupt), lora(backbone, weights):
+    with pytest.raises(KeyboardInterrupt), apply_lora(backbone, weights):
         raise KeyboardInterrupt
     assert list(backbone.transformer.state_dict()) == names
     assert torch.equal(velocity(backbone), before)
-    with lora(backbone, weights, scale=0.0):
+    with apply_lora(backbone, weights, scale=0.0):
         torch.testing.assert_close(velocity(backbone), before)
 
 
 def test_plain_diffusers_loads_what_is_saved(backbone, weights, tmp_path):
-    with lora(backbone, weights):
+    with apply_lora(backbone, weights):
         ours = velocity(backbone)
     save_lora(weights, tmp_path / "lora")
     # offline, old versions of diffusers look for no file themselves
@@ -100,7 +101,7 @@ def test_alpha_is_multiplied_in(backbone):
         ours = velocity(backbone)
     found = trained(backbone.transformer, alpha=2 * RANK)
     backbone.transformer.unload_lora()
-    with lora(backbone, found):
+    with apply_lora(backbone, found):
         torch.testing.assert_close(velocity(backbone), ours)
 
 
@@ -113,7 +114,8 @@ def test_every_layout_reads_the_same(weights, tmp_path, kind):
         source = tmp_path / "lora_weights.pth"
         torch.save(released(weights, head=kind.endswith("head")), source)
     found = read_lora(source)
-    assert found.rank == RANK and found.tensors.keys() == weights.tensors.keys()
+    assert found.rank == RANK
+    assert found.tensors.keys() == weights.tensors.keys()
     assert all(torch.equal(found.tensors[name], value) for name, value in weights.tensors.items())
     assert list(found.conv_head) == (["0.weight"] if kind.endswith("head") else [])
 
@@ -124,10 +126,10 @@ def test_the_conv_head_is_kept_beside_the_lora(weights, tmp_path):
 
 
 def test_a_second_lora_is_refused(backbone, weights):
-    with lora(backbone, weights):
+    with apply_lora(backbone, weights):
         with pytest.raises(InputError, match=r"expected a model without a LoRA, got one with \['seg4diff'\]"):
             attach(backbone.transformer, backbone.family, 2, 2)
-        with pytest.raises(InputError, match="unload_lora_weights"), lora(backbone, weights):
+        with pytest.raises(InputError, match="unload_lora_weights"), apply_lora(backbone, weights):
             pass
         velocity(backbone)  # the first one is still there
     assert not hasattr(backbone.transformer, "peft_config")
@@ -135,10 +137,10 @@ def test_a_second_lora_is_refused(backbone, weights):
 
 def test_weights_of_another_model_are_refused(build_backbone, weights):
     wider = build_backbone(attention_head_dim=24, caption_projection_dim=72)
-    with pytest.raises(CheckpointError, match="expected 72 channels for .*, got 60"), lora(wider, weights):
+    with pytest.raises(CheckpointError, match="expected 72 channels for .*, got 60"), apply_lora(wider, weights):
         pass
     shallow = build_backbone(num_layers=2)
-    with pytest.raises(CheckpointError, match="which it does not have"), lora(shallow, weights):
+    with pytest.raises(CheckpointError, match="which it does not have"), apply_lora(shallow, weights):
         pass
 
 
@@ -185,17 +187,18 @@ def test_shipped_loras_fit_the_embedded_model():
     backbone = load_backbone("mini")
     for name in SHIPPED:
         weights = read_lora(name)
-        assert weights.rank == 16 and not weights.conv_head
+        assert weights.rank == 16
+        assert not weights.conv_head
         settings = json.loads((SHIPPED[name] / "settings.json").read_text())
         assert settings["fingerprint"] == model_fingerprint(backbone), "mini changed after its LoRAs were trained"
-        with lora(backbone, name):
+        with apply_lora(backbone, name):
             pass
 
 
 def test_the_shipped_lora_segments_better_than_its_control():
     backbone, scores = load_backbone("mini"), {}
     for name in SHIPPED:
-        with lora(backbone, name):
+        with apply_lora(backbone, name):
             table = layer_step_sweep(backbone, Scenes("test", 24), [backbone.expert_layer], progress=False)
         scores[name] = table["object_mIoU"].item()
     assert scores["mini-magnet"] > scores["mini-flow"] + 0.04

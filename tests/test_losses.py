@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.losses import dice_loss, focal_loss, match_masks, matching_cost
+from seg4diff_tools.magnet.losses import dice_loss, focal_loss, match_masks, matching_cost
 
 
 def logit(*chances: float) -> torch.Tensor:
@@ -68,12 +68,14 @@ def test_match_finds_the_cheapest_pairs():
         for chosen in itertools.permutations(range(5), 3)
     )
     assert cost[rows, columns].sum().item() == pytest.approx(best)
-    assert sorted(columns.tolist()) == [0, 1, 2] and len(set(rows.tolist())) == 3
+    assert sorted(columns.tolist()) == [0, 1, 2]
+    assert len(set(rows.tolist())) == 3
 
 
 def test_fewer_maps_than_masks_leave_masks_over():
     rows, columns = match_masks(torch.tensor([[3.0, 1.0, 2.0]]))
-    assert rows.tolist() == [0] and columns.tolist() == [1]
+    assert rows.tolist() == [0]
+    assert columns.tolist() == [1]
 
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss])

@@ -1,4 +1,4 @@
-"""Mask alignment: losses and gradients against a materialised softmax, targets, and runs that a kill or a cut does not change."""
+"""Mask alignment: losses and gradients against a materialized softmax, targets, and runs that a kill or a cut does not change."""
 
 import csv
 import os
@@ -18,17 +18,17 @@ from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.backbones.lora import apply_lora, read_lora
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.lora import lora, read_lora
-from seg4diff_tools.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
+from seg4diff_tools.magnet.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
-from seg4diff_tools.operators import attention_with_lse
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.scenes import Scenes
+from seg4diff_tools.scenes.scenes import Scenes
 
 HEADS, GRID, TEXT, DIM = 3, (5, 7), 11, 8
 IMAGE = GRID[0] * GRID[1]
@@ -67,15 +67,15 @@ def targets(spans: bool) -> list[Target]:
     return found
 
 
-def materialised(call: JointAttention, config: MagnetConfig, spans: tuple[tuple[int, ...], ...], image: int):
+def materialized(call: JointAttention, config: MagnetConfig, spans: tuple[tuple[int, ...], ...], image: int):
     """The maps of one image by definition, from the whole map."""
     scores = call.query[image] @ call.key[image].mT * call.scale
     whole = scores if config.reading == "scores" else scores.softmax(-1)
-    block = whole[:, :IMAGE, IMAGE:]
+    direction = whole[:, :IMAGE, IMAGE:]
     if config.maps == "heads":
-        maps = block.permute(0, 2, 1).flatten(0, 1)
+        maps = direction.permute(0, 2, 1).flatten(0, 1)
         return maps if config.reading == "scores" else maps.logit()
-    maps = torch.stack([block.mean(0)[:, list(span)].mean(1) for span in spans])
+    maps = torch.stack([direction.mean(0)[:, list(span)].mean(1) for span in spans])
     if config.reading == "softmax":
         maps = maps.logit()
     if config.reading == "shares":
@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_words_are_those_of_the_whole_map(reading, focal
     call = attention()
     expected = {"focal": 0.0, "dice": 0.0}
     for image, one in enumerate(wanted):
-        plain = materialised(call, config, one.spans, image).unflatten(-1, GRID).float()
+        plain = materialized(call, config, one.spans, image).unflatten(-1, GRID).float()
         large = interpolate(plain[None], size=(10, 14), mode="bilinear")[0][:, one.known]
         expected["focal"] += focal_loss(large, one.masks[:, one.known], focal=focal).mean() / 2
         expected["dice"] += dice_loss(large, one.masks[:, one.known]).mean() / 2
@@ -117,7 +117,7 @@ def test_losses_and_gradients_of_heads_are_those_of_the_best_matching_maps(readi
     call = attention()
     total = 0.0
     for image, one in enumerate(wanted):
-        maps = materialised(call, config, (), image).unflatten(-1, GRID).float()
+        maps = materialized(call, config, (), image).unflatten(-1, GRID).float()
         small = interpolate(one.masks[None].float(), size=GRID, mode="nearest-exact")[0] > 0.5
         costs = torch.stack([dice_loss(maps.flatten(1), mask.flatten().expand(len(maps), -1)) for mask in small], 1)
         # few masks: every choice can be tried
@@ -169,7 +169,7 @@ def test_the_head_changes_maps_before_the_loss():
 class TestTargets:
     labels = np.zeros((56, 56), dtype=np.int64)
     labels[:10, :10], labels[20:, 20:], labels[0, 50:] = 1, 2, 255
-    sample = LabelledImage(np.zeros((56, 56, 3), np.uint8), ("snow", "cat", "dog"), labels, caption="a dog on snow")
+    sample = LabeledImage(np.zeros((56, 56, 3), np.uint8), ("snow", "cat", "dog"), labels, caption="a dog on snow")
 
     def test_words_of_class_names(self, backbone):
         found = target(backbone, self.sample, QUICK)
@@ -177,11 +177,13 @@ class TestTargets:
         # the largest first
         assert [found.prompt.tokens[span[0]].text for span in found.spans] == ["snow", "dog", "cat"]
         assert [int(mask.sum()) for mask in found.masks] == [56 * 56 - 100 - 36 * 36 - 6, 36 * 36, 100]
-        assert int((~found.known).sum()) == 6 and found.unnamed == 0
+        assert int((~found.known).sum()) == 6
+        assert found.unnamed == 0
 
     def test_words_of_a_caption(self, backbone):
         found = target(backbone, self.sample, replace(QUICK, text="caption"))
-        assert found.prompt.text == "a dog on snow" and found.unnamed == 1
+        assert found.prompt.text == "a dog on snow"
+        assert found.unnamed == 1
         assert [found.prompt.tokens[span[0]].text for span in found.spans] == ["snow", "dog"]
 
     def test_small_and_many_masks_are_dropped(self, backbone):
@@ -195,20 +197,22 @@ class TestTargets:
     def test_masks_come_to_the_square_of_the_image(self, backbone):
         wide = np.zeros((28, 112), dtype=np.int64)
         wide[:, 56:] = 1
-        sample = LabelledImage(np.zeros((28, 112, 3), np.uint8), ("cat", "dog"), wide)
+        sample = LabeledImage(np.zeros((28, 112, 3), np.uint8), ("cat", "dog"), wide)
         masks = target(backbone, sample, QUICK).masks
         assert masks.shape == (2, 56, 56)
-        assert masks[0, :, :28].all() and not masks[0, :, 28:].any()
+        assert masks[0, :, :28].all()
+        assert not masks[0, :, 28:].any()
         assert target(backbone, sample, replace(QUICK, mask_side=14)).masks.shape == (2, 14, 14)
 
     def test_masks_without_names(self, backbone):
         masks = np.zeros((2, 56, 56), dtype=bool)
         masks[0, :5], masks[1] = True, True
         blank = np.full((56, 56), 255, dtype=np.int64)
-        sample = LabelledImage(np.zeros((56, 56, 3), np.uint8), (), blank, "a cat", masks=masks)
+        sample = LabeledImage(np.zeros((56, 56, 3), np.uint8), (), blank, "a cat", masks=masks)
         found = target(backbone, sample, replace(QUICK, maps="heads", text="caption"))
         assert [int(mask.sum()) for mask in found.masks] == [56 * 56, 5 * 56]
-        assert found.spans == () and found.known.all()
+        assert found.spans == ()
+        assert found.known.all()
         with pytest.raises(InputError, match="expected class names with maps='words'"):
             target(backbone, sample, QUICK)
 
@@ -225,7 +229,8 @@ class TestTargets:
     def test_long_captions_lose_whole_words(self, backbone):
         words = ["cat"] * 40 + ["tree"] * 60
         fitted = fitting(backbone, " ".join(words))
-        assert 60 < len(fitted.split()) <= 75 and fitted.split() == words[: len(fitted.split())]
+        assert 60 < len(fitted.split()) <= 75
+        assert fitted.split() == words[: len(fitted.split())]
         assert backbone.encode_prompt(fitted).text == fitted
         assert fitting(backbone, "a cat") == "a cat"
 
@@ -233,7 +238,8 @@ class TestTargets:
 def test_noise_follows_from_seed_and_number(backbone):
     drawn, sigma = noise(backbone, (2, 3, 5), 7, QUICK)
     again, same = noise(backbone, (2, 3, 5), 7, QUICK)
-    assert torch.equal(drawn, again) and sigma == same
+    assert torch.equal(drawn, again)
+    assert sigma == same
     assert not torch.equal(drawn, noise(backbone, (2, 3, 5), 8, QUICK)[0])
     assert not torch.equal(drawn, noise(backbone, (2, 3, 5), 7, replace(QUICK, seed=1))[0])
     # the median share is 1/2, which the shift of 3 turns into 3 / (1 + 2)
@@ -284,12 +290,13 @@ def test_the_mask_loss_falls(backbone, tmp_path, options):
 @pytest.mark.parametrize("options", [{}, {"maps": "heads", "text": "caption"}], ids=["words", "heads"])
 def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
     backbone = wrap_pipeline(build("flux-dev"))
-    # a double block and a single one
+    # a double direction and a single one
     losses = {"flow_weight": 0.0, "focal_weight": 0.0, "reading": "softmax"}
     config = replace(QUICK, steps=6, batch=3, layers=(1, 3), learning_rate=0.03, **losses, **options)
     few = [DATA[index] for index in range(3)]
     prompt = target(backbone, few[0], replace(QUICK, text="classes")).prompt
-    assert len(prompt.tokens) == 512 and set(prompt.classes) == set(few[0].class_names)
+    assert len(prompt.tokens) == 512
+    assert set(prompt.classes) == set(few[0].class_names)
 
     asked = {"prompt": "a cat", "height": 40, "width": 56, "num_inference_steps": 1, "output_type": "latent"}
 
@@ -300,11 +307,11 @@ def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
     found = rows(finetune(backbone, few, config, tmp_path / "run", progress=False))
     assert 0 < found[-1]["dice"] < 0.98 * found[0]["dice"]
     assert torch.equal(generated(), plain)
-    # single blocks have one output projection for attention and the rest together, which is left alone
+    # single directions have one output projection for attention and the rest together, which is left alone
     modules = {f"transformer_blocks.{i}.attn.{part}" for i in range(2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
     modules |= {f"single_transformer_blocks.{i}.attn.{part}" for i in range(3) for part in ("to_q", "to_k", "to_v")}
     assert {name.rpartition(".lora_")[0] for name in read_lora(tmp_path / "run").tensors} == modules
-    with lora(backbone, tmp_path / "run"):
+    with apply_lora(backbone, tmp_path / "run"):
         ours = generated()
     assert not torch.equal(ours, plain)
     backbone.pipe.load_lora_weights(tmp_path / "run")
@@ -321,10 +328,11 @@ def test_only_the_lora_changes_and_only_inside(backbone, tmp_path):
     state = torch.get_rng_state()
     finetune(backbone, DATA, QUICK, tmp_path / "run", progress=False)
     after = backbone.transformer.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any(value.requires_grad for value in backbone.transformer.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    with lora(backbone, tmp_path / "run"):
+    with apply_lora(backbone, tmp_path / "run"):
         assert backbone.transformer.peft_config
 
 
@@ -399,9 +407,8 @@ def test_half_precision_is_near_and_one_run_does_not_bind_the_next(backbone, tmp
     again = rows(finetune(backbone, DATA, QUICK, tmp_path / "again", progress=False))
     assert again == plain != half
     for one, other in zip(plain, half, strict=True):
-        assert one["dice"] == pytest.approx(other["dice"], rel=0.02) and one["flow"] == pytest.approx(
-            other["flow"], rel=0.02
-        )
+        assert one["dice"] == pytest.approx(other["dice"], rel=0.02)
+        assert one["flow"] == pytest.approx(other["flow"], rel=0.02)
     with pytest.raises(InputError, match="got mixed_precision='fp17'"):
         finetune(backbone, DATA, QUICK, tmp_path / "no", mixed_precision="fp17")
 
@@ -415,7 +422,7 @@ def test_a_missing_tensorboard_is_named(backbone, tmp_path):
 SCRIPT = """
 import sys
 from tiny_run import SCENES
-from seg4diff_tools.loading import load_backbone
+from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.magnet import MagnetConfig, finetune
 from seg4diff_tools.scenes import Scenes
 
@@ -449,7 +456,8 @@ def test_samples_that_cannot_be_read_are_named_and_replaced(backbone, tmp_path):
     samples = [broken, DATA[1], DATA[2]]
     with pytest.warns(UserWarning, match=r"sample 0 is skipped: expected masks of the image's size \(56, 56\)"):
         found = rows(finetune(backbone, samples, QUICK, tmp_path / "run", progress=False))
-    assert found[-1]["skipped"] == 1 and len(found) == QUICK.steps
+    assert found[-1]["skipped"] == 1
+    assert len(found) == QUICK.steps
     with pytest.warns(UserWarning), pytest.raises(InputError, match="got none among 1"):
         finetune(backbone, [broken], QUICK, tmp_path / "none", progress=False)
 
@@ -457,7 +465,8 @@ def test_samples_that_cannot_be_read_are_named_and_replaced(backbone, tmp_path):
 def test_classes_that_a_caption_does_not_name_are_counted(backbone, tmp_path):
     samples = [SimpleNamespace(**vars(DATA[1]) | {"caption": "two cats"})]
     found = rows(finetune(backbone, samples, replace(QUICK, text="caption"), tmp_path / "run", progress=False))
-    assert found[0]["unnamed"] == QUICK.batch * len(DATA[1].class_names) and found[0]["dice"] == 0
+    assert found[0]["unnamed"] == QUICK.batch * len(DATA[1].class_names)
+    assert found[0]["dice"] == 0
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(backbone, tmp_path):
@@ -481,7 +490,7 @@ def test_folders_of_other_runs_are_refused(backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"batch": 0}, "expected batch of at least 1, got 0"),
         ({"maps": "heads", "reading": "shares"}, "masks without names have no shares"),
@@ -509,4 +518,6 @@ def test_presets_are_those_of_the_paper_and_its_code():
     assert (coco.learning_rate, coco.batch, coco.rank, coco.maps, coco.text) == (1e-5, 16, 16, "words", "classes")
     assert (sa1b.maps, sa1b.text, sa1b.least_area, sa1b.most_masks) == ("heads", "caption", 0.005, 32)
     released = magnet.preset("sa1b-released")
-    assert released.conv_head and released.focal == "released" and released.batch == 8
+    assert released.conv_head
+    assert released.focal == "released"
+    assert released.batch == 8

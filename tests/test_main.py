@@ -12,10 +12,9 @@ from pycocotools import mask as rle
 from tiny_run import TINY
 from typer.testing import CliRunner
 
-from seg4diff_tools import model_cards
 from seg4diff_tools.__main__ import app
-from seg4diff_tools.lora import read_lora
-from seg4diff_tools.pretrain import RunConfig, preset
+from seg4diff_tools.backbones.lora import read_lora
+from seg4diff_tools.pretrain import RunConfig, model_card, preset
 
 
 def call(*words: object):
@@ -40,16 +39,19 @@ def test_a_whole_run(tmp_path, monkeypatch):
 
     result = call("export", "--run", run)
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr(model_cards, "GALLERY", model_cards.GALLERY[:1])  # the others are drawn alike
+    monkeypatch.setattr(model_card, "GALLERY", model_card.GALLERY[:1])  # the others are drawn alike
     numbers = {"scenes": 3, "search-scenes": 2, "generated": 2, "guidance-scale": 1}
     options = [word for name, number in numbers.items() for word in (f"--{name}", number)]
     result = call("report", "--run", run, "--compute", "a test", *options)
     assert result.exit_code == 0, result.output
-    assert "test-style" in result.stdout and "CLIPScore_generated" in result.stdout
+    assert "test-style" in result.stdout
+    assert "CLIPScore_generated" in result.stdout
     card = json.loads((run / "model" / "model_card.json").read_text())
-    assert card["training"]["vae"]["steps"] == 3 and card["training"]["compute"] == "a test"
+    assert card["training"]["vae"]["steps"] == 3
+    assert card["training"]["compute"] == "a test"
     assert f"Layer {card['expert_layer']}, " in result.stdout
-    assert (run / "model" / "README.md").is_file() and (run / "model" / "gallery.png").is_file()
+    assert (run / "model" / "README.md").is_file()
+    assert (run / "model" / "gallery.png").is_file()
 
 
 def test_a_new_run_takes_the_preset(tmp_path):
@@ -84,7 +86,8 @@ def test_an_error_is_one_line(tmp_path, words, message):
     result = call(*[word.format(run=tmp_path / "run", tiny=tmp_path / "tiny") for word in words])
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ")
+    assert message in line
     assert "Traceback" not in result.output
 
 
@@ -93,13 +96,15 @@ def test_an_error_is_one_line(tmp_path, words, message):
 )
 def test_wrong_words_are_refused_before_anything_loads(words):
     result = call(*words)
-    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
 
 
 def test_the_module_runs_and_imports_little():
     command = [sys.executable, "-m", "seg4diff_tools", "pretrain", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "report" in shown.stdout and shown.stderr == ""
+    assert "report" in shown.stdout
+    assert shown.stderr == ""
     script = (
         "import sys, seg4diff_tools.__main__; print([name in sys.modules for name in ('torch', 'numpy', 'diffusers')])"
     )
@@ -127,9 +132,11 @@ def test_finetune_writes_a_lora_and_goes_on(tiny_folder, tmp_path):
     assert first.exit_code == 0, first.output
     assert "pipe.load_lora_weights" in first.stdout
     written = read_lora(tmp_path)
-    assert written.rank == 16 and json.loads((tmp_path / "settings.json").read_text())["layers"] == [2]
+    assert written.rank == 16
+    assert json.loads((tmp_path / "settings.json").read_text())["layers"] == [2]
     again = CliRunner().invoke(app, list(map(str, words)))
-    assert again.exit_code == 0 and (tmp_path / "log.csv").read_text().count("\n") == 3
+    assert again.exit_code == 0
+    assert (tmp_path / "log.csv").read_text().count("\n") == 3
 
 
 def test_finetune_reads_masks_without_names(tiny_folder, tmp_path):
@@ -149,7 +156,8 @@ def test_finetune_reads_masks_without_names(tiny_folder, tmp_path):
 def test_finetune_wants_one_data_set(tmp_path):
     words = ["finetune", "--out", str(tmp_path / "x"), "--coco", str(tmp_path), "--sa1b", str(tmp_path)]
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 2 and "error: expected one data set" in result.output
+    assert result.exit_code == 2
+    assert "error: expected one data set" in result.output
 
 
 @pytest.fixture
@@ -176,13 +184,17 @@ def test_evaluate_a_published_data_set(tiny_folder, voc, tmp_path):
     options += ["--synonyms", "--tiles", 2, "--guided", "--protocol", "present", "--protocol", "full"]
     result = evaluate("--dataset", "voc20", "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
-    assert "2 images at" in result.stdout and "attention" in result.stdout
+    assert "2 images at" in result.stdout
+    assert "attention" in result.stdout
     # the paper's numbers stand beside, each with its model
-    assert "table 1" in result.stdout and "0.892" in result.stdout and "ProxyCLIP" in result.stdout
+    assert "table 1" in result.stdout
+    assert "0.892" in result.stdout
+    assert "ProxyCLIP" in result.stdout
     told = json.loads((tmp_path / "run/result.json").read_text())
     method = told["settings"]["methods"]["words"]
     assert (method["layers"], method["seeds"], method["tiles"], method["upsampling"]) == ([1, 3], [0, 4], 2, "guided")
-    assert method["synonyms"]["pottedplant"][0] == "potted plant" and len(told["settings"]["vocabulary"]) == 20
+    assert method["synonyms"]["pottedplant"][0] == "potted plant"
+    assert len(told["settings"]["vocabulary"]) == 20
     assert [row["protocol"] for row in told["table"]] == ["present", "full"]
     # the same command again finds all done
     assert "all images were done before" in evaluate("--dataset", "voc20", "--out", tmp_path / "run", *options).stdout
@@ -192,7 +204,9 @@ def test_evaluate_without_words(tiny_folder, voc, tmp_path):
     options = ["--model", tiny_folder, "--root", voc, "--unsupervised", "--layer", 2, "--threshold", 0.01]
     result = evaluate("--dataset", "voc21", "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
-    assert "matched" in result.stdout and "table 2" in result.stdout and "DiffCut" in result.stdout
+    assert "matched" in result.stdout
+    assert "table 2" in result.stdout
+    assert "DiffCut" in result.stdout
 
 
 def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
@@ -209,7 +223,8 @@ def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
     for content, message in ((b"cat\n\ndog\n", "an empty line 2"), ("café".encode("latin-1"), "save it as UTF-8")):
         (voc / "classes.txt").write_bytes(content)
         result = evaluate(*options, "--classes", voc / "classes.txt", "--out", tmp_path / "other")
-        assert result.exit_code == 2 and message in result.output
+        assert result.exit_code == 2
+        assert message in result.output
 
 
 @pytest.mark.parametrize(
@@ -226,4 +241,6 @@ def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
 )
 def test_evaluate_says_what_is_wrong(tiny_folder, tmp_path, words, message):
     result = evaluate("--model", tiny_folder, "--out", tmp_path / "run", *words)
-    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output

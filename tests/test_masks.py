@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seg4diff_tools import masks
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.segmentation import masks
 
 
 def test_class_maps_average_the_tokens_of_each_class():
@@ -37,7 +37,7 @@ def test_minmax_scales_each_map_on_its_own():
 
 
 def test_upsample_by_hand():
-    # 1 x 2 -> 1 x 4: pixel centres lie at 1/4 and 3/4 between the two tokens, the outer ones are clamped
+    # 1 x 2 -> 1 x 4: pixel centers lie at 1/4 and 3/4 between the two tokens, the outer ones are clamped
     maps = torch.tensor([[[0.0, 8.0]]])
     torch.testing.assert_close(masks.upsample(maps, (1, 4)), torch.tensor([[[0.0, 2.0, 6.0, 8.0]]]))
 

@@ -10,12 +10,14 @@ import torch
 from conftest import tiny_pipeline
 from tiny_parts import sharpened
 
-from seg4diff_tools import masks
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.grouping import group
-from seg4diff_tools.loading import wrap_pipeline
-from seg4diff_tools.methods import Pads, Words, Workbench, label_maps, pad_confusion, pad_groups
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.evaluation.grouping_scores import pad_confusion
+from seg4diff_tools.segmentation import masks
+from seg4diff_tools.segmentation.engine import Workbench, label_maps, pad_groups
+from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
+from seg4diff_tools.segmentation.segment import segment
+from seg4diff_tools.segmentation.unsupervised import group
 
 NAMES = ("cat", "red car", "dog", "tree")
 
@@ -36,7 +38,7 @@ def picture():
 
 
 def labels(backbone, picture, names, **options):
-    (found,) = label_maps(Workbench(backbone), [picture], [names], Words(**options), batch=1)
+    (found,) = label_maps(Workbench(backbone), [picture], [names], OpenVocabulary(**options), batch=1)
     return found
 
 
@@ -61,7 +63,7 @@ def test_as_it_stands_it_is_segment(backbone, picture, fit, reading):
 
 def test_several_pictures_at_once(backbone, picture):
     pictures, names = [picture, picture.rotate(180), picture], [NAMES, NAMES[:2], NAMES[1:]]
-    found = label_maps(Workbench(backbone), pictures, names, Words(), batch=5)
+    found = label_maps(Workbench(backbone), pictures, names, OpenVocabulary(), batch=5)
     for one, own, result in zip(pictures, names, found, strict=True):
         assert share(result, labels(backbone, one, own)) > 0.99
 
@@ -131,10 +133,12 @@ def test_background_by_threshold(backbone, picture):
     cut = large.amax(0).median().item()
     expected = torch.where(large.amax(0) < cut, 1, torch.tensor([0, 2])[large.argmax(0)])
     found = labels(backbone, picture, names, background=cut)
-    assert share(found, expected) > 0.99 and 0.4 < (found == 1).double().mean() < 0.6
+    assert share(found, expected) > 0.99
+    assert 0.4 < (found == 1).double().mean() < 0.6
     # an image with nothing else in it, beside one that has
-    both = label_maps(Workbench(backbone), [picture, picture], [["background"], names], Words(background=cut))
-    assert both[0].unique().tolist() == [0] and both[0].shape == (38, 46)
+    both = label_maps(Workbench(backbone), [picture, picture], [["background"], names], OpenVocabulary(background=cut))
+    assert both[0].unique().tolist() == [0]
+    assert both[0].shape == (38, 46)
     assert share(both[1], expected) > 0.99
 
 
@@ -162,7 +166,7 @@ def test_pictures_are_not_taken_for_each_other(backbone, picture):
     for turn in range(12):
         # crops and pictures come and go, and memory is used again
         other = picture.rotate(30 * turn)
-        (found,) = label_maps(work, [other], [NAMES], Words(tiles=2), batch=1)
+        (found,) = label_maps(work, [other], [NAMES], OpenVocabulary(tiles=2), batch=1)
         assert torch.equal(found, labels(backbone, other, NAMES, tiles=2))
 
 
@@ -182,7 +186,7 @@ def test_guided_upsampling_follows_edges():
 
 
 def test_pads_are_group(backbone, picture):
-    method = Pads(threshold=0.01, layer=2)
+    method = Unsupervised(threshold=0.01, layers=2)
     (found,) = pad_groups(Workbench(backbone), [picture], method)
     expected = group(backbone, picture, 2, threshold=0.01)
     assert np.array_equal(found, expected.label_map)
@@ -192,18 +196,19 @@ def test_rows_and_images_match_otherwise():
     groups = torch.tensor([[0, 0, 1], [1, 1, 0]])
     target = torch.tensor([[0, 0, 1], [0, 0, 1]])
     # in one image group 0 is class 0 and group 1 is class 1: three pixels are right; row by row all are
-    assert pad_confusion(groups, target, 2, Pads()).diagonal().sum() == 3
-    assert pad_confusion(groups, target, 2, Pads(matching="rows")).diagonal().sum() == 6
+    assert pad_confusion(groups, target, 2, Unsupervised()).diagonal().sum() == 3
+    assert pad_confusion(groups, target, 2, Unsupervised(matching="rows")).diagonal().sum() == 6
 
 
 def test_prompts_are_encoded_once(backbone, picture):
     work = Workbench(backbone)
-    assert work.prompts(NAMES, Words()) is work.prompts(list(NAMES), Words(seeds=(3,)))
-    assert work.prompts(NAMES, Words()) is not work.prompts(NAMES, Words(classes_per_prompt=2))
-    label_maps(work, [picture], [NAMES], Words())
+    assert work.prompts(NAMES, OpenVocabulary()) is work.prompts(list(NAMES), OpenVocabulary(seeds=(3,)))
+    assert work.prompts(NAMES, OpenVocabulary()) is not work.prompts(NAMES, OpenVocabulary(classes_per_prompt=2))
+    label_maps(work, [picture], [NAMES], OpenVocabulary())
     before = work.seconds["latents"]
     assert work.latents([picture, picture], "resize").shape[0] == 2
-    assert work.seconds["latents"] - before < before and set(work.seconds) == {"text", "latents", "attention", "labels"}
+    assert work.seconds["latents"] - before < before
+    assert set(work.seconds) == {"text", "latents", "attention", "labels"}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,7 @@ def test_prompts_are_encoded_once(backbone, picture):
     ],
 )
 def test_wrong_choices_are_refused(options, message):
-    method = Words()
+    method = OpenVocabulary()
     for name, value in options.items():
         object.__setattr__(method, name, value)  # past the type check, which only tests have
     with pytest.raises(InputError, match=message):
@@ -234,7 +239,8 @@ def test_guided_upsampling_of_many_classes(backbone, picture):
     names = [f"thing {index}" for index in range(37)]
     found = labels(backbone, picture, names, upsampling="guided")
     expected = masks.upsample_guided(maps(backbone, picture, names), picture).argmax(0)
-    assert share(found, expected) > 0.99 and found.max() >= 16
+    assert share(found, expected) > 0.99
+    assert found.max() >= 16
 
 
 def test_guided_upsampling_of_a_thin_picture():

@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 from tiny_run import TINY
 
-from seg4diff_tools import model_cards
+from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.errors import CheckpointError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.model_cards import write_card
-from seg4diff_tools.quality import Quality
+from seg4diff_tools.pretrain import model_card
+from seg4diff_tools.pretrain.model_card import write_card
+from seg4diff_tools.pretrain.report import Quality
 
 
 def quality(object_miou: float = 0.512) -> Quality:
@@ -56,14 +56,14 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tiny_backbone):
     """The gallery, drawn once in few steps."""
-    return model_cards.gallery(tiny_backbone, 2.0, steps=2)
+    return model_card.gallery(tiny_backbone, 2.0, steps=2)
 
 
 @pytest.fixture
 def write(tiny_folder, tiny_backbone, tmp_path, run, drawn, monkeypatch):
     """A function that writes the card of a copy of the tiny model; it returns folder and card."""
     folder = shutil.copytree(tiny_folder, tmp_path / "toy")
-    monkeypatch.setattr(model_cards, "gallery", lambda backbone, scale: drawn)
+    monkeypatch.setattr(model_card, "gallery", lambda backbone, scale: drawn)
 
     def write(measured: Quality):
         return folder, write_card(folder, tiny_backbone, measured, run, guidance_scale=2.5, compute="one core, 3 hours")
@@ -74,15 +74,19 @@ def write(tiny_folder, tiny_backbone, tmp_path, run, drawn, monkeypatch):
 def test_the_card_for_programs(write):
     folder, card = write(quality())
     assert json.loads((folder / "model_card.json").read_text()) == json.loads(json.dumps(card))
-    assert card["expert_layer"] == 3 and card["guidance_scale"] == 2.5
+    assert card["expert_layer"] == 3
+    assert card["guidance_scale"] == 2.5
     assert card["training"]["compute"] == "one core, 3 hours"
     trained = card["training"]["transformer"]
-    assert trained["steps"] == 40 and trained["images"] == 320 and trained["losses"] == {"flow": 2.25}
+    assert trained["steps"] == 40
+    assert trained["images"] == 320
+    assert trained["losses"] == {"flow": 2.25}
     assert card["data"]["concepts"] == TINY.model.scenes.concepts
     assert [drawing["held_out"] for drawing in card["data"]["drawings"]].count(True) == 1
     assert card["measured"]["pictures"]["VAE_PSNR"] == 27.34
     backbone = load_backbone(folder)
-    assert backbone.expert_layer == 3 and backbone.guidance_scale == 2.5
+    assert backbone.expert_layer == 3
+    assert backbone.guidance_scale == 2.5
 
 
 def test_the_card_for_people(write):
@@ -90,15 +94,18 @@ def test_the_card_for_people(write):
     told = (folder / "README.md").read_text()
     _, front, body = told.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "diffusers"
-    assert "It is **not**\nStable Diffusion 3" in body and "Stability AI" in body
-    assert body.startswith("\n# toy: ") and "path/to/toy" in body
+    assert "It is **not**\nStable Diffusion 3" in body
+    assert "Stability AI" in body
+    assert body.startswith("\n# toy: ")
+    assert "path/to/toy" in body
     for number in ("51.2", "31.2", "21.7", "11.9", "64.1", "40.3", "1.231", "0.452", "1.763", "87.5", "27.3", "320"):
         assert number in body, number
     for name in (*TINY.model.scenes.concepts, "Noto Emoji", "Fluent Emoji Flat", "MIT", "one core, 3 hours", "2.25"):
         assert name in body, name
     for limit in card["limits"]:
         assert limit in body
-    assert "(gallery.png)" in body and (folder / "gallery.png").is_file()
+    assert "(gallery.png)" in body
+    assert (folder / "gallery.png").is_file()
 
 
 def test_a_goal_that_was_missed_is_told(write):
@@ -111,9 +118,11 @@ def test_a_goal_that_was_missed_is_told(write):
 
 def test_the_gallery_shows_every_prompt_in_a_small_file(drawn):
     picture = Image.open(io.BytesIO(drawn))
-    assert picture.format == "PNG" and len(drawn) <= model_cards.GALLERY_BYTES
-    assert picture.width > 600 and picture.height > 400
-    assert len(set(model_cards.GALLERY)) == len(model_cards.GALLERY) == 18
+    assert picture.format == "PNG"
+    assert len(drawn) <= model_card.GALLERY_BYTES
+    assert picture.width > 600
+    assert picture.height > 400
+    assert len(set(model_card.GALLERY)) == len(model_card.GALLERY) == 18
 
 
 def test_a_run_without_logs_is_refused(write, run):

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.parser import (
+from seg4diff_tools.generation.detector import (
     FOLDER,
     ParserConfig,
     ParserNet,
-    SceneParser,
-    load_parser,
+    SceneDetector,
+    load_detector,
     parser_accuracy,
     save_parser,
 )
-from seg4diff_tools.scenes import (
+from seg4diff_tools.scenes.scenes import (
     BACKGROUNDS,
     BASE_CONCEPTS,
     Placement,
@@ -36,13 +36,13 @@ SMALL = ParserConfig(("cat", "car", "fish"), ("red", "blue"), ("sand", "snow"), 
 
 @pytest.fixture(scope="module")
 def parser():
-    return load_parser()
+    return load_detector()
 
 
-def tiny(seed: int = 0) -> SceneParser:
+def tiny(seed: int = 0) -> SceneDetector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SceneParser(ParserNet(SMALL).eval().requires_grad_(False), SMALL)
+        return SceneDetector(ParserNet(SMALL).eval().requires_grad_(False), SMALL)
 
 
 def placed(background: str, *placements: Placement):
@@ -50,22 +50,22 @@ def placed(background: str, *placements: Placement):
 
 
 def test_peaks_become_things_by_hand():
-    scores, colours = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
+    scores, colors = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
     scores[0, 2, 5] = 0.9  # a cat between two columns
     scores[0, 2, 6] = 0.9 - 1e-4
     scores[1, 3, 5] = 0.8  # a car on the cat: one of them is wrong
     scores[1, 6, 1] = 0.7
-    colours[2, 6, 1] = 1.0
+    colors[2, 6, 1] = 1.0
     scores[2, 7, 7] = 0.4  # below the threshold
-    cat, car = tiny()._things(scores, colours)
-    assert (cat.concept, cat.colour, cat.score) == ("cat", None, pytest.approx(0.9))
-    assert cat.centre == (pytest.approx(6 / 8, abs=1e-4), pytest.approx(2.5 / 8))
-    assert (car.concept, car.colour, car.centre) == ("car", "blue", pytest.approx((1.5 / 8, 6.5 / 8)))
+    cat, car = tiny()._things(scores, colors)
+    assert (cat.concept, cat.color, cat.score) == ("cat", None, pytest.approx(0.9))
+    assert cat.center == (pytest.approx(6 / 8, abs=1e-4), pytest.approx(2.5 / 8))
+    assert (car.concept, car.color, car.center) == ("car", "blue", pytest.approx((1.5 / 8, 6.5 / 8)))
 
 
 def test_outputs_have_cells_of_four_pixels():
-    centres, colours, backgrounds = tiny().net(torch.rand(2, 3, 32, 48))
-    assert (centres.shape, colours.shape, backgrounds.shape) == ((2, 3, 8, 12), (2, 3, 8, 12), (2, 2))
+    centers, colors, backgrounds = tiny().net(torch.rand(2, 3, 32, 48))
+    assert (centers.shape, colors.shape, backgrounds.shape) == ((2, 3, 8, 12), (2, 3, 8, 12), (2, 2))
 
 
 def test_images_of_any_kind_and_size(parser):
@@ -73,27 +73,29 @@ def test_images_of_any_kind_and_size(parser):
     bigger = scene.pil.resize((192, 192))
     tensor = torch.from_numpy(scene.image).permute(2, 0, 1) / 255
     for found in parser.parse([scene.image, scene.pil, bigger, tensor], batch=3):
-        assert {thing.concept for thing in found.objects} == {"cat", "tree"} and found.background == "brick"
+        assert {thing.concept for thing in found.objects} == {"cat", "tree"}
+        assert found.background == "brick"
         assert [thing.score for thing in found.objects] == sorted((t.score for t in found.objects), reverse=True)
         (cat,) = (thing for thing in found.objects if thing.concept == "cat")
-        assert cat.colour is None and cat.centre == pytest.approx((0.3, 0.6), abs=0.06)
+        assert cat.color is None
+        assert cat.center == pytest.approx((0.3, 0.6), abs=0.06)
     with pytest.raises(InputError, match="at least one image"):
         parser.parse([])
 
 
 def test_accuracy_by_hand(parser):
     cat = Placement("cat", "noto", (0.25, 0.5), 0.4)
-    car = Placement("car", "noto", (0.75, 0.5), 0.4, colour="blue")
+    car = Placement("car", "noto", (0.75, 0.5), 0.4, color="blue")
     both, alone = placed("sand", cat, car), placed("snow", cat)
-    exchanged = placed("sand", replace(cat, centre=car.centre), replace(car, centre=cat.centre))
-    plain = placed("sand", cat, replace(car, colour=None))
-    twins = placed("sand", cat, replace(cat, centre=(0.75, 0.5)))
+    exchanged = placed("sand", replace(cat, center=car.center), replace(car, center=cat.center))
+    plain = placed("sand", cat, replace(car, color=None))
+    twins = placed("sand", cat, replace(cat, center=(0.75, 0.5)))
 
     def measured(true, shown):
         images = [scene.image for scene in draw_scenes(shown, 96)]
         return parser_accuracy(parser, true, images).set_index("measure").T
 
-    names = ["precision", "recall", "counting", "colour", "relation", "background"]
+    names = ["precision", "recall", "counting", "color", "relation", "background"]
     for true, shown, values, of in [
         (both, both, [1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1]),
         (both, alone, [1, 0.5, 0, np.nan, 0, 0], [1, 2, 1, 0, 1, 1]),
@@ -113,7 +115,7 @@ def test_accuracy_by_hand(parser):
         parser_accuracy(parser, [both], [np.zeros((96, 96, 3), np.uint8)] * 2)
 
 
-@pytest.mark.parametrize("config", [SceneConfig(), SceneConfig(coloured=1.0, twins=1.0)], ids=["captions'", "hard"])
+@pytest.mark.parametrize("config", [SceneConfig(), SceneConfig(colored=1.0, twins=1.0)], ids=["captions'", "hard"])
 def test_the_shipped_parser_reads_unseen_scenes(parser, config):
     found = parser_accuracy(parser, [plan("test", 500 + index, config) for index in range(80)])
     values = found.dropna().set_index("measure").value  # twins have no relation
@@ -134,13 +136,14 @@ def test_the_shipped_parser_is_small_and_knows_the_words(parser):
     assert sum(weight.numel() for weight in parser.net.parameters()) < 700_000
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
     assert (parser.config.concepts, parser.config.backgrounds) == (BASE_CONCEPTS, BACKGROUNDS)
-    assert not parser.net.training and not any(weight.requires_grad for weight in parser.net.parameters())
+    assert not parser.net.training
+    assert not any(weight.requires_grad for weight in parser.net.parameters())
 
 
 def test_written_and_read_again(tmp_path):
     before = tiny()
     save_parser(before, tmp_path / "new")
-    after = load_parser(tmp_path / "new")
+    after = load_detector(tmp_path / "new")
     assert after.config == SMALL
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for one, other in zip(before.net(images), after.net(images), strict=True):
@@ -149,20 +152,20 @@ def test_written_and_read_again(tmp_path):
 
 def test_a_damaged_parser_is_one_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match="expected the folder of a scene parser, got .*nowhere"):
-        load_parser(tmp_path / "nowhere")
+        load_detector(tmp_path / "nowhere")
     folder = tmp_path / "parser"
     save_parser(tiny(), folder)
     config = json.loads((folder / "config.json").read_text())
     for wrong in ({"widths": [3, 5, 7, 12]}, {"wings": 2}):
         (folder / "config.json").write_text(json.dumps(config | wrong))
         with pytest.raises(CheckpointError, match="expected the folder of a scene parser"):
-            load_parser(folder)
+            load_detector(folder)
     broken = tmp_path / "broken"
     shutil.copytree(FOLDER, broken)
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(CheckpointError, match="expected the folder of a scene parser"):
-        load_parser(broken)
+        load_detector(broken)
 
 
 def test_training_runs_and_repeats(tiny_backbone):

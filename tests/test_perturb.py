@@ -1,13 +1,13 @@
-"""Edits of image-to-text attention against the materialised softmax, and guidance by them."""
+"""Edits of image-to-text attention against the materialized softmax, and guidance by them."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.edits import apply_edit, average, blur, drop, edited_output, perturbed_guidance, swap
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.perturb import average, blur, drop, edited_output, perturb, perturbed_guidance, swap
-from seg4diff_tools.recorder import AttentionRecorder
 
 EDITS = {
     "blur": blur(),
@@ -27,8 +27,8 @@ def inputs(backbone, batch: int = 3):
     return latents, torch.full((batch,), 515.0), prompts
 
 
-def materialised(call, edit):
-    """The definition: the full softmax, its image-to-text block times M, rows scaled as the edit says, times V."""
+def materialized(call, edit):
+    """The definition: the full softmax, its image-to-text direction times M, rows scaled as the edit says, times V."""
     query, key, value = (x.double() for x in (call.query, call.key, call.value))
     attention = (query @ key.mT * call.scale).softmax(-1)
     before = attention[:, :, call.image, call.text]
@@ -49,10 +49,10 @@ def test_edit_is_exact(build_backbone, edit, dual):
     seen = []
 
     def both(call):
-        seen.append((edited_output(call, edit), materialised(call, edit)))
+        seen.append((edited_output(call, edit), materialized(call, edit)))
 
     with intercept(backbone.transformer, both):
-        backbone.denoise(*inputs(backbone))
+        backbone.predict_velocity(*inputs(backbone))
     assert len(seen) == backbone.layers
     # what little an image token leaves to others is scaled up where text is dropped, and rounding with it
     tolerance = 1e-4 if edit.keep == "joint" else 1e-5
@@ -65,7 +65,7 @@ def test_blur_by_hand():
     side = torch.exp(torch.tensor(-0.5, dtype=torch.float64))
     middle, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
     row = torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
-    # the first token reads its neighbour twice, once reflected at the edge
+    # the first token reads its neighbor twice, once reflected at the edge
     assert_close(row @ matrix, torch.stack([2 * side, middle, side, side * 0])[None])
 
 
@@ -80,33 +80,33 @@ def test_swap_and_average_by_hand():
 def test_perturb_changes_only_what_follows_its_layer(tiny_backbone):
     given = inputs(tiny_backbone)
     with AttentionRecorder(tiny_backbone) as plain:
-        before = tiny_backbone.denoise(*given)
-    with AttentionRecorder(tiny_backbone) as edited, perturb(tiny_backbone, drop(), layers=2):
-        after = tiny_backbone.denoise(*given)
+        before = tiny_backbone.predict_velocity(*given)
+    with AttentionRecorder(tiny_backbone) as edited, apply_edit(tiny_backbone, drop(), layers=2):
+        after = tiny_backbone.predict_velocity(*given)
     assert not torch.equal(before, after)
     same = [(plain.maps.sel(layer=i).values == edited.maps.sel(layer=i).values).all() for i in range(5)]
     assert same == [True, True, True, False, False]
-    assert torch.equal(tiny_backbone.denoise(*given), before)
+    assert torch.equal(tiny_backbone.predict_velocity(*given), before)
 
 
 def test_swapping_words_of_one_meaning_changes_nothing(tiny_backbone):
     latents, timestep, _ = inputs(tiny_backbone, 1)
     prompt = tiny_backbone.encode_prompt("a cat")
     identity = average([prompt.tokens[3].index])
-    plain = tiny_backbone.denoise(latents, timestep, prompt)
-    with perturb(tiny_backbone, identity):
-        assert_close(tiny_backbone.denoise(latents, timestep, prompt), plain, rtol=0, atol=1e-5)
+    plain = tiny_backbone.predict_velocity(latents, timestep, prompt)
+    with apply_edit(tiny_backbone, identity):
+        assert_close(tiny_backbone.predict_velocity(latents, timestep, prompt), plain, rtol=0, atol=1e-5)
 
 
 def test_guidance_of_one_forward(tiny_backbone):
     given = inputs(tiny_backbone)
-    plain = tiny_backbone.denoise(*given)
-    with perturb(tiny_backbone, blur(), [1, 3]):
-        worse = tiny_backbone.denoise(*given)
+    plain = tiny_backbone.predict_velocity(*given)
+    with apply_edit(tiny_backbone, blur(), [1, 3]):
+        worse = tiny_backbone.predict_velocity(*given)
     with perturbed_guidance(tiny_backbone, blur(), [1, 3], scale=2.5):
-        guided = tiny_backbone.denoise(*given)
+        guided = tiny_backbone.predict_velocity(*given)
     assert_close(guided, plain + 2.5 * (plain - worse))
-    assert torch.equal(tiny_backbone.denoise(*given), plain)
+    assert torch.equal(tiny_backbone.predict_velocity(*given), plain)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -119,10 +119,10 @@ def test_guidance_inside_the_pipeline(tiny_backbone, guidance_scale):
     seen = []
     with perturbed_guidance(tiny_backbone, drop(), 2, scale=1.5), AttentionRecorder(tiny_backbone) as recorder:
         tiny_backbone.generate(prompt, **asked, progress=False, callback=lambda *step: seen.append(step[-1].clone()))
-    good = tiny_backbone.denoise(start, timestep, prompt)
-    none = tiny_backbone.denoise(start, timestep, empty)
-    with perturb(tiny_backbone, drop(), 2):
-        worse = tiny_backbone.denoise(start, timestep, prompt)
+    good = tiny_backbone.predict_velocity(start, timestep, prompt)
+    none = tiny_backbone.predict_velocity(start, timestep, empty)
+    with apply_edit(tiny_backbone, drop(), 2):
+        worse = tiny_backbone.predict_velocity(start, timestep, prompt)
     guided = (none + guidance_scale * (good - none) if guidance_scale > 1 else good) + 1.5 * (good - worse)
     assert_close(seen[0], start - guided, rtol=1e-4, atol=1e-5)
     assert recorder.maps.sizes["step"] == 1  # the further forward is no step of its own
@@ -130,11 +130,11 @@ def test_guidance_inside_the_pipeline(tiny_backbone, guidance_scale):
 
 def test_nothing_is_left_behind(tiny_backbone):
     given = inputs(tiny_backbone)
-    plain = tiny_backbone.denoise(*given)
+    plain = tiny_backbone.predict_velocity(*given)
     wrong = perturbed_guidance(tiny_backbone, drop([154]), 0, scale=1.0)
     with pytest.raises(InputError, match="expected text tokens from 0 to 153"), wrong:
-        tiny_backbone.denoise(*given)
-    assert torch.equal(tiny_backbone.denoise(*given), plain)
+        tiny_backbone.predict_velocity(*given)
+    assert torch.equal(tiny_backbone.predict_velocity(*given), plain)
     assert not tiny_backbone.transformer._forward_hooks
 
 
@@ -157,5 +157,5 @@ def test_bad_edits(make, message):
 def test_bad_guidance(tiny_backbone):
     with pytest.raises(InputError, match="at least 0"), perturbed_guidance(tiny_backbone, blur(), 0, scale=-1.0):
         pass
-    with pytest.raises(InputError, match="There is no layer 5"), perturb(tiny_backbone, blur(), 5):
+    with pytest.raises(InputError, match="There is no layer 5"), apply_edit(tiny_backbone, blur(), 5):
         pass

@@ -4,100 +4,103 @@ import pytest
 from figure_data import IMAGE, NAMES, maps, score_table
 from matplotlib.figure import Figure
 
-from seg4diff_tools import paper, plots
+from seg4diff_tools import paper
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.plotting import static
 
 
 def labels():
     label_map = np.random.default_rng(2).integers(0, 3, (29, 23))
-    label_map[:3] = plots.IGNORE
+    label_map[:3] = static.IGNORE
     return label_map
 
 
-def test_overlay_has_the_colours_of_viridis():
+def test_overlay_has_the_colors_of_viridis():
     black = np.zeros((2, 2, 3), np.uint8)
-    picture = plots.overlay(black, np.array([[0.0, 1.0], [1.0, 0.0]]), opacity=1.0)
+    picture = static.overlay(black, np.array([[0.0, 1.0], [1.0, 0.0]]), opacity=1.0)
     assert picture[0, 0].tolist() == picture[1, 1].tolist() == [68, 1, 84]
     assert picture[0, 1].tolist() == [253, 231, 37]
     assert (
-        plots.overlay(black, np.array([[5.0, 6.0], [6.0, 5.0]]), limits=(6.0, 7.0), opacity=1.0) == [68, 1, 84]
+        static.overlay(black, np.array([[5.0, 6.0], [6.0, 5.0]]), limits=(6.0, 7.0), opacity=1.0) == [68, 1, 84]
     ).all()
 
 
 def test_overlay_of_constant_map_and_without_opacity():
-    assert np.isfinite(plots.overlay(IMAGE, np.full((5, 7), 0.3))).all()
-    grey = plots.overlay(PIL.Image.fromarray(IMAGE), np.eye(4), opacity=0.0)
+    assert np.isfinite(static.overlay(IMAGE, np.full((5, 7), 0.3))).all()
+    grey = static.overlay(PIL.Image.fromarray(IMAGE), np.eye(4), opacity=0.0)
     assert (grey == IMAGE.mean(-1, keepdims=True).round()).all()
 
 
 def test_label_overlay_leaves_ignored_pixels_grey():
-    picture = plots.label_overlay(IMAGE, labels(), opacity=1.0)
+    picture = static.label_overlay(IMAGE, labels(), opacity=1.0)
     assert (picture[:3] == IMAGE[:3].mean(-1, keepdims=True).round()).all()
-    assert (picture[3:] == plots.class_colours(3)[labels()[3:]]).all()
-    assert (plots.label_overlay(IMAGE, np.full((29, 23), plots.IGNORE), opacity=1.0)[..., 0] == picture[..., 0]).any()
+    assert (picture[3:] == static.class_colors(3)[labels()[3:]]).all()
+    assert (static.label_overlay(IMAGE, np.full((29, 23), static.IGNORE), opacity=1.0)[..., 0] == picture[..., 0]).any()
 
 
 def test_label_overlay_refuses_another_size():
     with pytest.raises(InputError, match=r"size \(29, 23\), got \(28, 23\)"):
-        plots.label_overlay(IMAGE, labels()[1:])
+        static.label_overlay(IMAGE, labels()[1:])
 
 
-def test_class_colours_differ_and_repeat():
-    colours = plots.class_colours(50)
-    assert len({tuple(colour) for colour in colours[:24]}) == 24
-    assert (colours[24:48] == colours[:24]).all()
+def test_class_colors_differ_and_repeat():
+    colors = static.class_colors(50)
+    assert len({tuple(color) for color in colors[:24]}) == 24
+    assert (colors[24:48] == colors[:24]).all()
 
 
 def test_map_strip_has_a_panel_for_each_word():
-    figure = plots.map_strip(IMAGE, maps(image=1, step=1, layer=1, token=3), columns=3, title="words")
+    figure = static.map_strip(IMAGE, maps(image=1, step=1, layer=1, token=3), columns=3, title="words")
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["image", "cat", "tree", "grass", "", ""]
     assert [bool(axis.images) for axis in figure.axes] == [True] * 4 + [False] * 2
-    assert plots.map_strip(IMAGE, maps(layer=1, token=1)).axes[1].get_title() == "cat"
+    assert static.map_strip(IMAGE, maps(layer=1, token=1)).axes[1].get_title() == "cat"
 
 
 def test_map_strip_takes_arrays_and_numbers_layers():
-    assert [axis.get_title() for axis in plots.map_strip(IMAGE, maps(layer=2)).axes] == ["image", "layer 0", "layer 1"]
-    assert plots.map_strip(IMAGE, maps(layer=2).values).axes[2].get_title() == "1"
+    assert [axis.get_title() for axis in static.map_strip(IMAGE, maps(layer=2)).axes] == ["image", "layer 0", "layer 1"]
+    assert static.map_strip(IMAGE, maps(layer=2).values).axes[2].get_title() == "1"
 
 
 def test_map_grid_has_rows_and_columns():
-    figure = plots.map_grid(IMAGE, maps(layer=2, token=1, head=3))
+    figure = static.map_grid(IMAGE, maps(layer=2, token=1, head=3))
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["layer 0", "layer 1"]
     assert [axis.get_title() for axis in figure.axes[:3]] == ["head 0", "head 1", "head 2"]
 
 
 def test_maps_with_other_axes_are_refused():
     with pytest.raises(InputError, match="1 axes beside y and x, got .*layer.*choose"):
-        plots.map_strip(IMAGE, maps(layer=2, token=3))
+        static.map_strip(IMAGE, maps(layer=2, token=3))
     with pytest.raises(InputError, match="2 axes"):
-        plots.map_grid(IMAGE, maps(token=3))
+        static.map_grid(IMAGE, maps(token=3))
     with pytest.raises(InputError, match="axes y and x"):
-        plots.map_strip(IMAGE, maps(layer=2).rename(y="row"))
+        static.map_strip(IMAGE, maps(layer=2).rename(y="row"))
 
 
 def test_label_maps_name_only_what_is_shown():
     shown = {"truth": np.zeros((29, 23), int), "found": np.full((29, 23), 2)}
-    figure = plots.label_maps(IMAGE, shown, NAMES)
+    figure = static.label_maps(IMAGE, shown, NAMES)
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["cat", "grass"]
     with pytest.raises(InputError, match=r"labels below 2.*got \[2\]"):
-        plots.label_maps(IMAGE, shown, NAMES[:2])
+        static.label_maps(IMAGE, shown, NAMES[:2])
 
 
 def test_case_gallery():
     cases = [{"truth": labels(), "found": labels()}] * 2
-    figure = plots.case_gallery([IMAGE] * 2, cases, [NAMES] * 2, ["90 %", "10 %"], title="cases")
-    assert len(figure.axes) == 6 and figure.axes[3].get_title() == "10 %"
+    figure = static.case_gallery([IMAGE] * 2, cases, [NAMES] * 2, ["90 %", "10 %"], title="cases")
+    assert len(figure.axes) == 6
+    assert figure.axes[3].get_title() == "10 %"
     with pytest.raises(InputError, match="as many images"):
-        plots.case_gallery([IMAGE], cases, [NAMES] * 2, ["90 %", "10 %"])
+        static.case_gallery([IMAGE], cases, [NAMES] * 2, ["90 %", "10 %"])
 
 
 def test_score_histogram():
     table = score_table()
-    figure = plots.score_histogram(table.assign(split=["a", "b"] * 6), by="split")
-    assert isinstance(figure, Figure) and figure.axes[0].get_xlabel() == "mIoU of an image (%)"
+    figure = static.score_histogram(table.assign(split=["a", "b"] * 6), by="split")
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_xlabel() == "mIoU of an image (%)"
     with pytest.raises(InputError, match="columns mACC; got 12 rows"):
-        plots.score_histogram(table, "mACC")
+        static.score_histogram(table, "mACC")
 
 
 def test_paper_tables():
@@ -106,17 +109,18 @@ def test_paper_tables():
     assert paper.table(2).query("model == 'DiffCut'")["PC59"].item() == 0.541
     assert paper.table(3)["mean"].tolist() == [0.271437, 0.272447, 0.27276]
     assert paper.table(4).set_index("trained_on").loc["COCO", "2D"] == 0.2301
-    assert paper.table(5).set_index("normalise")["Object"].idxmax() == "softmax"
+    assert paper.table(5).set_index("normalize")["Object"].idxmax() == "softmax"
     with pytest.raises(InputError, match="expected table 1, 2, 3, 4, 5"):
         paper.table(6)
 
 
 def test_picture_grid():
     pictures = [np.full((8, 9, 3), shade, np.uint8) for shade in (10, 90, 200)]
-    figure = plots.picture_grid(pictures, ["a", "b", "a label that is longer than one line"], columns=2, title="all")
+    figure = static.picture_grid(pictures, ["a", "b", "a label that is longer than one line"], columns=2, title="all")
     shown = [axis for axis in figure.axes if axis.images]
-    assert len(figure.axes) == 4 and len(shown) == 3
+    assert len(figure.axes) == 4
+    assert len(shown) == 3
     assert np.array_equal(shown[2].images[0].get_array(), pictures[2])
     assert "\n" in shown[2].get_title()
     with pytest.raises(InputError, match="got 1 for 3 pictures"):
-        plots.picture_grid(pictures, ["a"])
+        static.picture_grid(pictures, ["a"])

@@ -1,4 +1,4 @@
-"""Pretraining: every part learns, a killed run ends as if it had not been, and the result is a plain diffusers pipeline."""
+"""Pretraining: every part learns, a killed run ends as if it had not been, and a plain pipeline comes out."""
 
 import math
 import shutil
@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from tiny_run import MODEL, TINY
 from torch import nn
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain import RunConfig, export, preset, run_stage, stages
 from seg4diff_tools.pretrain.config import StageConfig
@@ -20,7 +20,7 @@ from seg4diff_tools.pretrain.loop import _rate, train
 from seg4diff_tools.pretrain.speed import Speed
 from seg4diff_tools.pretrain.stages import STAGES, TransformerStage, prompt_of, scene_batch
 from seg4diff_tools.pretrain.vocabulary import make_tokenizer
-from seg4diff_tools.scenes import plan
+from seg4diff_tools.scenes.scenes import plan
 
 CPU = torch.device("cpu")
 PARTS = tuple(STAGES)
@@ -52,7 +52,7 @@ TOY = StageConfig(steps=70, batch=5, learning_rate=0.02, warmup=10, cooldown=20,
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint: weights, moving averages and the optimisers' state."""
+    """Everything in a checkpoint: weights, moving averages and the optimizers' state."""
     flat = {}
 
     def walk(name: str, value) -> None:
@@ -227,7 +227,8 @@ def test_latents_are_scaled_to_unit_deviation(tiny_run):
     images, _ = scene_batch(range(64), MODEL.scenes, CPU)
     with torch.no_grad():
         latents = (vae.encode(images).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
-    assert abs(latents.mean().item()) < 0.1 and abs(latents.std().item() - 1) < 0.1
+    assert abs(latents.mean().item()) < 0.1
+    assert abs(latents.std().item() - 1) < 0.1
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -255,10 +256,12 @@ def test_prompts_are_captions_class_names_or_empty():
         assert prompt_of(p, 0.05, order) == ""
         assert prompt_of(p, 0.75, order) == p.caption
         told, names = prompt_of(p, 0.3, order), {o.concept for o in p.placements} | {p.background}
-        assert len(told) == len(" ".join(names)) and all(name in told for name in names)
+        assert len(told) == len(" ".join(names))
+        assert all(name in told for name in names)
     draws = np.linspace(0, 1, 1001)[:-1]
     told = [prompt_of(plans[0], draw, order) for draw in draws]
-    assert told.count("") == 100 and told.count(plans[0].caption) == pytest.approx(500, abs=1)
+    assert told.count("") == 100
+    assert told.count(plans[0].caption) == pytest.approx(500, abs=1)
 
 
 def test_one_weighted_zero_vector_stands_for_many():
@@ -300,9 +303,11 @@ def test_thinned_prompts_keep_every_word_and_count_every_pad(tiny_run):
     assert stage._words(ids) == 2 + 8  # start, eight words, end
     kept, counts = stage._thin(torch.Generator().manual_seed(0))
     columns = MODEL.recipe.columns
-    assert kept[:columns].tolist() == list(range(columns)) and columns >= stage._words(ids)
+    assert kept[:columns].tolist() == list(range(columns))
+    assert columns >= stage._words(ids)
     assert len(kept) == len(counts) == columns + stage.PADS
-    assert kept.tolist() == sorted(set(kept.tolist())) and kept.max() < 77
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert kept.max() < 77
     assert counts[:columns].tolist() == [1.0] * columns
     assert counts[columns:].tolist() == pytest.approx([(77 - columns) / 8] * 8)
 
@@ -312,18 +317,23 @@ def test_all_thinned_batches_have_one_shape_and_long_prompts_are_never_cut(tiny_
     generator = torch.Generator().manual_seed(0)
     for prompts in (["a cat on sand", ""], ["two dogs and a red car in snow"] * 2):
         text, pooled, counts = stage._encode(prompts, True, 1.0, generator)
-        assert text.shape == (2, 22 + 8 + 1, 44) and counts.shape == (31,) and pooled.shape == (2, 44)
-        assert counts[:-1].sum().item() == pytest.approx(77) and 32 <= counts[-1] <= 384
+        assert text.shape == (2, 22 + 8 + 1, 44)
+        assert counts.shape == (31,)
+        assert pooled.shape == (2, 44)
+        assert counts[:-1].sum().item() == pytest.approx(77)
+        assert 32 <= counts[-1] <= 384
     for prompts, thinned in ((["cat " * 30] * 2, True), (["a cat on sand"] * 2, False)):
         text, _, counts = stage._encode(prompts, thinned, 1.0, generator)
-        assert text.shape == (2, 78, 44) and counts[:-1].tolist() == [1.0] * 77
+        assert text.shape == (2, 78, 44)
+        assert counts[:-1].tolist() == [1.0] * 77
 
 
 def test_the_tokenizer_writes_any_word(tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     for text in ("a cat on sand", "two fire engines", "xylophone quiz", "Crème brûlée"):
         ids = tokenizer(text).input_ids
-        assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.eos_token_id not in ids[1:-1]
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text.lower()
     assert len(tokenizer("a cat on sand").input_ids) == 6
@@ -355,21 +365,22 @@ def test_the_exported_model_holds_the_trained_weights(tiny_run, tiny_model):
 
 
 def test_the_exported_model_can_be_segmented_with(tiny_model):
-    from seg4diff_tools.loading import load_backbone
-    from seg4diff_tools.segmentation import segment
+    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.segmentation.segment import segment
 
     backbone = load_backbone(tiny_model)
-    assert backbone.image_size == 56 and backbone.token_grid() == (7, 7)
+    assert backbone.image_size == 56
+    assert backbone.token_grid() == (7, 7)
     found = segment(backbone, np.zeros((56, 56, 3), np.uint8), ["cat", "sand"], layer=3)
     assert found.label_map.shape == (56, 56)
 
 
 def test_a_missing_part_is_named(tiny_run, tmp_path):
-    with pytest.raises(CheckpointError, match="clip is not finished: run .*pretrain clip"):
+    with pytest.raises(CheckpointError, match=r"clip is not finished: run .*pretrain clip"):
         run_stage("transformer", tmp_path, TINY, device="cpu")
     shutil.copytree(tiny_run / "clip", tmp_path / "clip")
     shutil.copytree(tiny_run / "tokenizer", tmp_path / "tokenizer")
-    with pytest.raises(CheckpointError, match="vae is not finished: run .*pretrain vae"):
+    with pytest.raises(CheckpointError, match=r"vae is not finished: run .*pretrain vae"):
         run_stage("transformer", tmp_path, TINY, device="cpu")
     with pytest.raises(CheckpointError, match="transformer is not finished"):
         export(tmp_path, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Fast training: the same mathematics as PyTorch's own ways, latents that do not depend on the run so far, and looks."""
+"""Fast training: the mathematics of PyTorch's own ways, latents that depend on their number alone, and looks."""
 
 import math
 import shutil
@@ -14,8 +14,8 @@ from tiny_run import MODEL, TINY
 from torch import nn
 from typer.testing import CliRunner
 
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.commands.pretrain import pretrain as command
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.cli.pretrain import pretrain as command
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain import export, images_of, run_stage
 from seg4diff_tools.pretrain import speed as speeds
@@ -101,7 +101,9 @@ def test_batched_muon_is_muon_up_to_rounding():
 def test_muon_brings_singular_values_near_one():
     found = orthogonalize(torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(0)))
     values = torch.linalg.svdvals(found)
-    assert found.shape == (4, 6, 9) and values.min() > 0.6 and values.max() < 1.3
+    assert found.shape == (4, 6, 9)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
 
 
 def test_one_muon_step_by_hand():
@@ -176,10 +178,14 @@ def test_compiled_blocks_compute_the_same():
 def test_without_a_compiler_one_sentence_says_so(monkeypatch):
     monkeypatch.setattr(speeds.shutil, "which", lambda name: None)
     speed = Speed.best(CPU)
-    assert not speed.compiled and speed.joint_attention == "matrix" and speed.batched
-    assert "no compiler was found" in speed.describe(CPU) and "same weights" in speed.describe(CPU)
+    assert not speed.compiled
+    assert speed.joint_attention == "matrix"
+    assert speed.batched
+    assert "no compiler was found" in speed.describe(CPU)
+    assert "same weights" in speed.describe(CPU)
     monkeypatch.setattr(speeds.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert Speed.best(CPU).compiled and "no compiler" not in Speed.best(CPU).describe(CPU)
+    assert Speed.best(CPU).compiled
+    assert "no compiler" not in Speed.best(CPU).describe(CPU)
     assert not Speed.best(CPU, compiled=False).compiled
 
 
@@ -222,7 +228,8 @@ def test_every_scene_of_the_pool_is_seen_once_in_each_pass():
 
 
 def test_pool_sizes_by_hand():
-    assert MODEL.latent_side == 14 and pool_size(0, MODEL) == BLOCK
+    assert MODEL.latent_side == 14
+    assert pool_size(0, MODEL) == BLOCK
     # a latent has 16 x 14 x 14 half-precision numbers, 6272 bytes: 159 fit into a megabyte
     assert pool_size(0.001, MODEL) == 128
 
@@ -296,7 +303,8 @@ def test_the_direction_loss_is_zero_along_and_two_against(tiny_run, monkeypatch)
     config = replace(MODEL, recipe=replace(MODEL.recipe, direction=0.5))
     stage = TransformerStage(config, tiny_run, CPU)
     losses = stage.losses(range(4), torch.Generator().manual_seed(0))
-    assert list(losses) == ["loss", "flow", "direction"] and 0 <= losses["direction"].item() <= 2
+    assert list(losses) == ["loss", "flow", "direction"]
+    assert 0 <= losses["direction"].item() <= 2
     assert losses["loss"].item() == pytest.approx(losses["flow"].item() + 0.5 * losses["direction"].item())
 
 
@@ -311,9 +319,8 @@ def test_a_run_can_start_from_finished_weights(tiny_run, tmp_path):
     wanted = SD3Transformer2DModel.from_pretrained(tmp_path / "model" / "transformer").state_dict()
     found = SD3Transformer2DModel.from_pretrained(run / "transformer").state_dict()
     assert all(torch.equal(found[name], value.float()) for name, value in wanted.items())
-    with pytest.raises(CheckpointError, match="cannot start from .*Give the folder of a model with a transformer"):
-        fresh = tmp_path / "fresh"
-        shutil.copytree(run, fresh, ignore=shutil.ignore_patterns("transformer"))
+    fresh = shutil.copytree(run, tmp_path / "fresh", ignore=shutil.ignore_patterns("transformer"))
+    with pytest.raises(CheckpointError, match=r"cannot start from .*Give the folder of a model with a transformer"):
         run_stage("transformer", fresh, config, device="cpu", init=tmp_path)
 
 
@@ -331,12 +338,14 @@ def test_kept_weights_are_the_average_and_looks_change_nothing(tiny_run, tmp_pat
     final = SD3Transformer2DModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(kept[name].half(), value.half()) for name, value in final.items())
     looks = pd.read_csv(folder / "watch.csv")
-    assert looks["images"].tolist() == [9, 18] and looks["step"].tolist() == [3, 6]
+    assert looks["images"].tolist() == [9, 18]
+    assert looks["step"].tolist() == [3, 6]
     layers = [f"layer_{number}" for number in range(MODEL.layers)]
     assert looks[layers].to_numpy().max(1) == pytest.approx(looks["best"].to_numpy())
     assert {path.name for path in (folder / "pictures").iterdir()} == {"000000009.png", "000000018.png"}
     rates = pd.read_csv(folder / "speed.csv")
-    assert rates["images"].tolist() == [18] and rates["images_per_second"].min() > 0
+    assert rates["images"].tolist() == [18]
+    assert rates["images_per_second"].min() > 0
 
 
 def test_numbers_of_images_as_people_write_them():
@@ -356,7 +365,8 @@ def test_numbers_of_images_as_people_write_them():
 )
 def test_slips_on_the_command_line_are_named(tmp_path, options, told):
     result = CliRunner().invoke(command, ["transformer", "--run", str(tmp_path), *options])
-    assert result.exit_code != 0 and told in " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code != 0
+    assert told in " ".join(result.output.replace("│", " ").split())
 
 
 def test_old_configurations_are_read(tmp_path):
@@ -368,4 +378,5 @@ def test_old_configurations_are_read(tmp_path):
     for name in ("captions", "triples", "recolorable"):
         del values["model"]["scenes"][name]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert RunConfig.load(tmp_path) == TINY and math.isclose(TINY.model.recipe.shift, 3.0)
+    assert RunConfig.load(tmp_path) == TINY
+    assert math.isclose(TINY.model.recipe.shift, 3.0)

@@ -37,7 +37,7 @@ def mask(path: Path, *values: int, size=(WIDTH, HEIGHT), palette=False) -> Path:
 
 def text(path: Path, *lines: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def first(sample) -> list[str | None]:
@@ -61,14 +61,20 @@ def voc(tmp_path):
 def test_voc_with_and_without_background(voc, above):
     root = [voc, voc.parent, voc.parent.parent][above]
     samples = datasets.published("voc21", root)
-    assert len(samples) == 2 and len(samples.class_names) == 21 and samples.background == ("background",)
+    assert len(samples) == 2
+    assert len(samples.class_names) == 21
+    assert samples.background == ("background",)
     sample = samples[0]
-    assert isinstance(sample, datasets.Sample) and sample.name == "2007_000042.jpg"
+    assert isinstance(sample, datasets.Sample)
+    assert sample.name == "2007_000042.jpg"
     assert sample.class_names == ("aeroplane", "person", "tvmonitor", "background")
     assert first(sample) == ["aeroplane", "tvmonitor", None, "person", "background"]
-    assert sample.background == ("background",) and sample.label_map.shape == (HEIGHT, WIDTH)
+    assert sample.background == ("background",)
+    assert sample.label_map.shape == (HEIGHT, WIDTH)
     without = datasets.published("voc20", str(root), "train")
-    assert len(without) == 1 and len(without.class_names) == 20 and without.background == ()
+    assert len(without) == 1
+    assert len(without.class_names) == 20
+    assert without.background == ()
     assert first(without[0]) == ["aeroplane", "tvmonitor", None, "person", None]
 
 
@@ -85,7 +91,8 @@ def test_context_as_published(tmp_path):
     samples = datasets.published("pc59", tmp_path)
     # the third of the list has no annotation
     assert [sample.name for sample in samples] == ["2008_000002.jpg", "2010_000005.jpg"]
-    assert len(samples.class_names) == 59 and samples.background == ()
+    assert len(samples.class_names) == 59
+    assert samples.background == ()
     assert first(samples[0]) == ["aeroplane", "diningtable", None, "wood", None]
     # the annotations may be in VOC's folder as well
     (tmp_path / "trainval").rename(root / "trainval")
@@ -148,17 +155,23 @@ def instances(root: Path) -> Path:
 def test_coco_objects_are_drawn_small_ones_last(tmp_path, capsys):
     instances(tmp_path)
     samples = datasets.published("coco-object", tmp_path)
-    assert len(samples.class_names) == 81 and samples.background == ("background",)
+    assert len(samples.class_names) == 81
+    assert samples.background == ("background",)
     seen, empty = samples
     assert (seen.name, empty.name) == ("000000000139.jpg", "000000000285.jpg")
     assert seen.class_names == ("background", "person", "cat", "dining table", "toothbrush")
     assert first(seen) == ["dining table", "cat", "cat", "person", "person"]
-    assert (seen.label_map[1:, :3] == 3).all() and (seen.label_map[2:5, 3:5] == 4).all() and seen.label_map[6, 6] == 0
+    assert (seen.label_map[1:, :3] == 3).all()
+    assert (seen.label_map[2:5, 3:5] == 4).all()
+    assert seen.label_map[6, 6] == 0
     # the crowd is no thing of its own
     assert [int(thing.sum()) for thing in seen.masks] == [2, 21, 6]
-    assert empty.class_names == ("background",) and (empty.label_map == 0).all() and len(empty.masks) == 0
+    assert empty.class_names == ("background",)
+    assert (empty.label_map == 0).all()
+    assert len(empty.masks) == 0
     alone = datasets.published("coco-object80", tmp_path)[0]
-    assert alone.class_names == ("person", "cat", "dining table", "toothbrush") and alone.label_map[6, 6] == 255
+    assert alone.class_names == ("person", "cat", "dining table", "toothbrush")
+    assert alone.label_map[6, 6] == 255
     assert capsys.readouterr().out == ""
 
 
@@ -173,10 +186,12 @@ def test_coco_objects_are_drawn_small_ones_last(tmp_path, capsys):
 def test_pixel_maps_of_coco(tmp_path, images, maps):
     for name in ("000000000139", "000000000285"):
         photograph(tmp_path / images / f"{name}.jpg")
-        # person, toothbrush, banner, unlabelled; the rest is wood
+        # person, toothbrush, banner, unlabeled; the rest is wood
         mask(tmp_path / maps / f"{name}.png", 181, 0, 89, 91, 255)
     samples = datasets.published("coco-stuff27", tmp_path)
-    assert len(samples) == 2 and len(samples.class_names) == 27 and len(samples.background) == 15
+    assert len(samples) == 2
+    assert len(samples.class_names) == 27
+    assert len(samples.background) == 15
     assert first(samples[1]) == ["person", "indoor", "textile", None, "solid"]
     assert samples[1].background == ("textile", "solid")
     objects = datasets.published("coco-object", tmp_path)[0]
@@ -200,9 +215,11 @@ def test_ade(tmp_path, split, word):
     mask(root / "annotations" / word / "ADE_00000003.png", 4, 0, 1, 8, 150)
     for folder in (root, tmp_path):
         (sample,) = samples = datasets.published("ade150", folder, split)
-        assert len(samples.class_names) == 150 and len(samples.background) == 35
+        assert len(samples.class_names) == 150
+        assert len(samples.background) == 35
         assert first(sample) == [None, "wall", "bed", "flag", "floor"]
-        assert sample.background == ("wall", "floor") and sample.name == "ADE_00000003.jpg"
+        assert sample.background == ("wall", "floor")
+        assert sample.name == "ADE_00000003.jpg"
 
 
 def test_cityscapes(tmp_path):
@@ -216,7 +233,8 @@ def test_cityscapes(tmp_path):
         "munster_000002_000019_leftImg8bit.png",
     ]
     assert first(samples[0]) == ["road", "bicycle", None, "pole", "sky"]
-    assert samples[0].background == ("road", "sky") and len(samples.class_names) == 19
+    assert samples[0].background == ("road", "sky")
+    assert len(samples.class_names) == 19
 
 
 def test_wrong_folders_are_named(voc):

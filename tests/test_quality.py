@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from tiny_run import SCENES, tiny_clip
 
-from seg4diff_tools.clipscore import clip_scores, load_clip
-from seg4diff_tools.counts import stored_counts
-from seg4diff_tools.drawings import concepts
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.quality import SEARCH_FROM, _psnr, measure
-from seg4diff_tools.scenes import Scenes, scene
-from seg4diff_tools.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.evaluation.counts import stored_counts
+from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.generation.clip import clip_scores, load_clip
+from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import Scenes, scene
 
 OPTIONS = {"scenes": 5, "search_scenes": 3, "search_steps": (3, 8), "generated": 3, "steps": 9, "progress": False}
 
@@ -61,7 +61,8 @@ def test_scores_are_those_of_plain_sweeps(tiny_backbone, quality):
         found = quality.scores[(quality.scores["scenes"] == scenes) & (quality.scores["protocol"] == protocol)]
         np.testing.assert_allclose(found[[*SCORES]].to_numpy(), table[[*SCORES]].to_numpy(), atol=2e-3)
     novel = quality.scores[quality.scores["scenes"] == "novel"]
-    assert len(novel) == len(steps) and set(quality.scores["images"]) == {5}
+    assert len(novel) == len(steps)
+    assert set(quality.scores["images"]) == {5}
     assert len(quality.scores) == 4 * len(steps)
     assert sorted(set(quality.layers["layer"])) == [0, 1, 2, 3, 4]
 
@@ -92,7 +93,9 @@ def test_pictures_are_judged_with_own_and_with_other_captions(tiny_backbone, cli
     made = tiny_backbone.generate([s.caption for s in test], seed=[0, 1, 2], steps=9, progress=False)
     expected = clip_scores(clip.embed_images(made), texts).mean().item()
     assert found["CLIPScore_generated"] == pytest.approx(expected, abs=1e-3)
-    assert 0 <= found["retrieval_top1"] <= 1 and found["retrieval_group"] == 5 and found["generated"] == 3
+    assert 0 <= found["retrieval_top1"] <= 1
+    assert found["retrieval_group"] == 5
+    assert found["generated"] == 3
     assert 0 < found["VAE_PSNR"] < 30
 
 
@@ -104,7 +107,8 @@ def test_psnr_by_hand():
 
 def test_the_result_is_plain_json(quality):
     told = json.loads(json.dumps(quality.to_dict(), allow_nan=False))
-    assert told["layer"] == quality.layer and len(told["search"]) == 10
+    assert told["layer"] == quality.layer
+    assert len(told["search"]) == 10
     assert told["scores"][0]["object_mIoU"] == round(quality.scores["object_mIoU"][0], 4)
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from seg4diff_tools import readings
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.lora import attach
-from seg4diff_tools.readings import READINGS, image_rows, read
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.segmentation import attribution
+from seg4diff_tools.segmentation.attribution import READINGS, image_rows, read
+from seg4diff_tools.segmentation.segment import segment
 
 NAMES = ["cat", "red car", "grass"]
-MANY = [f"{colour} {thing} number {i}" for i, colour in enumerate(("red", "blue", "green", "grey"))
+MANY = [f"{color} {thing} number {i}" for i, color in enumerate(("red", "blue", "green", "grey"))
         for thing in ("fire engine", "bus", "tree", "dog", "cat")]  # fmt: skip
 IMAGE = slice(0, 49)
 
@@ -42,9 +42,9 @@ class Plain:
             self.queries.append(query)
             self.keys.append(key)
 
-        noisy, timestep = backbone.noised(latents, steps_from_end)
+        noisy, timestep = backbone.add_noise(latents, steps_from_end)
         with intercept(backbone.transformer, keep):
-            backbone.denoise(noisy, timestep, prompt)
+            backbone.predict_velocity(noisy, timestep, prompt)
         blocks = backbone.transformer.transformer_blocks
         self.weights = [block.attn.to_out[0].weight.double() for block in blocks]
         self.spans = [[49 + token for token in span] for span in prompt.classes.values()]
@@ -100,7 +100,7 @@ def test_concept(tiny_backbone, latents, prompt, plain):
 
 @pytest.mark.parametrize("image", ["key", "query"])
 def test_cosine(tiny_backbone, latents, prompt, plain, image):
-    found = flat(tiny_backbone, latents, prompt, partial(readings.cosine, image=image), [2])
+    found = flat(tiny_backbone, latents, prompt, partial(attribution.cosine, image=image), [2])
     places = (plain.keys if image == "key" else plain.queries)[2]
     expected = torch.zeros(3, 49, dtype=torch.float64)
     for index, span in enumerate(plain.spans):
@@ -113,7 +113,7 @@ def test_cosine(tiny_backbone, latents, prompt, plain, image):
 
 @pytest.mark.parametrize("times", [0, 1, 4])
 def test_refined(tiny_backbone, latents, prompt, plain, times):
-    found = flat(tiny_backbone, latents, prompt, partial(readings.refined, times=times), [3])
+    found = flat(tiny_backbone, latents, prompt, partial(attribution.refined, times=times), [3])
     own = plain.i2i(3) / plain.i2i(3).sum(1, keepdim=True)
     expected = (torch.linalg.matrix_power(own, times) @ plain.i2t(3).mT).mT
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-5)
@@ -148,7 +148,7 @@ def plain_goca(plain, layers, reference, heads, times):
     [(None, None, True, 0), ([4, 1], 3, True, 1), ([0, 2], 0, False, 0), ([3], 1, False, 0)],
 )
 def test_goca(tiny_backbone, latents, prompt, plain, layers, reference, heads, times):
-    reading = partial(readings.goca, reference=reference, heads=heads, times=times)
+    reading = partial(attribution.goca, reference=reference, heads=heads, times=times)
     found = flat(tiny_backbone, latents, prompt, reading, layers)
     chosen, middle = range(5) if layers is None else layers, 2 if reference is None else reference
     torch.testing.assert_close(found, plain_goca(plain, chosen, middle, heads, times), atol=2e-4, rtol=1e-3)
@@ -157,12 +157,12 @@ def test_goca(tiny_backbone, latents, prompt, plain, layers, reference, heads, t
 def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
     calls = []
     with intercept(tiny_backbone.transformer, calls.append, layers=[0], stop_after=0):
-        tiny_backbone.denoise(*tiny_backbone.noised(latents), prompt)
+        tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents), prompt)
     # the first channel of three heads holds 2, 3 and 0, and is projected to (1, 2), (0, -1) and (5, 5)
     output, projection = torch.zeros_like(calls[0].output), torch.zeros(2, 60)
     output[:, :, :, 0] = torch.tensor([2.0, 3.0, 0.0])[:, None]
     projection[:, ::20] = torch.tensor([[1.0, 0.0, 5.0], [2.0, -1.0, 5.0]])
-    found = readings.head_weights(replace(calls[0], output=output), projection)
+    found = attribution.head_weights(replace(calls[0], output=output), projection)
     # heads give (2, 4), (0, -3) and nothing, together (2, 1): dot products 8, -3 and 0
     torch.testing.assert_close(found, torch.tensor([8 / 5, -3 / 5, 0])[None, :, None].expand(1, 3, 49))
 
@@ -171,7 +171,7 @@ def test_rows_are_exact_in_pieces_and_under_a_mask(tiny_backbone, latents, promp
     calls = []
     bias = torch.linspace(-2, 1, 49 + len(prompt.tokens))
     with intercept(tiny_backbone.transformer, calls.append, layers=[1], key_bias=bias, stop_after=1):
-        tiny_backbone.denoise(*tiny_backbone.noised(latents, [3, 9]), prompt)
+        tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, [3, 9]), prompt)
     (call,) = calls
     pieces = list(image_rows(call, workspace=2 * 3 * 49 * 4 * 10))
     assert [rows.stop - rows.start for rows, _ in pieces] == [10, 10, 10, 10, 9]
@@ -185,7 +185,8 @@ def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, na
     prompts = tiny_backbone.class_prompts(MANY)
     assert len(prompts) > 1
     maps = read(tiny_backbone, latents, prompts, name, [2, 3], steps_from_end=[4, 8])
-    assert maps.shape == (20, 7, 7) and maps.dtype == torch.float32
+    assert maps.shape == (20, 7, 7)
+    assert maps.dtype == torch.float32
     assert maps.flatten(1).std(1).min() > 0
     each = [read(tiny_backbone, latents, prompts, name, [2, 3], steps_from_end=step) for step in (4, 8)]
     torch.testing.assert_close(maps, torch.stack(each).mean(0), atol=1e-4, rtol=1e-3)
@@ -199,7 +200,7 @@ def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, na
         torch.testing.assert_close(maps[-len(alone) :], alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reading", ["daam", "concept", "goca", partial(readings.cosine, image="query")])
+@pytest.mark.parametrize("reading", ["daam", "concept", "goca", partial(attribution.cosine, image="query")])
 def test_segment_reads_otherwise(tiny_backbone, reading):
     photograph = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (61, 83, 3), dtype=np.uint8))
     result = segment(tiny_backbone, photograph, NAMES, [1, 3], 5, 11, reading=reading, fit="crop", seed=7)
@@ -215,14 +216,15 @@ def test_segment_averages_layers_and_steps(tiny_backbone, latents, prompt):
     result = segment(tiny_backbone, picture, NAMES, range(5), [3, 8])
     other = segment(tiny_backbone, picture, NAMES, steps_from_end=[3, 8], reading="daam")
     np.testing.assert_allclose(result.class_maps, other.class_maps, atol=1e-7)
-    assert result.settings["layer"] == (0, 1, 2, 3, 4) and other.settings["layer"] is None
+    assert result.settings["layer"] == (0, 1, 2, 3, 4)
+    assert other.settings["layer"] is None
 
 
 def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
     picture = np.zeros((56, 56, 3), np.uint8)
     with pytest.raises(InputError, match="a reading from layer, daam.*got 'dam'"):
         segment(tiny_backbone, picture, NAMES, reading="dam")
-    for options in ({"head": 1}, {"block": "t2i"}, {"normalise": "scores"}):
+    for options in ({"head": 1}, {"direction": "t2i"}, {"normalize": "scores"}):
         with pytest.raises(InputError, match="with another reading than 'layer', got 'daam'"):
             segment(tiny_backbone, picture, NAMES, reading="daam", **options)
     for reading in ("layer", "cosine", "refined"):
@@ -231,7 +233,7 @@ def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
     with pytest.raises(InputError, match="No layer was chosen"):
         read(tiny_backbone, latents, [prompt], "daam", [])
     with pytest.raises(InputError, match="no layer 5"):
-        read(tiny_backbone, latents, [prompt], partial(readings.goca, reference=5))
+        read(tiny_backbone, latents, [prompt], partial(attribution.goca, reference=5))
 
 
 def test_weights_hold_what_lora_adds(build_backbone):
@@ -242,5 +244,5 @@ def test_weights_hold_what_lora_adds(build_backbone):
     torch.nn.init.normal_(second.weight, generator=torch.Generator().manual_seed(0))
     given = torch.randn(11, 60, generator=torch.Generator().manual_seed(1))
     expected = linear(given) - linear.bias
-    torch.testing.assert_close(given @ readings.effective_weight(linear).mT, expected, atol=1e-5, rtol=1e-5)
-    assert (readings.effective_weight(linear) - linear.weight).abs().max() > 0.1
+    torch.testing.assert_close(given @ attribution.effective_weight(linear).mT, expected, atol=1e-5, rtol=1e-5)
+    assert (attribution.effective_weight(linear) - linear.weight).abs().max() > 0.1

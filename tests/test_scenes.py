@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from seg4diff_tools import scenes
-from seg4diff_tools.drawings import COLOURS, concepts, drawing, styles
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
+from seg4diff_tools.scenes import scenes
+from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
+from seg4diff_tools.scenes.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 
-HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, coloured=0.6)
+HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, colored=0.6)
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 
@@ -21,8 +21,8 @@ def phrases() -> dict[str, tuple[str, str | None, int]]:
     """Everything that a caption may call some objects, with what it means."""
     meanings = {}
     for concept in concepts().values():
-        for colour in (None, *(COLOURS if concept.recolour else ())):
-            word = f"{colour} " if colour else ""
+        for color in (None, *(COLORS if concept.recolor else ())):
+            word = f"{color} " if color else ""
             one = f"{word}{concept.name}"
             article = (
                 ""
@@ -31,8 +31,8 @@ def phrases() -> dict[str, tuple[str, str | None, int]]:
                 if one[0] in "aeiou"
                 else "a "
             )
-            meanings[article + one] = (concept.name, colour, 1)
-            meanings |= {f"{n} {word}{concept.plural}": (concept.name, colour, count) for n, count in NUMBERS.items()}
+            meanings[article + one] = (concept.name, color, 1)
+            meanings |= {f"{n} {word}{concept.plural}": (concept.name, color, count) for n, count in NUMBERS.items()}
     return meanings
 
 
@@ -48,8 +48,8 @@ def read(caption: str) -> tuple[Counter, str | None, list[tuple], str]:
     parts = re.split(f" {relation} " if relation else ", | and ", listed)
     told = [PHRASES[part] for part in parts]
     counts = Counter()
-    for name, colour, count in told:
-        counts[name, colour] += count
+    for name, color, count in told:
+        counts[name, color] += count
     return counts, relation, told, background
 
 
@@ -60,12 +60,12 @@ def test_captions_tell_the_truth(split, config):
     for index in range(200):
         p = plan(split, index, config)
         counts, relation, told, background = read(p.caption)
-        assert counts == Counter((o.concept, o.colour) for o in p.placements)
+        assert counts == Counter((o.concept, o.color) for o in p.placements)
         assert background == p.background
         relations[relation] += 1
         if relation:
-            centre = {(o.concept, o.colour): o.centre for o in p.placements}
-            (x0, y0), (x1, y1) = (centre[name, colour] for name, colour, _ in told)
+            center = {(o.concept, o.color): o.center for o in p.placements}
+            (x0, y0), (x1, y1) = (center[name, color] for name, color, _ in told)
             holds = {"left of": x0 < x1, "right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}
             assert holds[relation]
             # the relation is along the longer way
@@ -82,8 +82,8 @@ def test_plans_keep_to_their_configuration():
     assert {o.concept for o in objects} == set(config.concepts)
     assert {o.flipped for o in objects} == {True, False}
     assert all(0.15 <= o.side <= 0.7 and abs(o.degrees) <= config.degrees for o in objects)
-    assert {o.colour for o in objects if not concepts()[o.concept].recolour} == {None}
-    assert {o.colour for o in objects if o.concept == "car"} == {None, *COLOURS}
+    assert {o.color for o in objects if not concepts()[o.concept].recolor} == {None}
+    assert {o.color for o in objects if o.concept == "car"} == {None, *COLORS}
     twins = [p for p in plans if max(Counter(o.concept for o in p.placements).values()) > 1]
     assert 0.3 < len(twins) / len(plans) < 0.8
     # an object in front is never larger than one behind it
@@ -111,13 +111,15 @@ def test_a_scene_follows_from_split_and_index():
     assert len({tuple(told) for told in captions.values()}) == len(scenes.SPLITS)
     # reading one scene does not move another
     late = plan("train", 1_000_003)
-    assert plan("train", 1_000_003) == late and np.array_equal(plan("train", 1_000_003).noise, late.noise)
+    assert plan("train", 1_000_003) == late
+    assert np.array_equal(plan("train", 1_000_003).noise, late.noise)
 
 
 @pytest.mark.parametrize("config", [SceneConfig(), HARD], ids=["easy", "hard"])
 def test_labels_masks_and_boxes_agree(config):
     for sample in Scenes("train", 30, replace(config, size=53)):
-        assert sample.image.shape == (53, 53, 3) and sample.label_map.shape == (53, 53)
+        assert sample.image.shape == (53, 53, 3)
+        assert sample.label_map.shape == (53, 53)
         assert sample.masks.shape == (len(sample.objects), 53, 53)
         assert sample.masks.sum(0).max() <= 1
         assert sample.class_names == (*dict.fromkeys(sample.objects), sample.background)
@@ -129,7 +131,10 @@ def test_labels_masks_and_boxes_agree(config):
         assert set(np.unique(sample.label_map[~of_objects])) <= {len(sample.class_names) - 1, 255}
         for (left, top, right, bottom), mask in zip(sample.boxes, sample.masks, strict=True):
             assert mask[top:bottom, left:right].sum() == mask.sum()
-            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+            assert mask[top].any()
+            assert mask[bottom - 1].any()
+            assert mask[:, left].any()
+            assert mask[:, right - 1].any()
 
 
 def test_labels_are_where_the_picture_changes():
@@ -144,12 +149,14 @@ def test_labels_are_where_the_picture_changes():
 
 
 def test_composed_by_hand():
-    # this donut touches all four sides of its drawing: half of 96 pixels, centred, is 24 to 72
+    # this donut touches all four sides of its drawing: half of 96 pixels, centered, is 24 to 72
     donut = scenes.compose([("donut", (0.5, 0.5), 0.5)], background="snow", style="noto")
     assert donut.boxes.tolist() == [[24, 24, 72, 72]]
-    assert donut.class_names == ("donut", "snow") and donut.caption == "a donut in snow"
+    assert donut.class_names == ("donut", "snow")
+    assert donut.caption == "a donut in snow"
     assert set(np.unique(donut.label_map)) == {0, 1}
-    assert donut.label_map[25, 48] == 0 and donut.label_map[2, 2] == 1
+    assert donut.label_map[25, 48] == 0
+    assert donut.label_map[2, 2] == 1
     # its hole shows the ground
     assert donut.pil.size == (96, 96)
     alpha = drawing("donut", "noto")[..., 3] > 127
@@ -173,7 +180,8 @@ def test_objects_are_drawn_back_to_front():
 def test_what_is_hidden_is_not_listed():
     front = ("bear", (0.5, 0.5), 0.9)
     hidden = scenes.compose([("apple", (0.5, 0.5), 0.2), front])
-    assert hidden.class_names == ("bear", "grass") and hidden.objects == ("bear",)
+    assert hidden.class_names == ("bear", "grass")
+    assert hidden.objects == ("bear",)
     # almost hidden: the few pixels that can be seen belong to no listed class
     almost = scenes.compose([("fish", (0.62, 0.5), 0.9), ("bear", (0.5, 0.5), 1.0)])
     assert almost.class_names == ("bear", "grass")
@@ -200,7 +208,9 @@ def test_flips_and_turns():
 def test_a_batch_equals_single_scenes():
     plans = [plan("train", index, HARD) for index in range(23)]
     images, owners = render(plans, 61)
-    assert images.shape == (23, 3, 61, 61) and images.min() >= 0 and images.max() <= 1
+    assert images.shape == (23, 3, 61, 61)
+    assert images.min() >= 0
+    assert images.max() <= 1
     for number, p in enumerate(plans):
         image, owner = render([p], 61)
         torch.testing.assert_close(image[0], images[number], rtol=0, atol=1e-6)
@@ -209,7 +219,8 @@ def test_a_batch_equals_single_scenes():
 
 def test_a_sequence_of_scenes():
     test = Scenes("test", 7)
-    assert len(test) == 7 and len(list(test)) == 7
+    assert len(test) == 7
+    assert len(list(test)) == 7
     np.testing.assert_array_equal(test[-1].image, scene("test", 6).image)
     with pytest.raises(IndexError, match="scene 7 of 7"):
         test[7]
@@ -248,11 +259,9 @@ def test_what_cannot_be_drawn_is_refused(call, message):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_rich_captions_tell_the_truth(split):
-    config = SceneConfig(
-        captions="rich", twins=0.3, triples=0.5, coloured=0.5, recolorable=0.2, object_side=(0.33, 0.7)
-    )
-    kinds = {scenes.phrase(name, colour, count, size): (name, colour, count, size)
-             for name in config.concepts for colour in (None, *COLOURS) for count in (1, 2, 3)
+    config = SceneConfig(captions="rich", twins=0.3, triples=0.5, colored=0.5, recolorable=0.2, object_side=(0.33, 0.7))
+    kinds = {scenes.phrase(name, color, count, size): (name, color, count, size)
+             for name in config.concepts for color in (None, *COLORS) for count in (1, 2, 3)
              for size in (None, "small", "large")}  # fmt: skip
     between = {*scenes.RELATIONS, "in front of", "behind"}
     told_in_all = Counter()
@@ -265,33 +274,36 @@ def test_rich_captions_tell_the_truth(split):
         for part in re.split(rf", and | and |, | (?={'|'.join(between)})", text):
             match = re.fullmatch(rf"(?:({'|'.join(between)}) )?(.+?)(?: (at the .+|in the middle))?", part)
             where, name, place = match.groups()
-            concept, colour, count, size = kinds[name]
-            found = [o for o in p.placements if (o.concept, o.colour) == (concept, colour)]
+            concept, color, count, size = kinds[name]
+            found = [o for o in p.placements if (o.concept, o.color) == (concept, color)]
             assert len(found) == count
             assert size != "small" or max(o.side for o in found) < 0.38
             assert size != "large" or min(o.side for o in found) > 0.52
             if place:
-                (x, y) = found[0].centre
-                assert ("left" in place) == (x < 0.4) and ("right" in place) == (x > 0.6)
-                assert ("top" in place) == (y < 0.4) and ("bottom" in place) == (y > 0.6)
+                (x, y) = found[0].center
+                assert ("left" in place) == (x < 0.4)
+                assert ("right" in place) == (x > 0.6)
+                assert ("top" in place) == (y < 0.4)
+                assert ("bottom" in place) == (y > 0.6)
             if where:
                 other = things[-1][0]
                 first, second = p.placements.index(other), p.placements.index(found[0])
                 if where in scenes.RELATIONS:
-                    assert scenes.relation(other.centre, found[0].centre) == where
+                    assert scenes.relation(other.center, found[0].center) == where
                 else:
                     assert (first > second) == (where == "in front of")
             things.append(found)
-            counted[concept, colour] += count
+            counted[concept, color] += count
             told_in_all.update([size, place and place.split()[1], where, count])
-        assert counted == Counter((o.concept, o.colour) for o in p.placements)
+        assert counted == Counter((o.concept, o.color) for o in p.placements)
     assert set(told_in_all) >= {"small", "large", *between, 1, 2, 3}
 
 
 def test_both_kinds_of_captions_belong_to_the_same_pictures():
     for index in range(20):
         short, rich = (plan("train", index, SceneConfig(captions=kind)) for kind in scenes.CAPTIONS)
-        assert short.placements == rich.placements and short.background == rich.background
+        assert short.placements == rich.placements
+        assert short.background == rich.background
         np.testing.assert_array_equal(short.noise, rich.noise)
     with pytest.raises(InputError, match="captions must be one of short, rich"):
         SceneConfig(captions="long")
@@ -303,4 +315,4 @@ def test_a_third_of_a_kind_and_nothing_but_recolored_things():
     plans = [plan("train", i, SceneConfig(twins=1.0, triples=1.0, recolorable=1.0)) for i in range(60)]
     assert all(len({o.concept for o in p.placements}) == 1 for p in plans)
     assert {len(p.placements) for p in plans} == {1, 2, 3}
-    assert all(concepts()[o.concept].recolour for p in plans for o in p.placements)
+    assert all(concepts()[o.concept].recolor for p in plans for o in p.placements)

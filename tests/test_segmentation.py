@@ -7,10 +7,11 @@ import torch
 import xarray as xr
 from torch.nn.functional import interpolate
 
-from seg4diff_tools import segmentation
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.backbones import checks
 from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.segmentation.class_maps import check_kinds, read_class_maps
+from seg4diff_tools.segmentation.segment import segment
 
 NAMES = ["cat", "red car", "grass"]
 
@@ -21,7 +22,7 @@ def photograph():
     return PIL.Image.fromarray(pixels)
 
 
-def materialised(backbone, image, names, layer, steps_from_end=8, steps=28, seed=0, fit="resize"):
+def materialized(backbone, image, names, layer, steps_from_end=8, steps=28, seed=0, fit="resize"):
     """The whole joint map of every head of a layer, [head token token], after and before the softmax, in float64."""
     found = {}
 
@@ -30,37 +31,37 @@ def materialised(backbone, image, names, layer, steps_from_end=8, steps=28, seed
         found.update(softmax=scores.softmax(-1), scores=scores)
 
     (prompt,) = backbone.class_prompts(names)
-    noisy, timestep = backbone.noised(backbone.encode_image(image, fit=fit), steps_from_end, steps, seed)
+    noisy, timestep = backbone.add_noise(backbone.encode_image(image, fit=fit), steps_from_end, steps, seed)
     with intercept(backbone.transformer, keep, layers=[layer]):
-        backbone.denoise(noisy, timestep, prompt)
+        backbone.predict_velocity(noisy, timestep, prompt)
     return found, [prompt.classes[name] for name in names]
 
 
 @pytest.mark.parametrize("head", ["mean", 2])
-@pytest.mark.parametrize("block", ["i2t", "t2i"])
+@pytest.mark.parametrize("direction", ["i2t", "t2i"])
 @pytest.mark.parametrize(
-    ("normalise", "minmax"), [("softmax", False), ("softmax", True), ("scores", False), ("scores", True)]
+    ("normalize", "minmax"), [("softmax", False), ("softmax", True), ("scores", False), ("scores", True)]
 )
-def test_equals_a_materialised_map(tiny_backbone, photograph, head, block, normalise, minmax):
+def test_equals_a_materialized_map(tiny_backbone, photograph, head, direction, normalize, minmax):
     result = segment(
         tiny_backbone, photograph, NAMES, layer=3, steps_from_end=5, steps=11, seed=7,
-        head=head, block=block, normalise=normalise, minmax=minmax,
+        head=head, direction=direction, normalize=normalize, minmax=minmax,
     )  # fmt: skip
-    found, spans = materialised(tiny_backbone, photograph, NAMES, 3, 5, 11, 7)
-    joint = found[normalise].mean(0) if head == "mean" else found[normalise][head]
-    text = joint[:49, 49:] if block == "i2t" else joint[49:, :49].mT
+    found, spans = materialized(tiny_backbone, photograph, NAMES, 3, 5, 11, 7)
+    joint = found[normalize].mean(0) if head == "mean" else found[normalize][head]
+    text = joint[:49, 49:] if direction == "i2t" else joint[49:, :49].mT
     maps = torch.stack([text[:, list(span)].mean(-1).reshape(7, 7) for span in spans])
     if minmax:
         low, high = maps.amin((1, 2), True), maps.amax((1, 2), True)
         maps = (maps - low) / (high - low)
-    np.testing.assert_allclose(result.class_maps.values, maps, atol=1e-5 if normalise == "scores" or minmax else 1e-7)
+    np.testing.assert_allclose(result.class_maps.values, maps, atol=1e-5 if normalize == "scores" or minmax else 1e-7)
     pixels = interpolate(maps[None], size=(61, 83), mode="bilinear")[0]
     np.testing.assert_allclose(result.upsampled().values, pixels, atol=1e-5)
     # rounding may decide a tie otherwise, on a pixel or two
     assert (result.label_map == pixels.argmax(0).numpy()).mean() > 0.999
 
 
-def test_result_is_labelled_and_tells_its_settings(tiny_backbone, photograph):
+def test_result_is_labeled_and_tells_its_settings(tiny_backbone, photograph):
     result = segment(tiny_backbone, photograph, NAMES, layer=1)
     assert isinstance(result.class_maps, xr.DataArray)
     assert result.class_maps.dims == ("class", "y", "x")
@@ -109,7 +110,7 @@ def test_blocks_after_the_layer_never_run(build_backbone, photograph):
 
 
 def test_names_that_need_several_prompts(tiny_backbone, photograph):
-    names = [f"{colour} {thing} number {i}" for i, colour in enumerate(("red", "blue", "green", "grey"))
+    names = [f"{color} {thing} number {i}" for i, color in enumerate(("red", "blue", "green", "grey"))
              for thing in ("fire engine", "bus", "tree", "dog", "cat")]  # fmt: skip
     result = segment(tiny_backbone, photograph, names, layer=2)
     assert len(result.settings["prompts"]) > 1
@@ -131,9 +132,9 @@ def test_batches_give_what_single_images_give(tiny_backbone, photograph):
         "kinds": [("t2i", "scores"), ("i2t", "softmax")],
     }
     latents = tiny_backbone.encode_image(pictures)
-    together = segmentation.read_class_maps(tiny_backbone, latents, prompts, batch=7, **options)
+    together = read_class_maps(tiny_backbone, latents, prompts, batch=7, **options)
     assert [tuple(maps.shape) for maps in together] == [(2, 3, 2, 2, count, 7, 7) for count in (1, 3, 2)]
-    alone = segmentation.read_class_maps(tiny_backbone, latents, prompts, batch=1, **options)
+    alone = read_class_maps(tiny_backbone, latents, prompts, batch=1, **options)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     single = segment(tiny_backbone, pictures[1], names[1], layer=1, steps_from_end=8, head=1)
@@ -167,8 +168,8 @@ def test_wrong_input_is_refused(tiny_backbone, photograph, arguments, error, mes
 def test_unknown_options_are_refused(tiny_backbone):
     for kind in (("i2i", "softmax"), ("i2t", "sigmoid")):
         with pytest.raises(InputError, match="expected"):
-            segmentation.check_kinds([kind])
+            check_kinds([kind])
     with pytest.raises(InputError, match="each one once"):
-        segmentation.check_heads(tiny_backbone, ["mean", 1, 1])
+        checks.check_heads(tiny_backbone, ["mean", 1, 1])
     with pytest.raises(InputError, match="each one once"):
-        segmentation.check_layers(tiny_backbone, [])
+        checks.check_layers(tiny_backbone, [])

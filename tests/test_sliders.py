@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 from figure_data import IMAGE, NAMES, maps
 
-from seg4diff_tools import sliders
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.plotting import sliders
 
 
 @pytest.mark.parametrize("several", [True, False])

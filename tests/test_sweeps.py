@@ -8,11 +8,12 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from seg4diff_tools import counts, metrics, sweeps
-from seg4diff_tools.datasets import LabelledImage
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.datasets import LabeledImage
+from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.segmentation import segment
+from seg4diff_tools.evaluation import counts, metrics, sweeps
+from seg4diff_tools.segmentation.segment import segment
 
 VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]
 
@@ -20,9 +21,9 @@ VOCABULARY = ["grass", "cat", "red car", "dog", "tree"]
 def sample(index, names, size=(23, 31)):
     generator = np.random.default_rng(index)
     label_map = generator.integers(0, len(names), size)
-    label_map[: index + 1, 3:7] = metrics.IGNORE
+    label_map[: index + 1, 3:7] = IGNORE
     pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return LabelledImage(pixels, tuple(names), label_map, background=("grass",))
+    return LabeledImage(pixels, tuple(names), label_map, background=("grass",))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def sweep(*args, **kwargs):
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
 @pytest.mark.parametrize("fit", ["resize", "crop"])
 def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit):
-    options = {"layers": [1, 4], "steps_from_end": [8, 3], "heads": ["mean", 2], "blocks": ["t2i", "i2t"]}
+    options = {"layers": [1, 4], "steps_from_end": [8, 3], "heads": ["mean", 2], "directions": ["t2i", "i2t"]}
     variants = ["softmax", "scores+minmax"]
-    table = sweep(tiny_backbone, samples, vocabulary=vocabulary, fit=fit, normalise=variants, batch=2, **options)
+    table = sweep(tiny_backbone, samples, vocabulary=vocabulary, fit=fit, normalize=variants, batch=2, **options)
     assert len(table) == 32
     assert list(table.columns) == [*sweeps.CONFIGURATION, *sweeps.SCORES, "images"]
     assert set(table["protocol"]) == {"present" if vocabulary is None else "full"}
@@ -49,15 +50,15 @@ def test_row_equals_segment_and_metrics(tiny_backbone, samples, vocabulary, fit)
         total = torch.zeros(5, 5, dtype=torch.int64)
         for each in samples:
             names = vocabulary or list(each.class_names)
-            normalise, _, scaled = row.normalise.partition("+")
+            normalize, _, scaled = row.normalize.partition("+")
             result = segment(
                 tiny_backbone, each.image, names, layer=row.layer, steps_from_end=row.steps_from_end, head=row.head,
-                block=row.block, normalise=normalise, minmax=bool(scaled), fit=fit,
+                direction=row.block, normalize=normalize, minmax=bool(scaled), fit=fit,
             )  # fmt: skip
             left, top, right, bottom = result.settings["frame"]
             target = torch.tensor(each.label_map[top:bottom, left:right])
-            target = metrics.renumber(target, each.class_names, VOCABULARY)
-            prediction = metrics.renumber(torch.tensor(result.label_map), names, VOCABULARY)
+            target = renumber(target, each.class_names, VOCABULARY)
+            prediction = renumber(torch.tensor(result.label_map), names, VOCABULARY)
             total += metrics.confusion(prediction, target, 5)
         # a batch of two rounds otherwise than one image on its own: ties may fall differently
         close = {"abs": 5e-3}
@@ -133,7 +134,7 @@ def test_per_image_scores(tiny_backbone, samples, tmp_path):
     row = scores.query("image == 1 and layer == 3").iloc[0]
     assert row["class_names"] == "grass, red car, dog"
     result = segment(tiny_backbone, samples[1].image, VOCABULARY, layer=3)
-    target = metrics.renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
+    target = renumber(torch.tensor(samples[1].label_map), samples[1].class_names, VOCABULARY)
     pixels = metrics.confusion(torch.tensor(result.label_map), target, 5)
     assert row["mIoU"] == metrics.miou(pixels).item()
     assert row["object_mIoU"] == metrics.miou(pixels, [2, 3]).item()
@@ -175,12 +176,13 @@ def test_another_run_in_the_folder_is_refused(build_backbone, tiny_backbone, tin
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
 def test_image_without_a_class_counts_nothing(tiny_backbone, samples, vocabulary, tmp_path):
-    empty = LabelledImage(samples[0].image, (), np.full((23, 31), metrics.IGNORE))
+    empty = LabeledImage(samples[0].image, (), np.full((23, 31), IGNORE))
     options = {"layers": [1, 2], "steps_from_end": (3, 8), "vocabulary": vocabulary}
     table = sweep(tiny_backbone, [empty, *samples[:2]], batch=6, out=tmp_path, **options)
     expected = sweep(tiny_backbone, samples[:2], batch=6, **options)
     assert_frame_equal(table.drop(columns="images"), expected.drop(columns="images"), atol=5e-3)
-    assert set(table["images"]) == {3} and len(sweeps.read_sweep(tmp_path)) == 4
+    assert set(table["images"]) == {3}
+    assert len(sweeps.read_sweep(tmp_path)) == 4
 
 
 def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
@@ -210,7 +212,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         ({"steps_from_end": [29]}, "from 1 to 28"),
         ({"steps_from_end": []}, "each one once"),
         ({"heads": [3]}, "heads from 0 to 2"),
-        ({"normalise": ["minmax"]}, "softmax.minmax"),
+        ({"normalize": ["minmax"]}, "softmax.minmax"),
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
         ({"vocabulary": []}, "at least one class"),
         ({"vocabulary": [*VOCABULARY, "cat"]}, "given twice"),
@@ -228,7 +230,7 @@ def test_vocabulary_of_hundreds_of_classes(tiny_backbone, samples):
     table = sweep(tiny_backbone, samples[2:3], layers=[1], vocabulary=vocabulary)
     result = segment(tiny_backbone, samples[2].image, vocabulary, layer=1)
     assert len(result.settings["prompts"]) > 1
-    kept = samples[2].label_map != metrics.IGNORE
+    kept = samples[2].label_map != IGNORE
     assert table["pACC"].item() == pytest.approx((result.label_map[kept] == 255).mean())
 
 
@@ -246,7 +248,7 @@ def test_wrong_samples_are_refused(tiny_backbone, samples, wrong, message):
 
 
 def test_scenes_are_samples(tiny_backbone):
-    from seg4diff_tools.scenes import Scenes
+    from seg4diff_tools.scenes.scenes import Scenes
 
     table = sweep(tiny_backbone, Scenes("test", 2), layers=[1])
     assert isinstance(table, pd.DataFrame)

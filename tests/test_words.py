@@ -1,4 +1,4 @@
-"""Words of any prompt are found again, in order, in every family's tokenizer."""
+"""OpenVocabulary of any prompt are found again, in order, in every family's tokenizer."""
 
 from unicodedata import normalize
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BUILDERS, build
 
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import PromptError
-from seg4diff_tools.loading import wrap_pipeline
 
 # letters, marks and digits of every script, in words short enough for the shortest of the text encoders
 WORDS = st.lists(
@@ -32,9 +32,8 @@ def test_words_of_any_prompt_are_found_in_order(backbone, words):
         same = regex.compile(regex.escape(word), regex.IGNORECASE)
         span = prompt.span(word, occurrence=sum(same.fullmatch(other) is not None for other in words[:place]))
         tokens = [prompt.tokens[index] for index in span]
-        assert min(token.start for token in tokens) == start and max(token.stop for token in tokens) == start + len(
-            word
-        )
+        assert min(token.start for token in tokens) == start
+        assert max(token.stop for token in tokens) == start + len(word)
         taken += span
         start += len(word) + 1
     # each token belongs to one word, and none is left over

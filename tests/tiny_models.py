@@ -57,7 +57,7 @@ SIDE = 40  # pixels of the square images: 5 x 5 image tokens of 8 pixels
 
 
 def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
-    """FLUX.1: 2 double blocks and 3 single ones, 3 heads of 10."""
+    """FLUX.1: 2 double directions and 3 single ones, 3 heads of 10."""
     tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_t5_tokenizer()
     transformer = FluxTransformer2DModel(
         in_channels=4 * 5,
@@ -98,7 +98,7 @@ def tiny_flux2_vae() -> AutoencoderKLFlux2:
 
 
 def tiny_flux2(dev: bool) -> DiffusionPipeline:
-    """FLUX.2 dev or klein: 2 double blocks and 3 single ones, 3 heads of 8."""
+    """FLUX.2 dev or klein: 2 double directions and 3 single ones, 3 heads of 8."""
     transformer = Flux2Transformer2DModel(
         in_channels=4 * 5,
         num_layers=2,
@@ -122,7 +122,7 @@ def tiny_flux2(dev: bool) -> DiffusionPipeline:
 
 
 def tiny_chroma() -> ChromaPipeline:
-    """Chroma: 2 double blocks and 3 single ones, 3 heads of 10."""
+    """Chroma: 2 double directions and 3 single ones, 3 heads of 10."""
     tokenizer = tiny_t5_tokenizer()
     with warnings.catch_warnings():
         # diffusers' own, about a name inside of diffusers
@@ -149,7 +149,7 @@ def tiny_chroma() -> ChromaPipeline:
 
 
 def tiny_auraflow() -> AuraFlowPipeline:
-    """AuraFlow: 2 joint blocks and 3 single ones, 3 heads of 10, 8 registers."""
+    """AuraFlow: 2 joint directions and 3 single ones, 3 heads of 10, 8 registers."""
     tokenizer = tiny_t5_tokenizer()
     transformer = AuraFlowTransformer2DModel(
         sample_size=SIDE // 4,
@@ -174,7 +174,7 @@ def tiny_auraflow() -> AuraFlowPipeline:
 
 
 def tiny_qwen_image() -> QwenImagePipeline:
-    """Qwen-Image: 5 blocks, 3 heads of 10; latent cells of 4 pixels."""
+    """Qwen-Image: 5 directions, 3 heads of 10; latent cells of 4 pixels."""
     tokenizer = tiny_qwen_tokenizer()
     encoder = tiny_qwen_vl(tokenizer, 20)
     transformer = QwenImageTransformer2DModel(
@@ -196,7 +196,7 @@ def tiny_qwen_image() -> QwenImagePipeline:
 
 
 def tiny_z_image() -> ZImagePipeline:
-    """Z-Image: 5 blocks after 1 + 1 refining ones, 3 heads of 10."""
+    """Z-Image: 5 directions after 1 + 1 refining ones, 3 heads of 10."""
     tokenizer = tiny_qwen_tokenizer()
     transformer = ZImageTransformer2DModel(
         in_channels=5,
@@ -221,7 +221,7 @@ def tiny_z_image() -> ZImagePipeline:
 
 
 def tiny_hunyuan_image(distilled: bool = False) -> HunyuanImagePipeline:
-    """HunyuanImage: 2 double blocks and 3 single ones, 3 heads of 10, 29 letters of ByT5."""
+    """HunyuanImage: 2 double directions and 3 single ones, 3 heads of 10, 29 letters of ByT5."""
     tokenizer = tiny_qwen_tokenizer()
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
@@ -262,7 +262,7 @@ def tiny_hunyuan_image(distilled: bool = False) -> HunyuanImagePipeline:
 
 
 def tiny_ovis_image() -> OvisImagePipeline:
-    """Ovis-Image: 2 double blocks and 3 single ones, 3 heads of 10."""
+    """Ovis-Image: 2 double directions and 3 single ones, 3 heads of 10."""
     tokenizer = tiny_qwen_tokenizer()
     transformer = OvisImageTransformer2DModel(
         in_channels=4 * 5,
@@ -298,7 +298,7 @@ def tiny_qwen_vae() -> AutoencoderKLQwenImage:
 
 
 def tiny_krea2() -> DiffusionPipeline:
-    """Krea 2: 5 blocks of 4 heads of 10, two of which share their keys."""
+    """Krea 2: 5 directions of 4 heads of 10, two of which share their keys."""
     from diffusers import Krea2Pipeline, Krea2Transformer2DModel
 
     tokenizer = tiny_qwen_tokenizer()
@@ -330,7 +330,7 @@ def tiny_krea2() -> DiffusionPipeline:
 
 
 def tiny_ernie_image() -> DiffusionPipeline:
-    """ERNIE-Image: 5 blocks, 3 heads of 10, without the enhancer of prompts."""
+    """ERNIE-Image: 5 directions, 3 heads of 10, without the enhancer of prompts."""
     from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
 
     encoder, processor = tiny_mistral(14, layers=4)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from seg4diff_tools import pages
+from seg4diff_tools.explorer import page
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -40,8 +40,8 @@ def copy_scripts(app: Sphinx) -> None:
         target = Path(app.outdir, "_static", name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(str(source), target)
-    for suffix, content in (("js", pages.script()), ("css", pages.style())):
-        Path(app.outdir, "_static", f"{EXPLORER}.{suffix}").write_text(content)
+    for suffix, content in (("js", page.script()), ("css", page.style())):
+        Path(app.outdir, "_static", f"{EXPLORER}.{suffix}").write_text(content, encoding="utf-8")
 
 
 def figure_html(figure: dict[str, Any]) -> str:
@@ -61,8 +61,8 @@ def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
             data = output.get("data", {})
             if FIGURE in data:
                 output["data"] = {"text/html": figure_html(data[FIGURE])}
-            elif pages.STORED in data:
-                output["data"] = {"text/html": pages.fragment(data[pages.STORED])}
+            elif page.STORED in data:
+                output["data"] = {"text/html": page.fragment(data[page.STORED])}
             elif WIDGET in data:
                 output["data"] = {"text/html": WIDGET_NOTE}
     source[0] = json.dumps(notebook)

@@ -3,7 +3,7 @@
 from seg4diff_tools.datasets.benchmarks import BENCHMARKS, Benchmark, published
 from seg4diff_tools.datasets.coco import CocoInstances, CocoPanoptic, coco_panoptic
 from seg4diff_tools.datasets.folders import Folder, folder
-from seg4diff_tools.datasets.samples import IGNORE, LabelledImage, Renamed, Sample, background_of, renamed
+from seg4diff_tools.datasets.samples import IGNORE, LabeledImage, Renamed, Sample, background_of, renamed
 from seg4diff_tools.datasets.segment_anything import Sa1b, sa1b
 from seg4diff_tools.datasets.synonyms import SYNONYMS
 
@@ -15,7 +15,7 @@ __all__ = [
     "CocoInstances",
     "CocoPanoptic",
     "Folder",
-    "LabelledImage",
+    "LabeledImage",
     "Renamed",
     "Sa1b",
     "Sample",

@@ -175,7 +175,7 @@ def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoI
             bases convert them, with their own lists.
             "coco-object", "coco-object80": COCO's 80 objects with and without the class "background". Where COCO-Stuff's
             pixel maps are there they are read as the usual conversion does (`convert_coco_object.py` of GroupViT, used by
-            TCL and others): stuff and unlabelled pixels are background. Otherwise things are drawn from
+            TCL and others): stuff and unlabeled pixels are background. Otherwise things are drawn from
             `annotations/instances_<split>2017.json`, crowds first, then larger before smaller, which comes close to it.
             "coco-stuff27": COCO-Stuff's 182 classes in its 27 coarse ones. IIC, PiCIE and STEGO evaluate a part of the
             images: if `curated/<split>2017/Coco164kFull_Stuff_Coarse_7.txt` of IIC is there, those that it lists are read,

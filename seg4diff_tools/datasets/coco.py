@@ -11,8 +11,8 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from seg4diff_tools.datasets.files import open_photograph, open_png, read_captions, read_json, require_folder
-from seg4diff_tools.datasets.folders import Labelled, Labels
-from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
+from seg4diff_tools.datasets.folders import Labeled, Labels
+from seg4diff_tools.datasets.samples import IGNORE, LabeledImage
 from seg4diff_tools.errors import InputError
 
 
@@ -22,7 +22,7 @@ class CocoPanoptic(Sequence):
 
     Attributes:
         images: folder of the photographs.
-        masks: folder of the PNGs whose colours are segments.
+        masks: folder of the PNGs whose colors are segments.
         annotations: of each image: its file, its PNG, and the class of each segment.
         class_names: the whole vocabulary.
         background: those of the names that are stuff.
@@ -37,11 +37,11 @@ class CocoPanoptic(Sequence):
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         entry = self.annotations[index]
         path = self.masks / entry["mask"]
-        colours = np.asarray(open_png(path, "panoptic PNG").convert("RGB")).astype(np.int64)
-        segments = colours @ [1, 256, 256**2]
+        colors = np.asarray(open_png(path, "panoptic PNG").convert("RGB")).astype(np.int64)
+        segments = colors @ [1, 256, 256**2]
         picture = open_photograph(self.images / entry["image"], segments.shape, path)
         names = tuple(dict.fromkeys(name for _, name, _ in entry["segments"]))
         label_map, masks = np.full(segments.shape, IGNORE, dtype=np.int64), []
@@ -52,7 +52,7 @@ class CocoPanoptic(Sequence):
             masks += [] if crowd else [mask]
         stuff = tuple(name for name in names if name in self.background)
         stacked = np.stack(masks) if masks else np.zeros((0, *segments.shape), bool)
-        return LabelledImage(picture, names, label_map, entry["caption"], stuff, entry["image"], stacked)
+        return LabeledImage(picture, names, label_map, entry["caption"], stuff, entry["image"], stacked)
 
 
 def coco_panoptic(
@@ -102,7 +102,7 @@ def coco_panoptic(
 
 
 @dataclass(frozen=True)
-class CocoInstances(Labelled):
+class CocoInstances(Labeled):
     """Images whose classes are drawn from the outlines of single things, read one by one; made by `published`.
 
     A thing's value is its category's number less one, as in COCO-Stuff's pixel maps, and other pixels are 255. Crowds are
@@ -123,7 +123,7 @@ class CocoInstances(Labelled):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         photograph, number = self.images[index], self.numbers[index]
         try:
             shape = self.coco.imgs[number]["height"], self.coco.imgs[number]["width"]

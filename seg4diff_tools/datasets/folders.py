@@ -10,7 +10,7 @@ from jaxtyping import Bool, Integer
 from PIL import Image
 
 from seg4diff_tools.datasets.files import open_photograph, read_labels, require_folder
-from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
+from seg4diff_tools.datasets.samples import IGNORE, LabeledImage
 from seg4diff_tools.errors import InputError
 
 
@@ -34,7 +34,7 @@ class Labels:
         values: Integer[np.ndarray, "y x"],
         source: Path,
         masks: Bool[np.ndarray, "mask y x"] | None = None,
-    ) -> LabelledImage:
+    ) -> LabeledImage:
         """A sample that names the classes that it shows, and numbers its label map by them.
 
         Args:
@@ -57,11 +57,11 @@ class Labels:
         numbers = np.array([IGNORE if name is None else names.index(name) for name in meanings], dtype=np.int64)
         stuff = tuple(name for name in names if name in self.background)
         label_map = numbers[inverse].reshape(values.shape)
-        return LabelledImage(picture, names, label_map, " ".join(names), stuff, photograph.name, masks)
+        return LabeledImage(picture, names, label_map, " ".join(names), stuff, photograph.name, masks)
 
 
 @dataclass(frozen=True)
-class Labelled(Sequence):
+class Labeled(Sequence):
     """A sequence of samples that knows its whole vocabulary.
 
     Attributes:
@@ -82,7 +82,7 @@ class Labelled(Sequence):
 
 
 @dataclass(frozen=True)
-class Folder(Labelled):
+class Folder(Labeled):
     """Samples read from files one by one, as they are asked for; made by `folder` and `published`.
 
     Attributes:
@@ -94,7 +94,7 @@ class Folder(Labelled):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         photograph, mask = self.pairs[index]
         return self.labels.sample(photograph, read_labels(mask), mask)
 

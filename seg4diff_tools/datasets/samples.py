@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Integer
 
-IGNORE = 255
+from seg4diff_tools.datasets.labels import IGNORE
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ def background_of(sample: Sample) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """An image with its label map.
 
     Attributes:
@@ -82,13 +82,13 @@ class Renamed(Sequence):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         sample = self.samples[index]
         names, old = self._new(sample.class_names), np.asarray(sample.label_map)
         label_map = np.full(old.shape, IGNORE, dtype=np.int64)
         for value, name in enumerate(sample.class_names):
             label_map[old == value] = names.index(self.names.get(name, name))
-        return LabelledImage(sample.image, names, label_map, sample.caption, self._new(background_of(sample)))
+        return LabeledImage(sample.image, names, label_map, sample.caption, self._new(background_of(sample)))
 
     def _new(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.names.get(name, name) for name in names))

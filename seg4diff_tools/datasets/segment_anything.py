@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from seg4diff_tools.datasets.files import open_photograph, read_captions, read_json, require_folder
-from seg4diff_tools.datasets.samples import IGNORE, LabelledImage
+from seg4diff_tools.datasets.samples import IGNORE, LabeledImage
 from seg4diff_tools.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Sa1b(Sequence):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         photograph = self.images[index]
         path = photograph.with_suffix(".json")
         try:
@@ -39,7 +39,7 @@ class Sa1b(Sequence):
         picture = open_photograph(photograph, masks.shape[:2], path)
         blank = np.full(masks.shape[:2], IGNORE, dtype=np.int64)
         caption = self.captions.get(photograph.name, "")
-        return LabelledImage(picture, (), blank, caption, (), photograph.name, masks.transpose(2, 0, 1).astype(bool))
+        return LabeledImage(picture, (), blank, caption, (), photograph.name, masks.transpose(2, 0, 1).astype(bool))
 
 
 def sa1b(folder: str | Path, captions: str | Path | None = None) -> Sa1b:

@@ -21,14 +21,14 @@ from seg4diff_tools.families.ovis import OVIS_IMAGE
 from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
 from seg4diff_tools.families.sd3 import SD3
-from seg4diff_tools.families.transformers import transformer_of, turn_of, uncompiled
+from seg4diff_tools.families.transformers import model_lock, transformer_of, uncompiled
 from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [
     *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
 ]
 
-__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight", "transformer_of", "turn_of", "uncompiled"]
+__all__ = ["FAMILIES", "Family", "Layout", "family_of", "guidance_weight", "model_lock", "transformer_of", "uncompiled"]
 
 
 def family_of(transformer: nn.Module) -> Family:

@@ -53,7 +53,7 @@ def _statistics(pipe: Any, like: Tensor, eps: float | None) -> tuple[Tensor, Ten
 
 
 def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps: float | None = None) -> Latents:
-    """Latents of FLUX.2's VAE, cut into patches of 2 x 2 cells and normalised by its running statistics.
+    """Latents of FLUX.2's VAE, cut into patches of 2 x 2 cells and normalized by its running statistics.
 
     Args:
         pipe: the pipeline.
@@ -71,7 +71,7 @@ def decode_patches(pipe: Any, latents: Latents, eps: float | None = None) -> Flo
     return pipe.vae.decode(pipe._unpatchify_latents(latents * deviation + mean), return_dict=False)[0]
 
 
-# Its latents are cut into patches of 2 x 2 cells and normalised by the VAE: one cell for a token.
+# Its latents are cut into patches of 2 x 2 cells and normalized by the VAE: one cell for a token.
 FLUX2 = Family(
     name="flux2",
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),

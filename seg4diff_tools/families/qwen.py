@@ -37,7 +37,7 @@ def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_frame(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
-    """Latents of a VAE for videos, of images as single frames, normalised by the mean and deviation of each channel."""
+    """Latents of a VAE for videos, of images as single frames, normalized by the mean and deviation of each channel."""
     latents = pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)
     mean, deviation = _statistics(pipe, latents)
     return (latents - mean) / deviation

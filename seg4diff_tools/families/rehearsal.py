@@ -16,7 +16,7 @@ class _Curtain(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Rehearsal:
+class CapturedInputs:
     """What a pipeline prepared.
 
     Args:
@@ -28,9 +28,9 @@ class Rehearsal:
     scheduler: Any
 
 
-def rehearse(
+def capture_inputs(
     pipe: Any, family: Family, prompt: str, *, size: tuple[int, int], steps: int = 28, **arguments: Any
-) -> Rehearsal:
+) -> CapturedInputs:
     """Runs a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
     So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of it. The
@@ -68,7 +68,7 @@ def rehearse(
                 **arguments,
             )
     except _Curtain:
-        return Rehearsal(found, pipe.scheduler)
+        return CapturedInputs(found, pipe.scheduler)
     finally:
         handle.remove()
         vars(pipe).clear()

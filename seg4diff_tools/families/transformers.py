@@ -17,7 +17,7 @@ def transformer_of(model: Any) -> nn.Module:
     return getattr(transformer, "_orig_mod", transformer)
 
 
-def turn_of(model: Any) -> RLock:
+def model_lock(model: Any) -> RLock:
     """What a thread holds while it runs or watches a model, so that threads take turns."""
     return _TURNS.setdefault(transformer_of(model), RLock())
 

@@ -1,6 +1,6 @@
 """MAGNET: mask alignment of a layer's image-to-text attention by a light LoRA fine-tuning (Seg4Diff, section 3.5)."""
 
-from seg4diff_tools.lora import LoraWeights, lora, read_lora
+from seg4diff_tools.backbones.lora import LoraWeights, apply_lora, read_lora
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import PRESETS, MagnetConfig, preset
 from seg4diff_tools.magnet.loop import finetune
@@ -10,8 +10,8 @@ __all__ = [
     "ConvHead",
     "LoraWeights",
     "MagnetConfig",
+    "apply_lora",
     "finetune",
-    "lora",
     "mask_logits",
     "mask_losses",
     "preset",

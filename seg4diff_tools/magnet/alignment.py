@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from seg4diff_tools import losses, masks
-from seg4diff_tools.joint import JointAttention
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.magnet import losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
-from seg4diff_tools.segmentation import span_maps
+from seg4diff_tools.segmentation import masks
+from seg4diff_tools.segmentation.class_maps import span_maps
 
 # Head-level maps that go through the convolution at once while they are matched.
 MAPS_AT_ONCE = 64
@@ -72,7 +73,7 @@ def mask_logits(
 def _head_maps(call: JointAttention, config: MagnetConfig, clip_tokens: int) -> Float[Tensor, "batch head image text"]:
     candidates = clip_tokens or call.text_tokens
     if config.reading == "softmax":
-        return _log_odds(call.block("i2t", text=range(candidates)))
+        return _log_odds(call.weights("i2t", text=range(candidates)))
     text = slice(call.text.start, call.text.start + candidates)
     return call.query[:, :, call.image].float() @ call.key[:, :, text].float().mT * call.scale
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.losses import Focal
+from seg4diff_tools.magnet.losses import Focal
 
 Maps = Literal["words", "heads"]
 Reading = Literal["scores", "softmax", "shares"]

@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from seg4diff_tools import plots
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.cache import model_fingerprint
+from seg4diff_tools._runs import append_row, open_run, replace_file, truncate_log
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
+from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target, noise, target
-from seg4diff_tools.runs import append_row, claim, replace_file, truncate_log
-from seg4diff_tools.segmentation import check_layers, segment
-from seg4diff_tools.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.plotting import static
+from seg4diff_tools.segmentation.segment import segment
 
 STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
 PICTURES = 3
@@ -81,7 +82,7 @@ def finetune(
         progress: show a progress bar.
 
     Returns:
-        `out`, for `lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
+        `out`, for `apply_lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
 
     Raises:
         InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another run.
@@ -103,7 +104,7 @@ def finetune(
         "samples": len(samples),
     }
     accelerator = _accelerator(backbone, folder, mixed_precision, tensorboard, config.conv_head)
-    claim(folder, settings, "a fine-tuning")
+    open_run(folder, settings, "a fine-tuning")
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -311,7 +312,7 @@ class _Run:
         for number in range(min(PICTURES, len(samples))):
             sample = samples[number]
             found = segment(self.backbone, sample.image, sample.class_names, layer)
-            figure = plots.label_maps(
+            figure = static.label_maps(
                 sample.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
             )
             path = self.folder / "pictures" / f"{number}-{step:06d}.png"

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seg4diff_tools.backbones import Backbone
+from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.datasets import IGNORE, Sample
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.images import open_image

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seg4diff_tools.checkpoints import best_device
+from seg4diff_tools.backbones.checkpoints import best_device
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain.config import RunConfig, preset
 from seg4diff_tools.pretrain.latents import pool_size

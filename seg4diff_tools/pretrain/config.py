@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from seg4diff_tools.drawings import concepts
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.scenes import SceneConfig
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import SceneConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the embedded model. The image side is `scenes.size`; the VAE divides it by four, patches by two again."""
+    """Sizes of the embedded model. The VAE divides the image side, `scenes.size`, by four, patches by two again."""
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
@@ -59,7 +59,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One run of optimisation. `cooldown` is the number of last steps in which the rate falls to zero."""
+    """One run of optimization. `cooldown` is the number of last steps in which the rate falls to zero."""
 
     steps: int
     batch: int
@@ -132,7 +132,7 @@ _GPU = RunConfig(
     ),
 )
 
-_RICH = {"captions": "rich", "twins": 0.2, "triples": 0.4, "coloured": 0.5, "recolorable": 0.15}
+_RICH = {"captions": "rich", "twins": 0.2, "triples": 0.4, "colored": 0.5, "recolorable": 0.15}
 _RECIPE = Recipe(lists=0.4, columns=28, pool=1 << 16)
 
 

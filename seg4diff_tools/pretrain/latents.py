@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools._runs import replace_file
 from seg4diff_tools.pretrain.config import ModelConfig
-from seg4diff_tools.runs import replace_file
 
 BLOCK = 32
-"""Scenes that are drawn and encoded together: always the same ones, so that a latent does not depend on the run so far."""
+"""Scenes that are drawn and encoded together: always the same ones, so that a latent depends on its number alone."""
 
 
 def pool_size(gigabytes: float | int, config: ModelConfig) -> int:
@@ -55,8 +55,8 @@ def slots(indices: Sequence[int], pool: int) -> list[int]:
 class LatentCache:
     """Latents in half precision in one file, filled block by block.
 
-    Files of another VAE or of other scenes are emptied. A block counts as filled only after its latents were written, so
-    that a killed process leaves nothing wrong behind.
+    Files of another VAE or of other scenes are emptied. A block counts as filled only after its latents were written,
+    so that a killed process leaves nothing wrong behind.
 
     Args:
         folder: gets `latents.f16`, `filled.u8` and `latents.json`.

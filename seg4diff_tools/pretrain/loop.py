@@ -15,11 +15,11 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from seg4diff_tools._runs import append_row, truncate_log
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import StageConfig
 from seg4diff_tools.pretrain.muon import BatchedMuon
 from seg4diff_tools.pretrain.speed import Speed
-from seg4diff_tools.runs import append_row, truncate_log
 
 Visit = Callable[[int, int, nn.Module], None]
 """Called after each step with the number of finished steps, the images seen, and the averaged model."""
@@ -34,7 +34,7 @@ class Stage(Protocol):
     model: nn.Module
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Losses on the scenes with these indices; the first is minimised, the others are logged."""
+        """Losses on the scenes with these indices; the first is minimized, the others are logged."""
         ...
 
     def prepare(self, speed: Speed) -> None:
@@ -55,15 +55,15 @@ def train(
 ) -> nn.Module:
     """Train a stage, or go on where an earlier run of it stopped.
 
-    Every random number follows from the seed and the step, so that a run that was killed and started again ends with the
-    same weights as one that was not, where the operators add in a fixed order. Weights, moments and averages are fp32; the
-    forward runs in bf16 where the hardware is fast at it.
+    Every random number follows from the seed and the step, so that a run that was killed and started again ends with
+    the same weights as one that was not, where the operators add in a fixed order. Weights, moments and averages are
+    fp32; the forward runs in bf16 where the hardware is fast at it.
 
     Args:
         stage: model and losses.
         config: steps, rates and batch size.
-        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, beside it as it differs from
-            run to run, `speed.csv` with images a second.
+        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, in a file of its own since
+            it differs from run to run, `speed.csv` with images a second.
         device: where the model is.
         save_every: steps between two checkpoints.
         speed: how to compute; by default the fastest way for the device.

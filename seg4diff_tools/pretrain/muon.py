@@ -15,8 +15,8 @@ class BatchedMuon(Optimizer):
     """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, equal to it up to rounding and several times as fast.
 
     Args:
-        params: matrices, or groups of them. A group's `chunks` (1 by default) says into how many matrices of equal height
-            each of its weights is cut, such as the six of a block's modulation.
+        params: matrices, or groups of them. A group's `chunks` (1 by default) says into how many matrices of equal
+            height each of its weights is cut, such as the six of a block's modulation.
         lr: learning rate, as of AdamW.
         weight_decay: decoupled.
         momentum: of the running mean of gradients, with Nesterov's step.

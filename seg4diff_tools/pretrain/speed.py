@@ -44,9 +44,9 @@ class Speed:
         if not self.compiled and not has_compiler(device):
             compiled += " (no compiler was found: training works, but slower; install g++, or triton for a GPU)"
         exact = (
-            "A resumed run ends with the same weights as an uninterrupted one on this machine with this number of threads."
+            "A resumed run ends with the same weights as an uninterrupted one on this machine with as many threads."
             if device.type == "cpu"
-            else "A resumed run sees the same data, but GPU operators add in changing order: weights differ by rounding."
+            else "A resumed run sees the same data, but GPU operators add in any order: weights differ by rounding."
         )
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         return f"{device.type}{threads}: products in {name}, {compiled}, {self.joint_attention} attention. {exact}"

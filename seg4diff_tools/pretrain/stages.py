@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from seg4diff_tools.attention import intercept
+from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
 from seg4diff_tools.pretrain.latents import LatentCache, cache_key, slots
 from seg4diff_tools.pretrain.speed import Speed, accelerate
 from seg4diff_tools.pretrain.vocabulary import MAX_TOKENS, make_tokenizer
-from seg4diff_tools.scenes import Plan, SceneConfig, describe, plan, render
+from seg4diff_tools.scenes.scenes import Plan, SceneConfig, describe, plan, render
 
 PLAIN, EMPTY = 0.4, 0.1
 """Shares of prompts that are plain class names, and empty; the others are captions."""
@@ -27,7 +27,7 @@ PLAIN, EMPTY = 0.4, 0.1
 def scene_batch(
     indices: range, config: SceneConfig, device: torch.device
 ) -> tuple[Float[Tensor, "batch 3 side side"], list[Plan]]:
-    """Training scenes as images in -1..1. Masks are drawn and dropped here: no loss of this package's models sees them."""
+    """Training scenes as images in -1..1. Masks are drawn and dropped here: no loss of these models sees them."""
     plans = [plan("train", index, config) for index in indices]
     return render(plans, config.size, device)[0] * 2 - 1, plans
 
@@ -155,9 +155,9 @@ class TransformerStage:
     """The MM-DiT, trained by flow matching alone.
 
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
-    blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn anew
-    for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` of
-    them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many pads, and a
+    blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn
+    anew for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise:
+    `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many pads, and a
     small model would never find them: every key stands for itself alone at first, and for its full number after
     `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
     pooled text, or a small model takes all it needs from that and hardly reads words.
@@ -349,8 +349,8 @@ def _finished(folder: Path) -> Path:
 def export(run: Path, out: Path) -> None:
     """Write the finished parts of a run as a diffusers pipeline in half precision, with the image tower beside it.
 
-    `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text encoder
-    serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of the file.
+    `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text
+    encoder serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of the file.
 
     Raises:
         CheckpointError: a part of the run is not finished.

@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from seg4diff_tools.drawings import COLOURS, concepts
-from seg4diff_tools.scenes import BACKGROUNDS
+from seg4diff_tools.scenes.drawings import COLORS, concepts
+from seg4diff_tools.scenes.scenes import BACKGROUNDS
 
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -40,7 +40,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
         folder: gets `vocab.json` and `merges.txt`.
     """
     names = [word for c in concepts().values() for word in (c.name, c.plural)]
-    words = sorted({part for name in [*names, *COLOURS, *BACKGROUNDS] for part in name.split()} | set(_FUNCTION_WORDS))
+    words = sorted({part for name in [*names, *COLORS, *BACKGROUNDS] for part in name.split()} | set(_FUNCTION_WORDS))
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

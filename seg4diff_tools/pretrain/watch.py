@@ -10,13 +10,13 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 from torch import nn
 
+from seg4diff_tools._runs import append_row, truncate_log
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.loading import wrap_pipeline
+from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.stages import assemble
-from seg4diff_tools.runs import append_row, truncate_log
-from seg4diff_tools.scenes import scene
-from seg4diff_tools.sweeps import layer_step_sweep
+from seg4diff_tools.scenes.scenes import scene
 
 VALIDATE_FROM = 20_000
 """Index of the first validation scene of the test split: these count in no table."""
@@ -43,8 +43,8 @@ class Watch:
     """Looks at the averaged transformer of a run at chosen numbers of images.
 
     Args:
-        run: folder of the run; `transformer/kept/<images>` gets weights in half precision, `transformer/watch.csv` a row
-            for each look, `transformer/pictures/<images>.png` the pictures.
+        run: folder of the run; `transformer/kept/<images>` gets weights in half precision, `transformer/watch.csv` a
+            row for each look, `transformer/pictures/<images>.png` the pictures.
         config: of the run.
         keep: numbers of images at which the averaged weights are kept.
         every: images between two looks; 0 for none.

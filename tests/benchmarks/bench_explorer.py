@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from seg4diff_tools import explore
-from seg4diff_tools.viewer import Explorer
+from seg4diff_tools.explorer.widget import Explorer
 
 LAYERS, STEPS, TOKENS, SIDE = 24, 28, 77, 64
 WORDS = ["<start>", "a", "cat", "and", "a#2", "dog", "in", "front", "of", "the", "house", "<end>"]

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.loading import load_backbone
-from seg4diff_tools.lora import attach
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.magnet import MagnetConfig, alignment, preset
 from seg4diff_tools.magnet.loop import _Run
-from seg4diff_tools.scenes import Scenes
+from seg4diff_tools.scenes.scenes import Scenes
 from tests.benchmarks.bench_recorder import peak_rss
 
 PLAIN = "flow matching alone"
@@ -36,13 +36,13 @@ VARIANTS = {
 
 
 def whole_map(call: JointAttention, *arguments) -> list[torch.Tensor]:
-    """The same maps, read from a joint map that is materialised as a whole."""
+    """The same maps, read from a joint map that is materialized as a whole."""
     scores = (call.query.float() @ call.key.float().mT) * call.scale
     probabilities = scores.softmax(-1)
     targets, _, grid, _ = arguments
-    block = probabilities[:, :, call.image, call.text].mean(1)
+    direction = probabilities[:, :, call.image, call.text].mean(1)
     found = []
-    for one, target in zip(block, targets, strict=True):
+    for one, target in zip(direction, targets, strict=True):
         maps = torch.stack([one[:, list(span)].mean(1) for span in target.spans])
         found.append(alignment._log_shares(maps).unflatten(-1, grid))
     return found

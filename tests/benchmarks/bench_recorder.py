@@ -4,7 +4,7 @@ Run from the repository: python -m tests.benchmarks.bench_recorder
 
 - plain: the attention alone
 - recorded: the attention and its head-mean I2T map from the log-sum-exp, as AttentionRecorder takes it
-- materialised: the full softmax map, its head-mean I2T block, then the attention again
+- materialized: the full softmax map, its head-mean I2T direction, then the attention again
 
 Times are medians of interleaved runs in one process. Peak memory is a process's own, above what it used before inputs
 were made: inputs, output and everything in between.
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seg4diff_tools.joint import JointAttention
-from seg4diff_tools.operators import attention_with_lse
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.operators import attention_with_lse
 
 HEADS, DIM, IMAGE, TEXT = 24, 64, 4096, 154
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,14 +43,14 @@ def recorded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor 
     return output, call.head_mean("i2t")
 
 
-def materialised(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+def materialized(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     probabilities = (query @ key.mT * DIM**-0.5).softmax(dim=-1)
     maps = probabilities[:, :, :-TEXT, -TEXT:].float().mean(dim=1)
     del probabilities
     return F.scaled_dot_product_attention(query, key, value), maps
 
 
-VARIANTS: dict[str, Callable] = {function.__name__: function for function in (plain, recorded, materialised)}
+VARIANTS: dict[str, Callable] = {function.__name__: function for function in (plain, recorded, materialized)}
 
 
 def inputs(dtype: str) -> Tensor:
@@ -64,7 +64,7 @@ def peak_rss() -> float:
     """This process's peak resident memory so far, in MiB."""
     if sys.platform == "linux":
         # getrusage would count the parent process's memory too, which a child inherits.
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 

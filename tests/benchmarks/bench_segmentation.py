@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seg4diff_tools import sweeps
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.backbones import Backbone
-from seg4diff_tools.checkpoints import MINI
-from seg4diff_tools.datasets import LabelledImage
-from seg4diff_tools.loading import load_backbone, wrap_pipeline
-from seg4diff_tools.segmentation import read_class_maps
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checkpoints import MINI
+from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
+from seg4diff_tools.datasets import LabeledImage
+from seg4diff_tools.evaluation import sweeps
+from seg4diff_tools.segmentation.class_maps import read_class_maps
 
 NAMES = ("cat", "dog", "tree", "grass")
 
@@ -62,7 +62,7 @@ def main() -> None:
     layer = backbone.layers // 2 if layer is None else layer
     generator = np.random.default_rng(0)
     samples = [
-        LabelledImage(
+        LabeledImage(
             generator.integers(0, 256, (size, size, 3), dtype=np.uint8), NAMES, generator.integers(0, 4, (size, size))
         )
         for _ in range(options.images)
@@ -71,13 +71,13 @@ def main() -> None:
     prompts = backbone.class_prompts(NAMES)
 
     def full() -> None:
-        noisy, timestep = backbone.noised(latents)
+        noisy, timestep = backbone.add_noise(latents)
         seen = []
         columns = sorted({column for span in prompts[0].classes.values() for column in span})
         with intercept(
             backbone.transformer, lambda call: seen.append(call.head_mean("i2t", text=columns)), layers=[layer]
         ):
-            backbone.denoise(noisy, timestep, prompts)
+            backbone.predict_velocity(noisy, timestep, prompts)
 
     def stopped() -> None:
         read_class_maps(backbone, latents, [prompts], layers=[layer])

@@ -5,7 +5,7 @@ Run from the repository: python -m tests.benchmarks.gpu [--markdown book/speed_t
 For each model, one denoising forward
 - plain: as it is
 - recorded: with the head-mean I2T map of every layer, by AttentionRecorder
-- materialised: with the full softmax map of every layer, averaged over heads and cut to its I2T block, as is usual
+- materialized: with the full softmax map of every layer, averaged over heads and cut to its I2T direction, as is usual
 - segmented: up to the expert layer, with the maps of two words, as `segment` runs it
 
 Then one attention of the SD3 shape, by each operator that returns a log-sum-exp, against PyTorch's own.
@@ -32,20 +32,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
-from seg4diff_tools import operators
-from seg4diff_tools.attention import intercept
-from seg4diff_tools.recorder import AttentionRecorder
-from seg4diff_tools.segmentation import span_maps
+from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.segmentation.class_maps import span_maps
 from tests.benchmarks.bench_recorder import peak_rss
 
-VARIANTS = ("plain", "recorded", "materialised", "segmented")
+VARIANTS = ("plain", "recorded", "materialized", "segmented")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape: blocks of two streams and of one, width, and the tokens of a picture and of a prompt."""
+    """A model's shape: directions of two streams and of one, width, and the tokens of a picture and of a prompt."""
 
-    blocks: tuple[int, int]
+    directions: tuple[int, int]
     expert: int
     heads: int
     dim: int
@@ -63,26 +63,26 @@ class Size:
 
 SIZES = {"SD3-medium": Size((24, 0), 9, 24, 64, 64, 154), "FLUX.1-dev": Size((19, 38), 12, 24, 128, 64, 512)}
 REDUCED = {
-    "SD3-medium": replace(SIZES["SD3-medium"], blocks=(4, 0), expert=1, heads=8, side=24),
-    "FLUX.1-dev": replace(SIZES["FLUX.1-dev"], blocks=(1, 2), expert=0, heads=4, side=24),
+    "SD3-medium": replace(SIZES["SD3-medium"], directions=(4, 0), expert=1, heads=8, side=24),
+    "FLUX.1-dev": replace(SIZES["FLUX.1-dev"], directions=(1, 2), expert=0, heads=4, side=24),
 }
 
 
 def floor(size: Size) -> dict[str, float]:
-    """What cannot be avoided, for one layer: operations of recording and of the block, and bytes in 16 bits.
+    """What cannot be avoided, for one layer: operations of recording and of the direction, and bytes in 16 bits.
 
     Recording multiplies image queries with text keys once more (2 N T H d operations), takes T H exponentials for each of N
-    image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A block of two streams projects
+    image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A direction of two streams projects
     every token (8 w^2), mixes tokens (4 n w) and has a feed-forward of four widths (16 w^2).
     """
     tokens = size.image + size.text
     recording = 2 * size.image * size.text * size.width + 2 * size.image * size.text * size.heads
-    block = tokens * (24 * size.width**2 + 4 * tokens * size.width)
+    direction = tokens * (24 * size.width**2 + 4 * tokens * size.width)
     read = 2 * tokens * size.width + 4 * size.image * size.heads
     return {
         "recording": recording,
-        "block": block,
-        "ratio": 1 + recording / block,
+        "direction": direction,
+        "ratio": 1 + recording / direction,
         "bytes": read + 4 * size.image * size.text,
         "map bytes": 2 * size.heads * tokens**2,
     }
@@ -131,7 +131,7 @@ def model(name: str, size: Size, device: str, dtype: torch.dtype) -> tuple[nn.Mo
     return transformer, inputs | {"encoder_hidden_states": features, "return_dict": False}
 
 
-class Materialise(TorchFunctionMode):
+class Materialize(TorchFunctionMode):
     """The usual way: the whole map of every head, in the place of the attention."""
 
     def __init__(self, text: slice, image: slice):
@@ -156,11 +156,11 @@ def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dic
     elif variant == "recorded":
         with AttentionRecorder(transformer, memory_budget=32 << 30):
             transformer(**inputs)
-    elif variant == "materialised":
+    elif variant == "materialized":
         first, second = slice(0, size.image), slice(size.image, None)
         if not name.startswith("SD3"):
             first, second = slice(size.text, None), slice(0, size.text)
-        with Materialise(text=second, image=first):
+        with Materialize(text=second, image=first):
             transformer(**inputs)
     else:
         weights = torch.eye(2, device=inputs["encoder_hidden_states"].device)
@@ -209,7 +209,7 @@ def floors() -> str:
     """The table of what cannot be avoided at full size."""
     rows = [
         (
-            "| model at 1024 pixels | operations of a block | of recording it | time ratio at least | bytes read and written "
+            "| model at 1024 pixels | operations of a direction | of recording it | time ratio at least | bytes read and written "
             "| bytes of the full maps |"
         ),
         "|---|---|---|---|---|---|",
@@ -217,7 +217,7 @@ def floors() -> str:
     for name, size in SIZES.items():
         least = floor(size)
         rows.append(
-            f"| {name} | {least['block'] / 1e9:.0f} G | {least['recording'] / 1e9:.1f} G | {least['ratio']:.4f} "
+            f"| {name} | {least['direction'] / 1e9:.0f} G | {least['recording'] / 1e9:.1f} G | {least['ratio']:.4f} "
             f"| {least['bytes'] / 2**20:.0f} MiB | {least['map bytes'] / 2**20:.0f} MiB |"
         )
     return "\n".join([*rows, ""])
@@ -287,7 +287,7 @@ def report(device: str, repeats: int) -> str:
     else:
         place = f"a CPU, {torch.get_num_threads()} thread(s), **at reduced size**"
     shapes = "; ".join(
-        f"{name}: {sum(size.blocks)} blocks of {size.heads} x {size.dim}, {size.image} + {size.text} tokens"
+        f"{name}: {sum(size.blocks)} directions of {size.heads} x {size.dim}, {size.image} + {size.text} tokens"
         for name, size in sizes.items()
     )
     intro = (

@@ -35,7 +35,7 @@ def server(folder: Path) -> Iterator[str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, **own, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     with (
-        open(folder / "server.log", "w") as log,
+        open(folder / "server.log", "w", encoding="utf-8") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
     ):
         try:
@@ -54,7 +54,7 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from seg4diff_tools import explore
-from seg4diff_tools.pages import STORED
+from seg4diff_tools.explorer.page import STORED
 
 WORDS = ["<start>", "a", "cat", "on", "grass", "<end>"]
 KINDS = ["start", "word", "word", "word", "word", "end"]
@@ -60,7 +60,7 @@ def lab(browser, tmp_path_factory):
     np.save(folder / "image.npy", IMAGE)
     write_notebook(folder / "view.ipynb", SHOW)
     with server(folder) as address:
-        page = opened(browser, f"{address}/lab/tree/view.ipynb?reset", height=1400)
+        page = open_page(browser, f"{address}/lab/tree/view.ipynb?reset", height=1400)
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(".explorer[data-drawn]")
@@ -72,13 +72,13 @@ def lab(browser, tmp_path_factory):
 def file(browser, tmp_path_factory):
     """The same as a page of its own, with the network off."""
     path = explore(MAPS, IMAGE, opacity=1.0).save_html(tmp_path_factory.mktemp("page") / "view.html")
-    page = opened(browser, path.as_uri(), offline=True, width=700)
+    page = open_page(browser, path.as_uri(), offline=True, width=700)
     page.wait_for_selector(".explorer[data-drawn]")
     yield page
     page.context.close()
 
 
-def opened(browser, address, width=1200, height=1000, **settings):
+def open_page(browser, address, width=1200, height=1000, **settings):
     page = browser.new_context(viewport={"width": width, "height": height}, **settings).new_page()
     page.set_default_timeout(90_000)
     page.errors = []
@@ -125,7 +125,7 @@ def drawn(page, text):
 
 
 def pixel(page, row, column, panel=0):
-    """Colour in the middle of an image token."""
+    """Color in the middle of an image token."""
     x, y = (round((at + 0.5) * CANVAS / GRID) for at in (column, row))
     return page.evaluate(CELL, [panel, x, y])
 
@@ -207,13 +207,14 @@ def test_cells_without_a_value_leave_the_others_theirs(browser, tmp_path):
     holes = MAPS.copy().assign_coords(step=[1000.0 - step for step in range(7)])
     holes[..., 0, 0] = np.nan
     path = explore(holes, IMAGE, opacity=1.0, token="cat", layer=2).save_html(tmp_path / "view.html")
-    page = opened(browser, path.as_uri(), offline=True)
+    page = open_page(browser, path.as_uri(), offline=True)
     page.wait_for_selector(".explorer[data-drawn]")
     values = holes.sel(layer=2, token="cat").isel(step=5)
     low, high = float(values.min()), float(values.max())
-    colour = [255 * c for c in colormaps["viridis"]((float(values[4, 4]) - low) / (high - low))[:3]]
-    np.testing.assert_allclose(pixel(page, 4, 4), colour, atol=8)
-    assert page.errors == [] and "no map" not in page.locator(".scale").first.inner_text()
+    color = [255 * c for c in colormaps["viridis"]((float(values[4, 4]) - low) / (high - low))[:3]]
+    np.testing.assert_allclose(pixel(page, 4, 4), color, atol=8)
+    assert page.errors == []
+    assert "no map" not in page.locator(".scale").first.inner_text()
     page.context.close()
 
 
@@ -225,13 +226,13 @@ def test_small_maps_go_to_a_layer(page):
     assert_shows(page, 2, 5, "cat")
 
 
-def test_masks_take_the_colour_of_the_highest_word(page):
+def test_masks_take_the_color_of_the_highest_word(page):
     menu(page, "show", "masks of words")
     drawn(page, "masks of 2 words")
     cat, grass = (MAPS.sel(layer=1, step=5, token=label).values for label in ("cat", "grass"))
     for row, column in [(0, 0), (2, 5), (6, 3), (7, 7)]:
-        colour = [0, 114, 178] if cat[row, column] > grass[row, column] else [230, 159, 0]
-        assert pixel(page, row, column) == pytest.approx(colour, abs=1)
+        color = [0, 114, 178] if cat[row, column] > grass[row, column] else [230, 159, 0]
+        assert pixel(page, row, column) == pytest.approx(color, abs=1)
     assert 'classes=["cat", "grass"]' in page.locator(".code code").inner_text()
 
 
@@ -256,7 +257,7 @@ def test_nothing_overflows_and_nothing_goes_wrong(page):
 def test_python_follows_and_leads(lab):
     """What is clicked is in the traits, what is set is shown, and data come as a file."""
     word(lab, "grass").click()
-    run(lab, "view.layer, view.step, view.opacity, view.colours = 4, 2, 1, 'magma'; print('token', view.token)")
+    run(lab, "view.layer, view.step, view.opacity, view.colors = 4, 2, 1, 'magma'; print('token', view.token)")
     lab.get_by_text("token grass", exact=True).wait_for()
     drawn(lab, "layer 4, step 2 of 7")
     with lab.expect_download() as download:
@@ -287,7 +288,8 @@ def test_two_share_a_box(lab):
     box = lab.locator(".widget-hbox .explorer")
     box.nth(1).wait_for()
     left, right = box.nth(0).bounding_box(), box.nth(1).bounding_box()
-    assert left["width"] > 280 and right["width"] > 280
+    assert left["width"] > 280
+    assert right["width"] > 280
     assert left["x"] + left["width"] <= right["x"]
 
 
@@ -313,7 +315,7 @@ def test_the_report_explores_without_a_network(browser):
     stored = [
         output["data"][STORED] for cell in cells for output in cell.get("outputs", []) if STORED in output["data"]
     ]
-    page = opened(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
+    page = open_page(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
     page.wait_for_function("(n) => document.querySelectorAll('.explorer[data-drawn]').length === n", arg=len(stored))
     explorer, last = page.locator(".explorer").first, stored[0]["axes"]["layer"][-1]
     before = explorer.locator(".stage").first.screenshot()

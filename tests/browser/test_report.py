@@ -57,8 +57,8 @@ def test_figures_are_drawn(page):
         assert box["width"] > 200 and box["height"] > 100, f"figure {number} has the size {box}"
         figure.scroll_into_view_if_needed()
         pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot())).convert("RGB"))
-        colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
-        assert colours > 20, f"figure {number} is blank: {colours} colours"
+        colors = len(np.unique(pixels.reshape(-1, 3), axis=0))
+        assert colors > 20, f"figure {number} is blank: {colors} colors"
 
 
 def test_icons_are_drawn(page):

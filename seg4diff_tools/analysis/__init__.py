@@ -1,0 +1,33 @@
+"""Analyses of attention: features, value norms, heads, searches over layers and steps, effects of edits."""
+
+from seg4diff_tools.analysis.features import (
+    Projection,
+    attention_budget,
+    explained_variance,
+    image_features,
+    pca_colors,
+    token_labels,
+    value_norms,
+)
+from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
+from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, resampled
+from seg4diff_tools.analysis.search import choose_combination
+
+__all__ = [
+    "Effects",
+    "Projection",
+    "attention_budget",
+    "choose_combination",
+    "choose_heads",
+    "cross_validated",
+    "explained_variance",
+    "guidance_effects",
+    "head_class_maps",
+    "image_features",
+    "layer_effects",
+    "part_scores",
+    "pca_colors",
+    "resampled",
+    "token_labels",
+    "value_norms",
+]

@@ -1,0 +1,249 @@
+"""One joint attention as it is computed, with the log-sum-exp from which each part of its map follows exactly.
+
+A_I2T = exp(q_img k_txt^T scale - lse), and so for every part, without the N x N matrix (Seg4Diff, arXiv 2509.18096, section 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
+from seg4diff_tools.attention.shapes import AttentionBlock, JointHeads, LogSumExp
+from seg4diff_tools.errors import InputError
+
+Direction = Literal["i2i", "i2t", "t2i", "t2t"]
+DIRECTIONS: tuple[Direction, ...] = ("i2i", "i2t", "t2i", "t2t")
+
+
+@dataclass(eq=False)
+class JointAttention:
+    """One joint-attention call as seen at the interception point.
+
+    Blocks are named by query side, then key side: `i2t` is what image tokens give to text tokens. Probabilities are
+    those of the softmax over all keys, image and text, in fp32 (fp64 for an fp64 model).
+
+    Args:
+        layer: 0-based index of the MM-DiT block.
+        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be others, such
+            as registers or the tokens of a reference image.
+        query, key, value: [batch heads tokens dim] as they enter the attention.
+        lse: log-sum-exp of each query's scores, [batch heads tokens].
+        scale: factor on the scores.
+        mask: additive mask that broadcasts to [batch heads query key], or None.
+        output: [batch heads tokens dim], what the model goes on with.
+    """
+
+    layer: int
+    image: slice
+    text: slice
+    query: JointHeads
+    key: JointHeads
+    value: JointHeads
+    lse: LogSumExp
+    scale: float
+    mask: Tensor | None
+    output: JointHeads
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of image tokens."""
+        return _length(self.image)
+
+    @property
+    def text_tokens(self) -> int:
+        """Number of text tokens."""
+        return _length(self.text)
+
+    def i2t(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
+        """Image-to-text attention, [batch heads image text], of some heads (default all) and text tokens (all)."""
+        return self.weights("i2t", heads=heads, text=text)
+
+    def t2i(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
+        """Text-to-image attention, [batch heads text image], of some heads (default all) and text tokens (all)."""
+        return self.weights("t2i", heads=heads, text=text)
+
+    def i2i(self, heads: Sequence[int] | None = None) -> AttentionBlock:
+        """Image-to-image attention, [batch heads image image]: the large part, for small models and tests."""
+        return self.weights("i2i", heads=heads)
+
+    def t2t(self, heads: Sequence[int] | None = None) -> AttentionBlock:
+        """Text-to-text attention, [batch heads text text]."""
+        return self.weights("t2t", heads=heads)
+
+    def weights(
+        self,
+        name: Direction,
+        *,
+        heads: Sequence[int] | None = None,
+        text: Sequence[int] | None = None,
+        spans: Float[Tensor, "text span"] | None = None,
+        workspace: int | None = None,
+    ) -> AttentionBlock:
+        """A part of the joint map, its text side reduced on the way if asked.
+
+        Args:
+            name: "i2i", "i2t", "t2i" or "t2t".
+            heads: heads to take; None takes all.
+            text: text tokens to take, on the text side of "i2t" or "t2i"; None takes all.
+            spans: weights that turn the taken text tokens into spans, [text span]: the text axis becomes a span axis.
+            workspace: bytes for intermediate results; smaller means more, smaller pieces. None: what suits the device.
+
+        Returns:
+            Probabilities, [batch heads query key].
+        """
+        _check_block(name)
+        pieces = self._pieces(name, range(self.query.shape[1]) if heads is None else heads, text, spans, workspace)
+        by_rows: dict[int, list[Tensor]] = {}
+        for rows, piece in pieces:
+            by_rows.setdefault(rows.start, []).append(piece)
+        return _join([_join(parts, dim=1) for parts in by_rows.values()], dim=2)
+
+    def head_mean(
+        self,
+        name: Direction,
+        *,
+        heads: Sequence[int] | None = None,
+        text: Sequence[int] | None = None,
+        spans: Float[Tensor, "text span"] | None = None,
+        workspace: int | None = None,
+    ) -> Float[Tensor, "batch query key"]:
+        """The mean of a direction over heads (Seg4Diff, Eq 9), never holding more heads at once than `workspace` allows.
+
+        Args: as for `direction`.
+
+        Returns:
+            Mean probabilities, [batch query key].
+        """
+        _check_block(name)
+        heads = range(self.query.shape[1]) if heads is None else heads
+        sums: dict[int, Tensor] = {}
+        for rows, piece in self._pieces(name, heads, text, spans, workspace):
+            piece = piece.squeeze(1) if piece.shape[1] == 1 else piece.sum(dim=1)
+            if rows.start not in sums:
+                sums[rows.start] = piece
+            elif piece.requires_grad:
+                sums[rows.start] = sums[rows.start] + piece
+            else:
+                sums[rows.start].add_(piece)
+            del piece
+        return _join(list(sums.values()), dim=1) / len(heads)
+
+    def masses(
+        self, heads: Sequence[int] | None = None, *, workspace: int | None = None
+    ) -> Float[Tensor, "batch heads 4"]:
+        """How much attention image and text queries give to image and text keys, in the order of `DIRECTIONS` (Fig 2).
+
+        A mass is the sum over keys, averaged over queries. Image keys get what other keys do not, so that neither of
+        the directions with image keys is needed. Where there are registers or reference images beside image and text, what
+        they get is missing from the sums.
+        """
+        ones = self.query.new_ones(self.text_tokens, 1, dtype=working_dtype(self.query))
+        i2t = self.weights("i2t", heads=heads, spans=ones, workspace=workspace).mean(dim=(2, 3))
+        t2t = self.weights("t2t", heads=heads, workspace=workspace).sum(dim=3).mean(dim=2)
+        i2i = 1 - i2t - self.mass_of_others("i", heads, workspace=workspace)
+        t2i = 1 - t2t - self.mass_of_others("t", heads, workspace=workspace)
+        return torch.stack([i2i, i2t, t2i, t2t], dim=-1)
+
+    def mass_of_others(
+        self, side: Literal["i", "t"], heads: Sequence[int] | None = None, *, workspace: int | None = None
+    ) -> Float[Tensor, "batch heads"]:
+        """What queries of a side give to keys that are neither image nor text, summed over keys, averaged over queries.
+
+        Args: side is "i" for image queries or "t" for text queries; the others as for `direction`.
+        """
+        heads = range(self.query.shape[1]) if heads is None else heads
+        if self.image_tokens + self.text_tokens == self.query.shape[2]:
+            return self.lse.new_zeros(len(self.query), len(heads), dtype=working_dtype(self.query))
+        sums = [
+            sum(piece.sum(dim=(1, 2, 3)) for _, piece in self._pieces(f"{side}2o", [head], None, None, workspace))
+            for head in heads
+        ]
+        return torch.stack(sums, dim=1) / _length(self._positions(side, None))
+
+    def _pieces(
+        self, name: str, heads: Sequence[int], text: Sequence[int] | None, spans: Tensor | None, workspace: int | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Probabilities of a few heads and queries at a time: (slice of the queries taken, [batch heads query key])."""
+        if text is not None and name not in ("i2t", "t2i"):
+            raise InputError(f"Text tokens can be chosen in i2t and t2i, not in {name}.")
+        heads = checked_indices(heads, self.query.shape[1], "head")
+        sides = [self._positions(side, text) for side in (name[0], name[2])]
+        keys, dtype = sides[1], working_dtype(self.query)
+        queries = _length(sides[0])
+        row_bytes = self.query.shape[0] * _length(keys) * dtype.itemsize
+        workspace = default_workspace(self.query.device) if workspace is None else workspace
+        # Without a text axis among the keys, all text queries are needed to form a span.
+        rows_at_once = queries if spans is not None and name[0] == "t" else max(1, workspace // row_bytes)
+        heads_at_once = max(1, workspace // (row_bytes * min(rows_at_once, queries)))
+        for taken in chunks(len(heads), heads_at_once):
+            chosen = _as_slice(heads[taken])
+            key = self.key[:, chosen][:, :, keys].to(dtype).flatten(0, 1).mT
+            for rows in chunks(queries, rows_at_once):
+                places = _narrowed(sides[0], rows)
+                query = self.query[:, chosen][:, :, places].to(dtype)
+                offset = -self.lse[:, chosen][:, :, places].to(dtype).unsqueeze(-1)
+                if self.mask is not None:
+                    offset = offset + mask_part(_head_part(self.mask, chosen), places, keys)
+                offset = offset.expand(*query.shape[:3], -1)
+                piece = torch.baddbmm(offset.flatten(0, 1), query.flatten(0, 1), key, alpha=self.scale).exp_()
+                piece = piece.unflatten(0, query.shape[:2])
+                if spans is not None:
+                    piece = piece @ spans.to(piece) if name[2] == "t" else spans.to(piece).mT @ piece
+                yield rows, piece
+                del piece  # or it would live on beside the next one
+
+    def _positions(self, side: str, text: Sequence[int] | None) -> slice | Tensor:
+        """Positions in the joint sequence of one side of a direction, "o" for others: a slice where they are consecutive."""
+        if side == "o":
+            free = torch.ones(self.query.shape[2], dtype=torch.bool, device=self.query.device)
+            free[self.image] = free[self.text] = False
+            return free.nonzero().flatten()
+        if side == "i" or text is None:
+            return self.image if side == "i" else self.text
+        chosen = checked_indices(text, self.text_tokens, "text token")
+        positions = _as_slice([self.text.start + index for index in chosen])
+        return positions if isinstance(positions, slice) else torch.tensor(positions, device=self.query.device)
+
+
+def _check_block(name: str) -> None:
+    if name not in DIRECTIONS:
+        raise InputError(f"A direction is one of {', '.join(DIRECTIONS)}; got {name!r}.")
+
+
+def _as_slice(indices: Sequence[int]) -> slice | list[int]:
+    """Consecutive indices as a slice, because slicing a tensor copies nothing."""
+    consecutive = list(indices) == list(range(indices[0], indices[0] + len(indices)))
+    return slice(indices[0], indices[0] + len(indices)) if consecutive else list(indices)
+
+
+def _length(positions: slice | Tensor) -> int:
+    return positions.stop - positions.start if isinstance(positions, slice) else len(positions)
+
+
+def _narrowed(positions: slice | Tensor, part: slice) -> slice | Tensor:
+    if isinstance(positions, slice):
+        return slice(positions.start + part.start, positions.start + part.stop)
+    return positions[part]
+
+
+def _head_part(mask: Tensor, heads: slice | list[int]) -> Tensor:
+    mask = mask[(None,) * (4 - mask.ndim)]
+    return mask if mask.shape[1] == 1 else mask[:, heads]
+
+
+def checked_indices(indices: Sequence[int], length: int, name: str) -> list[int]:
+    indices = list(indices)
+    if not indices:
+        raise InputError(f"No {name} was chosen; choose at least one of 0 to {length - 1}, or None for all.")
+    wrong = [index for index in indices if not 0 <= index < length]
+    if wrong:
+        raise InputError(f"There is no {name} {wrong[0]}: this model has {length}, from 0 to {length - 1}.")
+    return indices
+
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

@@ -1,0 +1,190 @@
+"""Reading a model folder or a hub model: whole, of a known kind, in one number format, or one clear error."""
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import diffusers
+import huggingface_hub
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from seg4diff_tools.errors import CheckpointError, UnknownArchitectureError
+
+MINI = Path(__file__).parents[1] / "models" / "mini"
+"""The folder of the embedded model."""
+MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transformer")
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path | str:
+    """Tells a folder from a hub name.
+
+    Args:
+        name_or_path: "mini" for the embedded model, a folder, or "owner/model" on the hub.
+
+    Returns:
+        The folder as a Path, or the hub name as a str.
+
+    Raises:
+        CheckpointError: no such folder, and it cannot be a hub name either.
+    """
+    folder = MINI if str(name_or_path) == "mini" else Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(name_or_path, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):
+        return name_or_path
+    raise CheckpointError(f"no model folder '{folder}': check the path, or give a hub name 'owner/model'")
+
+
+def load_pipeline(
+    source: Path | str,
+    supported: Mapping[str, Collection[str]],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> diffusers.DiffusionPipeline:
+    """Loads a pipeline, all its parts in one number format, from safetensors only.
+
+    Args:
+        source: from `find_checkpoint`; a hub name is downloaded once its index shows a supported pipeline.
+        supported: names of diffusers pipeline classes, each with the parts of it that are left out.
+        device: default: CUDA, else Apple's MPS, else the CPU.
+        dtype: of every model in it; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
+            (Left alone, transformers would take what the file holds and diffusers float32.)
+
+    Raises:
+        CheckpointError: not a diffusers checkpoint, or parts or weights that are missing or cut off.
+        UnknownArchitectureError: another pipeline class.
+    """
+    index = _model_index(source)
+    pipeline = index.get("_class_name")
+    if pipeline not in supported:
+        raise UnknownArchitectureError(
+            f"'{source}' holds a pipeline of class {pipeline}; supported: {', '.join(sorted(supported))}"
+        )
+    with _quiet(isinstance(source, Path)):
+        known = hasattr(diffusers, pipeline)
+    if not known:
+        raise CheckpointError(
+            f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U diffusers"
+        )
+    device = torch.device(device or best_device())
+    dtype = dtype or _best_dtype(device)
+    try:
+        with _quiet(isinstance(source, Path)):
+            dropped = dict.fromkeys(supported[pipeline])
+            names = [name for name in MODELS if name not in dropped and index.get(name, [None])[0]]
+            models = {name: _load_model(source, name, dtype, *index[name]) for name in names}
+            pipe = getattr(diffusers, pipeline).from_pretrained(
+                str(source), **models, **dropped, **_as_argument(dtype), use_safetensors=True
+            )
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"'{source}' is not a whole {pipeline} checkpoint: {reason}") from error
+    encoders = [name for name in names if name.startswith("text_encoder")]
+    for tokenizer, encoder in (
+        (getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name)) for name in encoders
+    ):
+        # a processor of text and images keeps its tokenizer inside
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        # a model of text and images says this of its language model alone
+        entries = encoder.config.get_text_config().vocab_size
+        # without its files transformers makes an empty tokenizer and says nothing
+        if not entries / 2 < len(tokenizer) <= entries:
+            raise CheckpointError(
+                f"'{source}' has a tokenizer of {len(tokenizer)} entries for a text encoder of "
+                f"{entries}: its tokenizer files are missing or belong to another model"
+            )
+    return pipe.to(device)
+
+
+def read_card(source: Path | str) -> dict:
+    """What the folder's model_card.json says; empty if there is none.
+
+    Args:
+        source: from `find_checkpoint`.
+    """
+    path = Path(source) / "model_card.json"
+    return _json(path) if path.is_file() else {}
+
+
+def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
+    # one by one, because only this tells which weights were missing and drawn at random instead
+    model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
+        str(source),
+        subfolder=name,
+        **_as_argument(dtype, library),
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(f"the {name} in '{source}' lacks {len(missing)} weight(s), such as '{missing[0]}'")
+    return model
+
+
+def _as_argument(dtype: torch.dtype, library: str = "diffusers") -> dict[str, torch.dtype]:
+    # diffusers before 0.40 has another name for it, which later ones warn of
+    old = library == "diffusers" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
+    return {"torch_dtype" if old else "dtype": dtype}
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _model_index(source: Path | str) -> dict:
+    if isinstance(source, Path):
+        path = source / "model_index.json"
+        if not path.is_file():
+            raise CheckpointError(f"'{source}' is not a diffusers model folder: it has no model_index.json")
+        return _json(path)
+    try:
+        return _json(Path(huggingface_hub.hf_hub_download(source, "model_index.json")))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"'{source}' is not a folder here, and the hub does not give its model_index.json: {reason}"
+        ) from error
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is damaged: expected a JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """Hushes loading notes, and for a folder the loading bars too; a download keeps its bars."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        if local:
+            library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bar in before:
+            library.set_verbosity(verbosity)
+            (library.enable_progress_bar if bar else library.disable_progress_bar)()

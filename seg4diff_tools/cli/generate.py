@@ -1,0 +1,60 @@
+"""Pictures for benchmarks of generation."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seg4diff_tools.cli.options import Lora, ModelName
+
+
+class Layout(StrEnum):
+    """Of a benchmark's folders."""
+
+    geneval = "geneval"
+    t2i_compbench = "t2i-compbench"
+
+
+def generate(
+    layout: Annotated[Layout, typer.Option(help="Benchmark whose judge is to read the pictures.")],
+    prompts: Annotated[
+        Path, typer.Option(help="GenEval's evaluation_metadata.jsonl, or a text file of T2I-CompBench++.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    model: ModelName = "mini",
+    lora: Lora = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of each prompt; by default 4 for GenEval, 10 for T2I-CompBench++.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 28,
+    guidance_scale: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of each prompt's first picture; the next one has the next seed.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
+) -> None:
+    """Write a benchmark's pictures (GenEval, T2I-CompBench++); several GPUs: accelerate launch -m seg4diff_tools generate.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from contextlib import nullcontext
+
+    from seg4diff_tools._runs import processes
+    from seg4diff_tools.backbones import apply_lora
+    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.generation.benchmarks import generate_benchmark
+
+    backbone = load_backbone(model, device=processes().device)
+    with apply_lora(backbone, lora) if lora else nullcontext():
+        folder = generate_benchmark(
+            backbone,
+            layout.value,
+            prompts,
+            out,
+            images=images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            batch=batch,
+        )
+    if processes().is_main_process:
+        typer.echo(f"{folder}: now judge it with the benchmark's own code")

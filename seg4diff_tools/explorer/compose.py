@@ -1,0 +1,104 @@
+"""Place things on a background by hand, and see what the model makes of the scene."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import traitlets
+
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.explorer.live import STEPS, LiveExplorer
+from seg4diff_tools.images import ImageLike
+from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
+
+DEFAULTS = {"mode": "masks", "opacity": 0.5}
+Objects = Sequence[tuple[str, tuple[float, float], float]]
+
+
+class Composer(LiveExplorer):
+    """An explorer of a scene that can be changed, made by `compose_scene`.
+
+    Attributes:
+        objects: a dictionary for each thing, back to front: its name, and x, y and side as shares of the picture's side.
+        background: one of `scenes.BACKGROUNDS`.
+    """
+
+    objects = traitlets.List(traitlets.Dict()).tag(sync=True)
+    background = traitlets.Unicode().tag(sync=True)
+    stock = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, backbone: Backbone, objects: Objects, background: str, seed: int, **arguments: Any):
+        self.defaults = self.defaults | DEFAULTS
+        self._size = min(backbone.image_size, 256)
+        things = [{"name": name, "x": x, "y": y, "side": side} for name, (x, y), side in objects]
+        self._draw(things, background)
+        super().__init__(backbone, self._scene.image, self._scene.caption, seed, **arguments)
+        self.stock = {"names": list(BASE_CONCEPTS), "backgrounds": list(BACKGROUNDS)}
+        self.objects, self.background = things, background
+        self.observe(self._compose, ["objects", "background"])
+
+    def _draw(self, things: Sequence[dict[str, Any]], background: str) -> None:
+        placed = [(thing["name"], (thing["x"], thing["y"]), thing["side"]) for thing in things]
+        self._scene = compose(placed, background, size=self._size)
+        listed = ", ".join(f"({json.dumps(name)}, ({x:.2f}, {y:.2f}), {side:.2f})" for name, (x, y), side in placed)
+        self._made = f"compose_scene(backbone, [{listed}], {json.dumps(background)}"
+
+    @property
+    def scene(self) -> Scene:
+        """The scene as it is, with its exact masks."""
+        return self._scene
+
+    def _compose(self, change: object) -> None:
+        try:
+            self._draw(self.objects, self.background)
+        except InputError as error:
+            self.message = str(error)
+            return
+        self.picture, self.prompt = self._scene.image, self._scene.caption
+
+    def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
+        return f"{self._made}, seed={seed}{self._told_recipe()}"
+
+    def _told_recipe(self) -> str:
+        _, steps, options = self._recipe
+        left = steps - options["steps"][0]
+        return (f", steps={steps}" if steps != STEPS else "") + (f", steps_from_end={left}" if left != 8 else "")
+
+
+def compose_scene(
+    backbone: Backbone,
+    objects: Objects = (("cat", (0.3, 0.62), 0.5), ("tree", (0.7, 0.42), 0.6)),
+    background: str = "grass",
+    *,
+    steps: int = 28,
+    steps_from_end: int = 8,
+    seed: int = 0,
+    store: int = 1 << 20,
+    **settings: Any,
+) -> Composer:
+    """Shows a scene whose things can be dragged, resized, added and removed, with masks that follow.
+
+    Args:
+        backbone: the model that looks at the scene.
+        objects: (name, (x, y), side) each, back to front, as for `scenes.compose`.
+        background: one of `scenes.BACKGROUNDS`.
+        steps: of the schedule.
+        steps_from_end: the noise that the model sees the scene with; one step alone, so that the masks keep up.
+        seed: of the noise.
+        store: see `explore`.
+        settings: attributes of `Explorer`.
+
+    Returns:
+        The viewer. `view.scene` is the scene with its exact masks, `view.objects = [...]` changes it.
+
+    Raises:
+        InputError: an unknown name or background, no object, or a side that is not in 0..1.
+
+    Example: `compose_scene(load_backbone("mini"), [("dog", (0.5, 0.5), 0.6)], "snow")`.
+    """
+    if not 1 <= steps_from_end <= steps:
+        raise InputError(f"expected steps_from_end from 1 to {steps}, got {steps_from_end}")
+    options = {"steps": [steps - steps_from_end]}
+    settings = DEFAULTS | settings
+    return Composer(backbone, objects, background, seed, steps=steps, options=options, store=store, **settings)

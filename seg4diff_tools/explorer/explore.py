@@ -1,0 +1,107 @@
+"""Pick layer, step, head and word, and see what image tokens attend to; in JupyterLab and in a page."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import xarray as xr
+
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.attention.recording import Recording, open_recording
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.explorer.live import LiveExplorer
+from seg4diff_tools.explorer.maps import MapSource
+from seg4diff_tools.explorer.widget import Explorer
+from seg4diff_tools.images import ImageLike, open_image, open_images
+
+Source = Backbone | AttentionRecorder | Recording | xr.DataArray | str | os.PathLike | Mapping[str, Any]
+
+
+def explore(
+    source: Source,
+    image: ImageLike | Sequence[ImageLike] | None = None,
+    *,
+    prompt: str | None = None,
+    seed: int = 0,
+    steps: int = 28,
+    record: Mapping[str, Any] | None = None,
+    store: int = 1 << 20,
+    show: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Explorer:
+    """Shows what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
+
+    Args:
+        source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of image,
+            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side; or
+            a backbone, which records what `prompt`, `seed` and the picture say.
+        image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
+            backbone, the picture that it looks at, at every step's noise; None lets it draw one.
+        prompt: what the backbone reads; a prompt may also stand in the place of the image.
+        seed: of the backbone's noise.
+        steps: of the backbone's schedule.
+        record: more arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t", "t2i"]}.
+        store: characters of maps that a saved notebook keeps for the report, where there is no Python; 0 for none.
+        show: more settings, of which one has the name of another argument: show={"image": 2} begins with that picture.
+        settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
+
+    Returns:
+        The viewer; the last line of a cell shows it. `view.layer = 9` moves it, `view.observe(function, "token")` follows
+        it, `view.data` has what it shows and `view.save_html("view.html")` writes it as a page.
+
+    Raises:
+        InputError: nothing to show, a setting that was not recorded, or recordings that do not belong together.
+        RecordingError: a file that is no recording, is damaged, or is of another version.
+
+    Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, "a cat and a tree on grass")`,
+    `explore({"before": first, "after": second}, image, beside={"recording": "after"})`.
+    """
+    settings = {**settings, **(show or {})}
+    Explorer.check_names(settings)
+    if isinstance(source, Backbone):
+        is_file = isinstance(image, str) and Path(image).suffix.lower() in PIL.Image.registered_extensions()
+        if prompt is None and isinstance(image, str) and not is_file:
+            image, prompt = None, image
+        image = None if image is None else open_image(image)
+        if "stop_after" in (record or {}):
+            raise InputError("expected a record without stop_after, since pictures need all layers: name layers=[...]")
+        if prompt is None:
+            raise InputError("expected a prompt beside a backbone: explore(backbone, image, prompt='a cat on grass')")
+        return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)
+    if prompt is not None or record is not None:
+        raise InputError(f"expected a backbone with prompt or record, got a {type(source).__name__}")
+    named = source if isinstance(source, Mapping) else {"": source}
+    atlas = MapSource({str(name): _blocks(part) for name, part in named.items()})
+    pictures = [] if image is None else open_images(image)
+    if len(pictures) not in (0, 1, len(atlas.axes["image"])):
+        raise InputError(
+            f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}"
+        )
+    call = f"explore({_source_name(source)}{', image' if pictures else ''}"
+    return Explorer(atlas, pictures, call, store, **settings)
+
+
+def _blocks(source: Any) -> dict[str, xr.DataArray]:
+    """Recorded maps by direction."""
+    if isinstance(source, (str, os.PathLike)):
+        source = open_recording(source)
+    if isinstance(source, AttentionRecorder):
+        source = source.recording
+    if isinstance(source, Recording):
+        return source.map_blocks
+    if isinstance(source, xr.DataArray):
+        return {str(source.name or "maps"): source}
+    raise InputError(
+        f"expected a backbone, a recorder, a recording, its path or a DataArray, got a {type(source).__name__}"
+    )
+
+
+def _source_name(source: Source) -> str:
+    """What the source is called in a line of code."""
+    if isinstance(source, (str, os.PathLike)):
+        return json.dumps(str(source))
+    return {dict: "recordings", xr.DataArray: "maps", AttentionRecorder: "recorder"}.get(type(source), "recording")

@@ -1,0 +1,220 @@
+"""The explorer with the model behind it: what it attends to while it looks at a picture, or draws one."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import PIL.Image
+import traitlets
+from tqdm.auto import tqdm
+
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.attention.recording import Recording
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.explorer.maps import AXES, MapSource, content_words
+from seg4diff_tools.explorer.widget import CLASSES, Explorer, described
+from seg4diff_tools.families import model_lock
+from seg4diff_tools.images import ImageLike, open_image
+
+STEPS = 28
+"""Length of the schedule where none is asked for."""
+
+
+class LiveExplorer(Explorer):
+    """An explorer with the model behind it, which records anew whenever prompt, seed or picture change.
+
+    Attributes:
+        prompt: what the model reads.
+        seed: of the noise.
+        picture: what it looks at; None for what it draws.
+        progress: 0 to 1 while it records, 1 when it has.
+    """
+
+    prompt = traitlets.Unicode().tag(sync=True)
+    seed = traitlets.Int().tag(sync=True)
+    progress = traitlets.Float(1.0).tag(sync=True)
+    picture = traitlets.Any()
+    # there even in one whose construction failed, which is closed too
+    _cancelled = traitlets.Instance(threading.Event, ())
+    _ended = traitlets.Bool()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        picture: ImageLike | None,
+        prompt: str,
+        seed: int,
+        steps: int,
+        options: Mapping[str, Any],
+        store: int,
+        **settings: Any,
+    ):
+        self._recipe = backbone, steps, options
+        self._thread: threading.Thread | None = None
+        with tqdm(desc="recording", unit="step", leave=False) as bar:
+
+            def advance(done: int, of: int) -> None:
+                bar.total = of
+                bar.update(done - bar.n)
+
+            recording, shown = record_live(*self._recipe, picture, prompt, seed, advance)
+        atlas = MapSource({"live": recording.map_blocks})
+        if backbone.expert_layer in atlas.axes["layer"]:
+            settings = {"layer": backbone.expert_layer} | settings
+        super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, **settings)
+        self.picture, self.prompt, self.seed = picture, prompt, seed
+        self.observe(self._record_again, ["prompt", "seed", "picture"])
+
+    def wait(self) -> None:
+        """Returns when the recording that runs in the background has ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def cancel(self) -> None:
+        """Ends the recording that runs in the background after its present step; the maps stay as they were."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Ends what runs in the background, and the widget."""
+        self._ended = True
+        self.cancel()
+        super().close()
+
+    def _answer(self, _: Any, question: dict, buffers: list) -> None:
+        if question["ask"] == "cancel":
+            self.cancel()
+        elif question["ask"] == "record":
+            self._record_again(None)
+        else:
+            super()._answer(_, question, buffers)
+
+    def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
+        """The line that makes this view, up to the settings."""
+        arguments = [
+            "backbone",
+            *(["image"] if picture is not None else []),
+            f"prompt={json.dumps(prompt, ensure_ascii=False)}",
+        ]
+        return f"explore({', '.join(arguments)}, seed={seed}{self._told_recipe()}"
+
+    def _told_recipe(self) -> str:
+        """Arguments of the schedule and the recorder, as far as they are not the usual ones."""
+        _, steps, options = self._recipe
+        return (f", steps={steps}" if steps != STEPS else "") + (f", record={dict(options)!r}" if options else "")
+
+    def _record_again(self, change: object) -> None:
+        if self._ended:
+            return
+        self.cancel()
+        self._cancelled = threading.Event()
+        arguments = self._cancelled, self.picture, self.prompt, self.seed
+        self._thread = threading.Thread(target=self._record, args=arguments, daemon=True)
+        self._thread.start()
+
+    def _record(self, cancelled: threading.Event, picture: ImageLike | None, prompt: str, seed: int) -> None:
+        def report(done: int, of: int) -> None:
+            if cancelled.is_set() and done < of:
+                raise _CancelledError
+            self.progress = done / of
+
+        with self._turn(cancelled):
+            try:
+                report(0, 1)
+                self.message = ""
+                recording, shown = record_live(*self._recipe, picture, prompt, seed, report)
+                self._replace(MapSource({"live": recording.map_blocks}), [shown])
+                self.call = self._code(picture, prompt, seed)
+            except _CancelledError:
+                if cancelled is self._cancelled:
+                    self.message = "Stopped: the maps are those from before."
+            except Exception as error:  # noqa: BLE001 - nobody sees what a thread raises
+                self.message = str(error) or type(error).__name__
+            finally:
+                if cancelled is self._cancelled:
+                    self.progress = 1.0
+
+    @contextmanager
+    def _turn(self, cancelled: threading.Event) -> Iterator[None]:
+        """Waits until nobody else runs or watches the model, or until nobody waits for this any more."""
+        turn = model_lock(self._recipe[0])
+        while not turn.acquire(timeout=0.05):
+            if cancelled.is_set():
+                break
+        else:
+            try:
+                yield
+            finally:
+                turn.release()
+            return
+        # the recording sees at once that it is not wanted
+        yield
+
+    def _replace(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> None:
+        """Shows other maps, with the settings as far as they are still there."""
+        told = described(atlas, pictures)
+        usual = self.classes == content_words(self._atlas.words)[:CLASSES]
+        with self.hold_sync(), self.hold_trait_notifications():
+            self._atlas = atlas
+            now = {name: getattr(self, name) for name in (*AXES, "token", "classes", "beside", "cell")}
+            labels = {word.label for word in (*atlas.words, *atlas.tokens)}
+            kept = {axis: now[axis] for axis in AXES if now[axis] in atlas.axes[axis]}
+            kept |= {"token": now["token"]} if now["token"] in labels else {}
+            if not usual and (classes := [name for name in now["classes"] if name in labels]):
+                kept["classes"] = classes
+            possible = all(value in atlas.axes[axis] for axis, value in now["beside"].items())
+            inside = now["cell"] and all(at < most for at, most in zip(now["cell"], atlas.grid, strict=True))
+            kept |= {"beside": now["beside"] if possible else {}, "cell": now["cell"] if inside else None}
+            for name, value in (told | kept).items():
+                setattr(self, name, value)
+            self.revision += 1
+
+
+class _CancelledError(Exception):
+    """Raised out of a recording that nobody waits for any more."""
+
+
+def record_live(
+    backbone: Backbone,
+    steps: int,
+    options: Mapping[str, Any],
+    picture: ImageLike | None,
+    prompt: str,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> tuple[Recording, PIL.Image.Image]:
+    """Records a backbone while it looks at a picture, or draws one.
+
+    Args:
+        backbone: the model.
+        steps: length of the schedule.
+        options: arguments of `AttentionRecorder`. Without any, all layers and steps are recorded, the mean of heads, and
+            every token that was read; padding is left out where there are more than CLIP's 77.
+        picture: what it looks at, with the noise of each wanted step; None for what it draws.
+        prompt: what it reads.
+        seed: of the noise.
+        report: called after each step with the number of steps that are done and that there are; may raise to stop.
+
+    Returns:
+        The recording, its steps counted from the beginning of the schedule, and the picture.
+    """
+    encoded = backbone.encode_prompt(prompt)
+    read = encoded.indices("start", "word", "end", "template")
+    tokens = encoded.indices("start", "word", "end", "template", "pad")
+    options = {"prompt": encoded, "tokens": tokens if len(tokens) <= 77 else read, **options}
+    if picture is None:
+        with AttentionRecorder(backbone, **options) as recorder:
+            (drawn,) = backbone.generate(
+                encoded, steps=steps, seed=seed, progress=False, callback=lambda step, *_: report(step + 1, steps)
+            )
+        return recorder.recording, drawn
+    wanted = sorted(options.pop("steps", None) or range(steps))
+    shown = open_image(picture)
+    latents = backbone.encode_image(shown)
+    with AttentionRecorder(backbone, **options) as recorder:
+        for done, step in enumerate(wanted, start=1):
+            backbone.predict_velocity(*backbone.add_noise(latents, steps - step, steps, seed), encoded)
+            report(done, len(wanted))
+    arrays = {name: array.assign_coords(step=wanted) for name, array in recorder.recording.arrays.items()}
+    return Recording(arrays), shown

@@ -1,0 +1,341 @@
+"""Recorded maps as a viewer reads them: all words of one setting at a time, in 8 bits."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import regex
+import xarray as xr
+from jaxtyping import Float, Float32, UInt8
+
+from seg4diff_tools.errors import InputError
+
+AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
+"""What a viewer chooses from, in this order; whatever was recorded beside words and places."""
+GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
+# What is given up first where the maps do not fit, and how many of it stay before the next is given up.
+LADDER = (
+    *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("image", 1), ("layer", 8)),
+    *(("step", 1), ("layer", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
+)
+# They join words, and have a map, but name nothing that a picture shows.
+JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
+JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
+Selection = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Word:
+    """Something to click: a word, a part of one, or all padding.
+
+    Args:
+        label: what it is called; no two words or tokens share one.
+        tokens: places of its tokens on the axis of tokens; its map is the mean of theirs (Seg4Diff, Eq 10).
+        kind: as `prompts.Token.kind`, "word" where that is not known.
+    """
+
+    label: str
+    tokens: tuple[int, ...]
+    kind: str = "word"
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Maps in 8 bits, each with a scale of its own: value = low + code / 254 * (high - low).
+
+    Args:
+        codes: 0 for the smallest value of a map, 254 for its largest, 255 where there is none (NaN or infinite).
+        low, high: smallest and largest value of each map; both NaN for one that was not recorded.
+    """
+
+    codes: UInt8[np.ndarray, "map y x"]
+    low: Float32[np.ndarray, " map"]
+    high: Float32[np.ndarray, " map"]
+
+    @property
+    def content(self) -> bytes:
+        """All lows, all highs (float32, little-endian), then the codes."""
+        return b"".join(part.tobytes() for part in (self.low.astype("<f4"), self.high.astype("<f4"), self.codes))
+
+
+def quantize(maps: Float[np.ndarray, "map y x"]) -> Quantized:
+    """Brings maps to 8 bits; no value moves by more than 1/508 of its map's range."""
+    maps = maps.astype(np.float32, copy=False)
+    there = np.isfinite(maps)
+    low = np.where(there, maps, np.float32(np.inf)).min((1, 2))
+    high = np.where(there, maps, np.float32(-np.inf)).max((1, 2))
+    low, high = (np.where(np.isfinite(ends), ends, np.float32(np.nan)) for ends in (low, high))
+    scale = np.float32(254) / np.where(high > low, high - low, np.float32(1))
+    codes = np.rint((maps - low[:, None, None]) * scale[:, None, None])
+    return Quantized(np.where(there, codes, 255).astype(np.uint8), low, high)
+
+
+class MapSource:
+    """The maps of one or several recordings, found by the values of their axes.
+
+    Args:
+        recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x, and any
+            of image, branch, layer, step, head and token (or class).
+
+    Attributes:
+        axes: for each of `AXES` the values that all recordings have; [None] for an axis that there is not. "mean" among
+            heads is the mean over them.
+        tokens: one `Word` for each token.
+        words: the same, sub-words put together, and padding in one.
+        grid: rows and columns of image tokens.
+
+    Raises:
+        InputError: nothing to show, an unknown axis, or recordings that have not the same words, grid or any layer or
+            step in common.
+    """
+
+    def __init__(self, recordings: Mapping[str, Mapping[str, xr.DataArray]]):
+        named = {
+            (name, direction): maps for name, directions in recordings.items() for direction, maps in directions.items()
+        }
+        if not named:
+            raise InputError("expected recorded maps, got a recording without any: record direction='i2t' or 't2i'")
+        self._maps = {key: _canonical(maps) for key, maps in named.items()}
+        first = next(iter(self._maps.values()))
+        self.tokens, self.words = _tokens(first), _words(first)
+        self.grid = first.sizes["y"], first.sizes["x"]
+        self._places: dict[tuple[str, str], dict[str, dict[Any, int]]] = {}
+        for key, maps in self._maps.items():
+            _check_alike(first, maps, key[0])
+            self._places[key] = {axis: {v: i for i, v in enumerate(_values(maps, axis))} for axis in AXES[2:]}
+        self.axes: dict[str, list] = {
+            "recording": list(recordings),
+            "direction": [
+                direction
+                for direction in next(iter(recordings.values()))
+                if all(direction in r for r in recordings.values())
+            ],
+        }
+        for axis in AXES[2:]:
+            others = list(self._places.values())
+            self.axes[axis] = [v for v in others[0][axis] if all(v in places[axis] for places in others)]
+        for axis, values in self.axes.items():
+            if not values:
+                raise InputError(f"expected recordings with a {axis} in common, got none: record the same {axis}s")
+        if len(_heads := self.axes["head"]) > 1 and "mean" not in _heads:
+            self.axes["head"] = ["mean", *_heads]
+
+    def default(self) -> dict[str, Any]:
+        """A setting to begin with: the conditional branch, and the layer and step of the paper's depth (9 of 24, 20 of 28)."""
+        start = {axis: values[0] for axis, values in self.axes.items()}
+        if "cond" in self.axes["branch"]:
+            start["branch"] = "cond"
+        layers, steps = self.axes["layer"], self.axes["step"]
+        return start | {"layer": layers[len(layers) * 3 // 8], "step": steps[len(steps) * 5 // 7]}
+
+    def find(self, label: str) -> Word:
+        """The word or token of this label.
+
+        Raises:
+            InputError: there is none; the message names those that there are.
+        """
+        for word in (*self.words, *self.tokens):
+            if word.label == label:
+                return word
+        raise InputError(f"expected a word of {[w.label for w in self.words if w.kind == 'word']}, got {label!r}")
+
+    def check(self, axis: str, value: Any) -> Any:
+        """The value of an axis as it is written in `axes`.
+
+        Raises:
+            InputError: a value that is not there.
+        """
+        values = self.axes[axis]
+        if value not in values:
+            known = f"{values[0]} to {values[-1]}" if len(values) > 9 else ", ".join(map(str, values))
+            raise InputError(f"expected a {axis} that was recorded ({known}), got {value!r}")
+        return values[values.index(value)]
+
+    def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
+        """The maps of one setting.
+
+        Args:
+            selection: a value for each of `AXES`.
+            tokens: places of the wanted tokens; None for all.
+
+        Raises:
+            InputError: a value that is not there.
+        """
+        selection = {axis: self.check(axis, selection[axis]) for axis in AXES}
+        key = selection["recording"], selection["direction"]
+        places = self._places[key]
+        *index, head = ((places[axis].get(selection[axis])) for axis in AXES[2:])
+        # of an array that is computed as it is asked for, this part alone
+        found = np.asarray(self._maps[key].data[tuple(index)])
+        found = found if tokens is None else found[:, list(tokens)]
+        if head is not None:
+            return found[head].astype(np.float32, copy=False)
+        shared = [places["head"][value] for value in self.axes["head"] if value in places["head"]]
+        return found[shared or slice(None)].mean(0, dtype=np.float32)
+
+    def word_map(self, selection: Selection, label: str) -> Float[np.ndarray, "y x"]:
+        """The map of one word: the mean over its tokens."""
+        return self.maps(selection, self.find(label).tokens).mean(0)
+
+    def along(self, axis: str, selection: Selection, tokens: Sequence[int]) -> Float[np.ndarray, "value y x"]:
+        """The mean map of some tokens for each value of an axis, for small multiples."""
+        return np.stack([self.maps({**selection, axis: value}, tokens).mean(0) for value in self.axes[axis]])
+
+    def stored(self, limit: int, *panels: Selection) -> dict[str, Any]:
+        """As much as fits into a page, for a viewer without Python.
+
+        Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is always
+        among them.
+
+        Args:
+            limit: of all maps together, in characters of base64.
+            panels: a value for each of `AXES`, for each panel that is shown; what they show is kept in any case.
+
+        Returns:
+            axes, tokens and words as they are left; "slices": contents of `Quantized` in base64 by the places of the
+            selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was left
+            out, as a sentence, or "".
+        """
+        columns = [part for word in self.words for part in self._parts(word)]
+        kept, cells = dict(self.axes), 1
+
+        def size() -> int:
+            slices = prod(len(values) for values in kept.values())
+            return slices * len(columns) * (self.grid[0] * self.grid[1] // cells**2 + 8) * 4 // 3
+
+        for axis, least in LADDER:
+            if axis == "grid":
+                while (
+                    size() > limit and min(self.grid) // cells > least and not any(n % (2 * cells) for n in self.grid)
+                ):
+                    cells *= 2
+                continue
+            shown = {panel[axis] for panel in panels}
+            while size() > limit and len(kept[axis]) > max(least, len(shown)):
+                halved = [v for i, v in enumerate(kept[axis]) if i % 2 == 0 or v in shown]
+                kept[axis] = halved if len(halved) < len(kept[axis]) else [v for v in kept[axis] if v in shown]
+        rows, across = (n // cells for n in self.grid)
+        at = {part.label: i for i, part in enumerate(columns)}
+
+        def places(word: Word) -> tuple[int, ...]:
+            return tuple(at[part.label] for part in self._parts(word))
+
+        slices = {}
+        for at_values in product(*(range(len(values)) for values in kept.values())):
+            maps = self.maps({axis: kept[axis][i] for axis, i in zip(kept, at_values, strict=True)})
+            means = np.stack([maps[list(column.tokens)].mean(0) for column in columns])
+            pooled = means.reshape(len(columns), rows, cells, across, cells).mean((2, 4))
+            slices[",".join(map(str, at_values))] = base64.b64encode(quantize(pooled).content).decode()
+        return {
+            "axes": kept,
+            "tokens": [vars(Word(column.label, (at,), column.kind)) for at, column in enumerate(columns)],
+            "words": [vars(replace(word, tokens=places(word))) for word in self.words],
+            "shape": [len(columns), rows, across],
+            "slices": slices,
+            "kept": self._kept(kept, len(columns), (rows, across)),
+        }
+
+    def _parts(self, word: Word) -> list[Word]:
+        """What a page keeps of a word: its tokens, or all padding as one."""
+        return [word] if word.kind in GROUPS else [self.tokens[i] for i in word.tokens]
+
+    def _kept(self, kept: Mapping[str, list], tokens: int, grid: tuple[int, int]) -> str:
+        parts = [
+            f"{len(kept[axis])} of {len(values)} {axis}{'es' if axis == 'branch' else 's'}"
+            for axis, values in self.axes.items()
+            if len(kept[axis]) < len(values)
+        ]
+        parts += ["padding as its mean"] if tokens < len(self.tokens) else []
+        parts += [f"{grid[0]} x {grid[1]} of {self.grid[0]} x {self.grid[1]} image tokens"] if grid != self.grid else []
+        return f"This page keeps {', '.join(parts)}." if parts else ""
+
+
+def content_words(words: Sequence[Word]) -> list[str]:
+    """Labels of the words that may name something in a picture: not articles, prepositions or punctuation."""
+    named = [word.label for word in words if word.kind == "word"]
+    telling = [n for n in named if regex.search(r"\p{L}", n) and n.split("#")[0].lower() not in JOINING]
+    return telling or named or [word.label for word in words]
+
+
+def _canonical(maps: xr.DataArray) -> xr.DataArray:
+    """Maps with all axes in one order; those that there were not have length 1 and no values."""
+    maps = maps.rename({"class": "token"}) if "class" in maps.dims and "token" not in maps.dims else maps
+    order = (*AXES[2:], "token", "y", "x")
+    if not {"y", "x"} <= set(maps.dims) or not all(maps.sizes.values()):
+        raise InputError(f"expected maps with the axes y and x and nothing empty, got {dict(maps.sizes)}")
+    if unknown := [dim for dim in maps.dims if dim not in order]:
+        raise InputError(
+            f"expected maps with axes of {', '.join(order)}; choose from {unknown[0]!r} first, with maps.sel"
+        )
+    numbered = {d: range(maps.sizes[d]) for d in maps.dims if d not in maps.coords and d not in ("y", "x")}
+    maps = maps.assign_coords(numbered)
+    labels = maps["token"].values.tolist() if "token" in maps.dims else []
+    if len(set(labels)) < len(labels):
+        raise InputError(f"expected tokens with labels that differ, got {labels}")
+    return maps.expand_dims([dim for dim in order if dim not in maps.dims]).transpose(*order)
+
+
+def _values(maps: xr.DataArray, axis: str) -> list:
+    if axis in maps.indexes:
+        return maps[axis].values.tolist()
+    return ["mean"] if axis == "head" and maps.attrs.get("heads") == "mean" else [None]
+
+
+def _check_alike(first: xr.DataArray, other: xr.DataArray, name: str) -> None:
+    ours, theirs = ([token.label for token in _tokens(maps)] for maps in (first, other))
+    if ours != theirs:
+        raise InputError(
+            f"expected recordings of one prompt, got other tokens in {name!r}: {theirs[:9]} in place of {ours[:9]}"
+        )
+    grids = [(maps.sizes["y"], maps.sizes["x"]) for maps in (first, other)]
+    if grids[0] != grids[1]:
+        raise InputError(f"expected recordings of one size of image, got grids of {grids[0]} and {grids[1]} tokens")
+
+
+def _tokens(maps: xr.DataArray) -> tuple[Word, ...]:
+    labels = maps["token"].values.tolist() if "token" in maps.coords else ["map"]
+    kinds = maps["token_kind"].values.tolist() if "token_kind" in maps.coords else ["word"] * len(labels)
+    return tuple(Word(str(label), (i,), kind) for i, (label, kind) in enumerate(zip(labels, kinds, strict=True)))
+
+
+def _words(maps: xr.DataArray) -> tuple[Word, ...]:
+    """Tokens put together that follow each other in the prompt without a gap, and padding."""
+    tokens = _tokens(maps)
+    starts, stops = (
+        maps[name].values.tolist() if name in maps.coords else [None] * len(tokens)
+        for name in ("token_start", "token_stop")
+    )
+    groups: list[list[int]] = []
+    for i, token in enumerate(tokens):
+        last = groups[-1][-1] if groups else 0
+        joined = groups and token.kind == tokens[last].kind
+        if joined and token.kind == "word":
+            joined = starts[i] is not None and starts[i] == stops[last] and _spells(tokens[last]) and _spells(token)
+        elif joined:
+            joined = token.kind in GROUPS
+        if joined:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    taken = {token.label for token in tokens}
+    return tuple(_join([tokens[i] for i in group], taken) for group in groups)
+
+
+def _spells(token: Word) -> bool:
+    return regex.search(r"[\w\p{N}]", token.label.split("#")[0] or "#") is not None
+
+
+def _join(parts: Sequence[Word], taken: set[str]) -> Word:
+    if len(parts) == 1 and parts[0].kind not in GROUPS:
+        return parts[0]
+    plain = GROUPS.get(parts[0].kind) or "".join(part.label.split("#")[0] for part in parts)
+    label, count = plain, 1
+    while label in taken:
+        count += 1
+        label = f"{plain}#{count}"
+    taken.add(label)
+    return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)

@@ -1,0 +1,227 @@
+/** The explorer's front end as a whole: an anywidget module, and (wrapped by pages.py) the script of a page without Python. */
+
+/** What is shown in words, and ways to take it along. */
+function footer(view, exports) {
+  const status = create("p", { class: "status", role: "status", "aria-live": "polite" });
+  const note = create("p", { class: "note" });
+  const code = create("code", { tabindex: 0, "aria-label": "code of this view" });
+  const copy = create("button", { type: "button" }, "Copy code");
+  copy.addEventListener("click", async () => {
+    await copyText(code);
+    copy.textContent = "Copied";
+    setTimeout(() => (copy.textContent = "Copy code"), 1500);
+  });
+  const png = create("button", { type: "button", click: exports.png }, "Save PNG");
+  const file = create("button", { type: "button", click: exports.file }, "Save data");
+  if (view.get("kept") !== undefined) Object.assign(file, { disabled: true, title: "The data need Python" });
+  const line = create("div", { class: "code" }, code, copy, png, file);
+  const say = (text, trouble) => {
+    if (status.textContent !== text) status.textContent = text;
+    const troubles = [trouble, view.get("message")].filter(Boolean);
+    const told = [...troubles, view.get("kept")].filter(Boolean).join(" ");
+    note.setAttribute("role", troubles.length ? "alert" : "note");
+    if (note.textContent !== told) note.textContent = told; // a screen reader says what was written anew
+    note.classList.toggle("trouble", troubles.length > 0);
+    code.textContent = codeLine(view);
+  };
+  return { node: create("div", { class: "foot" }, status, note, line), say };
+}
+
+async function copyText(node) {
+  try {
+    await navigator.clipboard.writeText(node.textContent);
+  } catch {
+    getSelection().selectAllChildren(node);
+    document.execCommand("copy");
+  }
+}
+
+/** The panels and the line below them as one picture. */
+function poster(panels, headings, text) {
+  const [gap, line] = [16, 28];
+  const sheet = create("canvas", {
+    width: panels.length * (SIDE + gap) + gap,
+    height: Math.max(...panels.map(({ canvas }) => canvas.height)) + 2 * gap + 2 * line,
+  });
+  const context = sheet.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, sheet.width, sheet.height);
+  context.fillStyle = "#222";
+  context.font = "15px system-ui, sans-serif";
+  panels.forEach(({ canvas }, i) => {
+    const left = gap + i * (SIDE + gap);
+    context.fillText(headings[i], left, gap + 14, SIDE);
+    context.drawImage(canvas, left, gap + line);
+  });
+  text.split("\n").forEach((said, i) => context.fillText(said, gap + i * (SIDE + gap), sheet.height - gap, SIDE));
+  return sheet;
+}
+
+function render({ model, el }) {
+  const view = settings(model);
+  const { get, set, choices } = view;
+  let [hovered, headings, status, trouble] = [null, [], "", ""];
+  let [busy, again, closed] = [false, false, false];
+  const pictures = new Map();
+  const ramps = new Map();
+  const questions = new Questions(model, () => refresh());
+
+  const exports = {
+    png: () => poster(panels.slice(0, headings.length), headings, status).toBlob((blob) => download("view.png", blob)),
+    file: async () => {
+      try {
+        download("view.nc", new Blob([await questions.ask({ ask: "file", settings: codeLine(view) })]));
+      } catch (error) {
+        say(error.message);
+      }
+    },
+  };
+  const hover = (cell) => {
+    hovered = cell;
+    rank();
+  };
+  const panels = [panel(view, hover), panel(view, hover)];
+  const live = liveBar(view);
+  const scene = sceneBar(view, panels[0].stage);
+  const words = wordBar(view);
+  const controls = controlBar(view);
+  const along = multiples(view);
+  const foot = footer(view, exports);
+  const stage = create("div", { class: "panels" }, ...panels.map(({ node }) => node));
+  const root = create("div", { class: "explorer", "data-lm-suppress-shortcuts": "true" });
+  root.append(...[live.node, scene.node, words.node, stage, controls.node, along.node, foot.node].filter(Boolean));
+  el.append(root);
+
+  const rank = () => {
+    const cell = hovered ?? get("cell");
+    panels.slice(0, view.panels().length).forEach((part) => part.rank(cell));
+    if (!hovered && get("cell")) say(trouble);
+  };
+  const say = (problem) => {
+    trouble = problem;
+    const place = hovered || !get("cell") ? null : panels[0].place();
+    foot.say([status, place].filter(Boolean).join("\n"), trouble);
+  };
+  const colors = () => {
+    const name = get("colors");
+    if (!ramps.has(name)) ramps.set(name, ramp(get("palette")[name]));
+    return ramps.get(name);
+  };
+  const pictureOf = async (chosen) => {
+    const found = get("pictures");
+    const url = found.length > 1 ? found[choices("image").indexOf(chosen.image)] : found[0];
+    if (pictures.size > choices("image").length + 1) pictures.clear();
+    if (url && !pictures.has(url)) pictures.set(url, await greyCanvas(url));
+    return url ? pictures.get(url) : null;
+  };
+
+  const redraw = async () => {
+    const chosen = view.panels();
+    const slices = await Promise.all(chosen.map((selection) => questions.ask({ ask: "slice", selection })));
+    const under = await Promise.all(chosen.map(pictureOf));
+    if (closed) return;
+    const word = view.find(get("token"));
+    const found = slices.map((maps) => meanMap(maps, word?.tokens ?? []));
+    let limits = found.map(({ values }) => extent(values));
+    if (get("shared")) limits = limits.map(() => extent(limits.flat()));
+    const classes = get("classes").map(view.find).filter(Boolean);
+    const classColors = classes.map((_, i) => rgb(classColor(view, i)));
+    const texts = chosen.map((selection, i) => describe(view, selection, limits[i]));
+    const axis = view.besideAxis();
+    headings = chosen.map((selection) => (axis ? named(axis, selection[axis]) : ""));
+    stage.classList.toggle("two", chosen.length > 1);
+    panels.forEach((part, i) => {
+      part.node.hidden = i >= chosen.length;
+      if (part.node.hidden) return;
+      const masks = get("mode") === "masks" && classes.length;
+      const maskMaps = masks && classes.map(({ tokens }) => meanMap(slices[i], tokens));
+      const overlay = masks ? maskCanvas(maskMaps, classColors) : mapCanvas(found[i], limits[i], colors());
+      part.head(headings[i]);
+      part.draw(slices[i], under[i], overlay, texts[i]);
+      part.legend(limits[i]);
+    });
+    status = texts.join("\n");
+    say("");
+    rank();
+    root.dataset.drawn = status;
+  };
+
+  const refresh = async () => {
+    again = true;
+    if (busy) return;
+    busy = true;
+    while (again && !closed) {
+      again = false;
+      await redraw().catch((error) => closed || say(error.message));
+    }
+    busy = false;
+    if (closed) return;
+    askAhead();
+    await along.draw(questions, colors()).catch((error) => closed || say(error.message));
+  };
+
+  /** Asks for the setting that comes next if the last move is repeated. */
+  let last = view.selection();
+  const askAhead = () => {
+    const now = view.selection();
+    const moved = SLIDERS.find((axis) => now[axis] !== last[axis]);
+    const place = (selection) => choices(moved).indexOf(selection[moved]);
+    const next = moved && choices(moved)[place(now) + Math.sign(place(now) - place(last))];
+    last = now;
+    if (next !== undefined) questions.ask({ ask: "slice", selection: { ...now, [moved]: next } }).catch(() => {});
+  };
+
+  const structure = ["axes", "words", "tokens", "pieces", "pictures", "multiples"];
+  const marks = [...AXES, "token", "mode", "classes", "cell", "colors", "opacity", "shared", "progress", "message", "call"];
+  const scenery = ["objects", "background"];
+  let beside = null;
+  const update = () => {
+    const rebuilt = beside !== (view.besideAxis() ?? "");
+    beside = view.besideAxis() ?? "";
+    if (rebuilt) controls.build();
+    [live, scene, words, controls, along].forEach((part) => part.mark());
+    refresh();
+  };
+  const rebuild = () => {
+    words.build();
+    controls.build();
+    along.build();
+    update();
+  };
+  const watched = [
+    [structure, rebuild],
+    [[...marks, ...scenery, "beside", "revision"], update],
+  ].map(([names, react]) => [names.map((name) => `change:${name}`).join(" "), react]);
+  watched.forEach(([events, react]) => model.on(events, react));
+
+  const moves = { ArrowLeft: ["step", -1], ArrowRight: ["step", 1], ArrowUp: ["layer", 1], ArrowDown: ["layer", -1] };
+  root.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") set({ cell: null });
+    if (!moves[event.key]) return;
+    event.preventDefault();
+    const [axis, by] = moves[event.key];
+    if (event.shiftKey) return moveCell(axis, by);
+    const values = choices(axis);
+    const next = values[values.indexOf(get(axis)) + by];
+    if (next !== undefined) set({ [axis]: next });
+  });
+  const moveCell = async (axis, by) => {
+    const { rows, columns } = await questions.ask({ ask: "slice", selection: view.selection() });
+    const [row, column] = get("cell") ?? [Math.floor(rows / 2), Math.floor(columns / 2)];
+    const [down, right] = axis === "step" ? [0, by] : [-by, 0];
+    const inside = (at, count) => Math.max(0, Math.min(count - 1, at));
+    set({ cell: [inside(row + down, rows), inside(column + right, columns)] });
+  };
+
+  rebuild();
+  return () => {
+    closed = true;
+    watched.forEach(([events, react]) => model.off(events, react));
+    live.close?.();
+    questions.close();
+  };
+}
+
+export default { render };

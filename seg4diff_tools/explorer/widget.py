@@ -1,0 +1,257 @@
+"""The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a time.
+
+The scripts in `static` draw.
+"""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import matplotlib
+import numpy as np
+import PIL.Image
+import traitlets
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.colors import to_hex
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.explorer.maps import AXES, MapSource, content_words, quantize
+from seg4diff_tools.explorer.page import STORED, module, page, style
+from seg4diff_tools.plotting.static import class_colors
+
+
+class SettingError(InputError, traitlets.TraitError):
+    """A setting that the maps do not have; the viewer keeps the one that it had."""
+
+
+COLORS = ("viridis", "magma", "cividis", "gray")
+SIDE, CLASSES = 512, 24
+
+
+class Explorer(anywidget.AnyWidget):
+    """A viewer of recorded maps, made by `explore`; a widget like any other, to be put into an HBox or a tab.
+
+    Attributes:
+        layer, step, head, direction, branch, image, recording: what is chosen, as it is named in the recording; None for what
+            was not recorded. To set and to observe, as all that follow.
+        token: the word or token whose map is shown.
+        beside: what the second panel has of its own, such as {"layer": 9}; {} for one panel.
+        defaults: settings that a line of code need not name.
+        mode: "map", or "masks" for the most attended of `classes` at every place (Seg4Diff, Eq 12).
+        classes: the words that masks choose from.
+        cell: row and column of the pinned image token, or None.
+        colors: "viridis", "magma", "cividis" or "gray"; all perceptually uniform.
+        opacity: of the map over the image, 0 to 1.
+        shared: one scale for both panels.
+        pieces: tokens in place of words.
+        multiples: axis along which small multiples are shown, "" for none.
+    """
+
+    _esm = module()
+    _css = style()
+
+    recording, direction, image, branch, layer, step, head = (traitlets.Any().tag(sync=True) for _ in AXES)
+    token = traitlets.Unicode().tag(sync=True)
+    beside = traitlets.Dict().tag(sync=True)
+    mode = traitlets.Enum(("map", "masks"), "map").tag(sync=True)
+    classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    cell = traitlets.List(traitlets.Int(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
+    colors = traitlets.Enum(COLORS, COLORS[0]).tag(sync=True)
+    opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
+    shared = traitlets.Bool().tag(sync=True)
+    pieces = traitlets.Bool().tag(sync=True)
+    multiples = traitlets.Unicode("layer").tag(sync=True)
+    defaults = traitlets.Dict(
+        {"mode": "map", "colors": COLORS[0], "opacity": 0.7, "shared": False, "pieces": False, "multiples": "layer"}
+    ).tag(sync=True)
+
+    # what the front end is told
+    axes = traitlets.Dict().tag(sync=True)
+    tokens = traitlets.List().tag(sync=True)
+    words = traitlets.List().tag(sync=True)
+    pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    palette = traitlets.Dict().tag(sync=True)
+    call = traitlets.Unicode().tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)
+    revision = traitlets.Int().tag(sync=True)
+
+    SETTINGS = (
+        *AXES,
+        "token",
+        "beside",
+        "mode",
+        "classes",
+        "cell",
+        "colors",
+        "opacity",
+        "shared",
+        "pieces",
+        "multiples",
+    )
+
+    def __init__(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
+        self.check_names(settings)
+        self._atlas, self._store = atlas, store
+        # shared with neighbors in an HBox
+        layout = ipywidgets.Layout(width="100%")
+        super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
+        self.on_msg(self._answer)
+
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises: InputError for a name that is no setting."""
+        if unknown := set(settings) - set(cls.SETTINGS):
+            raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(cls.SETTINGS)}")
+
+    @traitlets.validate(*AXES, "token", "classes", "beside", "multiples", "cell")
+    def _check(self, proposal: dict) -> Any:
+        try:
+            return self._checked(proposal["trait"].name, proposal["value"])
+        except InputError as error:
+            # of the kind after which traitlets goes back to the value before
+            raise SettingError(str(error)) from None
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """A setting as the atlas writes it."""
+        if name in AXES:
+            return self._atlas.check(name, value)
+        if name == "token":
+            return self._atlas.find(value).label
+        if name == "classes":
+            return [self._atlas.find(label).label for label in value]
+        if name == "beside":
+            if len(value) > 1 or set(value) - set(AXES):
+                raise InputError(f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}")
+            return {axis: self._atlas.check(axis, one) for axis, one in value.items()}
+        if name == "multiples" and value not in ("", *AXES):
+            raise InputError(f"expected multiples='' or one of {', '.join(AXES)}, got {value!r}")
+        if (
+            name == "cell"
+            and value
+            and not all(0 <= at < most for at, most in zip(value, self._atlas.grid, strict=True))
+        ):
+            raise InputError(f"expected a cell of {self._atlas.grid} image tokens, counted from 0, got {value}")
+        return value
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The value of each axis; that of the second panel is `selection | beside`."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def data(self) -> xr.DataArray:
+        """What is shown, unreduced: the map [y x] of the word, or with masks the maps [class y x] of the classes.
+
+        With a second panel, both, along an axis with the name of what differs. The settings stand in `attrs`.
+        """
+        labels = self.classes if self.mode == "masks" else [self.token]
+        panels = [self.selection, *([self.selection | self.beside] if self.beside else [])]
+        values = np.stack([[self._atlas.word_map(panel, label) for label in labels] for panel in panels])
+        found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
+        for axis in self.beside:
+            shown = [panel[axis] for panel in panels]
+            # "mean" beside head 2: as they are, not both as words
+            mixed = len({isinstance(value, str) for value in shown}) > 1
+            found = found.rename(panel=axis).assign_coords({axis: np.array(shown, dtype=object if mixed else None)})
+        found.attrs = {
+            axis: value for axis, value in self.selection.items() if value is not None and axis not in self.beside
+        }
+        if self.mode == "map":
+            found.attrs["token"] = self.token
+            found = found.isel({"class": 0}, drop=True)
+        return found if self.beside else found.isel(panel=0)
+
+    def stored(self) -> dict[str, Any]:
+        """What a page needs to show this view without Python, of about `store` characters; see `MapSource.stored`."""
+        told = {name: getattr(self, name) for name in (*self.SETTINGS, "pictures", "palette", "call", "defaults")}
+        kept = self._atlas.stored(self._store, self.selection, *([self.selection | self.beside] if self.beside else []))
+        labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
+        group = {
+            self._atlas.tokens[i].label: word.label for word in self._atlas.words for i in word.tokens
+        }  # of padding a page keeps the mean alone
+        told["token"] = self.token if self.token in labels else group[self.token]
+        told["classes"] = list(dict.fromkeys(name if name in labels else group[name] for name in self.classes))
+        if len(self.pictures) > 1:
+            told["pictures"] = [self.pictures[self.axes["image"].index(one)] for one in kept["axes"]["image"]]
+        if self.cell:
+            told["cell"] = [
+                at * now // before
+                for at, now, before in zip(self.cell, kept["shape"][1:], self._atlas.grid, strict=True)
+            ]
+        return told | kept
+
+    def save_html(self, path: str | os.PathLike) -> Path:
+        """Writes the view as a page in one file, which needs no Python and no network; returns its path."""
+        path = Path(path)
+        path.write_text(page(self.stored(), f"Attention to {self.token!r}"))
+        return path
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle and self._store:
+            bundle[0][STORED] = self.stored()
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"Explorer(layer={self.layer}, step={self.step}, head={self.head!r}, token={self.token!r})"
+
+    def _answer(self, _: Any, question: dict, buffers: list) -> None:
+        """Answers the front end; every answer holds its question."""
+        try:
+            if question["ask"] == "slice":
+                self._send_maps(question, self._atlas.maps(question["selection"]))
+            elif question["ask"] == "along":
+                maps = self._atlas.along(question["axis"], question["selection"], question["tokens"])
+                self._send_maps(question, maps)
+            elif question["ask"] == "file":
+                self.send({"question": question}, [_netcdf(self.data)])
+        except Exception as error:  # noqa: BLE001 - whoever asked would wait for nothing
+            self.send({"question": question, "error": str(error) or type(error).__name__})
+
+    def _send_maps(self, question: dict, maps: Float[np.ndarray, "map y x"]) -> None:
+        self.send({"question": question, "shape": maps.shape}, [quantize(maps).content])
+
+
+def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str, Any]:
+    """What the front end is told of an atlas, and the settings to begin with."""
+    # as many as there are colors
+    telling = content_words(atlas.words)[:CLASSES]
+    return {
+        "axes": atlas.axes,
+        "tokens": [vars(token) for token in atlas.tokens],
+        "words": [vars(word) for word in atlas.words],
+        "pictures": [_data_url(picture) for picture in pictures],
+        "token": telling[0],
+        "classes": telling,
+        **atlas.default(),
+    }
+
+
+def _palette() -> dict[str, list[str]]:
+    """Color maps at 33 places, which a browser blends in between, and the colors of classes."""
+    palette = {name: [to_hex(c) for c in matplotlib.colormaps[name](np.linspace(0, 1, 33))] for name in COLORS}
+    return palette | {"classes": [to_hex(color / 255) for color in class_colors(CLASSES)]}
+
+
+def _data_url(picture: PIL.Image.Image) -> str:
+    picture = picture.copy()
+    picture.thumbnail((SIDE, SIDE))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=92, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _netcdf(array: xr.DataArray) -> bytes:
+    # numbers beside words are words in a file
+    array = array.assign_coords({n: c.astype(str) for n, c in array.coords.items() if c.dtype == object})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "view.nc")
+        array.to_netcdf(path, engine="h5netcdf")
+        return path.read_bytes()

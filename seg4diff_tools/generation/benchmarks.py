@@ -1,0 +1,180 @@
+"""Writes pictures for GenEval and T2I-CompBench++, in the folders that the benchmarks' own judges read."""
+
+import hashlib
+import io
+import json
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import PIL.Image
+from tqdm.auto import tqdm
+
+from seg4diff_tools._runs import open_run, processes, replace_file
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.caching import model_fingerprint
+from seg4diff_tools.errors import InputError, PromptError
+from seg4diff_tools.prompts import check_prompt
+
+Layout = Literal["geneval", "t2i-compbench"]
+IMAGES: dict[Layout, int] = {"geneval": 4, "t2i-compbench": 10}
+"""Pictures of each prompt that a benchmark asks for."""
+
+
+@dataclass(frozen=True)
+class BenchmarkPrompt:
+    """A prompt of a benchmark: its text, its line in the file (from 1), and what GenEval's judge needs to know."""
+
+    text: str
+    line: int
+    metadata: dict[str, Any] | None = None
+
+
+def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
+    """Reads a benchmark's prompts.
+
+    Args:
+        path: GenEval's `evaluation_metadata.jsonl`, one JSON object with "prompt" a line; or a text file of
+            T2I-CompBench++, such as `color_val.txt`, one prompt a line (up to a tab, if there is one). Empty lines are
+            left out.
+        layout: of which benchmark.
+
+    Raises:
+        InputError: no such file, none or broken lines, or a prompt that cannot be part of a file's name.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a text file of prompts, got {path}, which cannot be read: {error}") from error
+    read = _from_json if layout == "geneval" else _from_text
+    found = [read(line, number, path) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError(f"expected prompts in {path}, got an empty file")
+    return found
+
+
+def _from_json(line: str, number: int, path: Path) -> BenchmarkPrompt:
+    try:
+        told = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"line {number} of {path} is not JSON ({error}): fetch the file again") from error
+    if not isinstance(told, dict) or not isinstance(told.get("prompt"), str) or not told["prompt"].strip():
+        raise InputError(f'expected a JSON object with "prompt" in line {number} of {path}, got {line[:60]}')
+    return BenchmarkPrompt(told["prompt"], number, told)
+
+
+def _from_text(line: str, number: int, path: Path) -> BenchmarkPrompt:
+    text = line.split("\t", maxsplit=1)[0].strip()
+    # the benchmark's judge takes what stands before the first "_" of a file's name for the prompt
+    if not text or set(text) & set("/\\_\0") or len(_name(text, 0).encode()) > 251:
+        raise InputError(
+            "expected a prompt that can be a file's name, short and without '/', '\\' and '_', "
+            f"in line {number} of {path}, got {text[:60]!r}"
+        )
+    return BenchmarkPrompt(text, number)
+
+
+def generate_benchmark(
+    backbone: Backbone,
+    layout: Layout,
+    prompts: str | Path,
+    out: str | Path,
+    *,
+    images: int | None = None,
+    steps: int = 28,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    progress: bool = True,
+) -> Path:
+    """Generates the pictures of a benchmark, or those that a run which was stopped has not made yet.
+
+    Under `accelerate launch`, process i of n makes the pictures of prompts i, i + n, i + 2n and so on. Picture k of
+    every prompt starts from the noise of seed + k, whichever process or batch makes it, as the benchmarks' own scripts
+    begin anew for every prompt; but a batch of another size may change the last bits of a picture.
+
+    Args:
+        backbone: the model, with its LoRA if it has one.
+        layout: "geneval" writes OUT/00000/metadata.jsonl and OUT/00000/samples/0000.png; "t2i-compbench" writes
+            OUT/samples/{prompt}_000000.png, numbered through all prompts as the benchmark's own script does it.
+        prompts: file for `read_prompts`.
+        out: folder; files in it are there as a whole or not at all. Readable pictures are kept.
+        images: of each prompt; None for the benchmark's own number, 4 or 10.
+        steps: of sampling.
+        guidance_scale: None for the backbone's own.
+        seed: of each prompt's first picture.
+        batch: pictures at once.
+        progress: show a progress bar, that of the first process.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: as in `read_prompts`; or the folder holds something else, or pictures with other settings.
+        PromptError: a prompt does not fit; the message names its line.
+    """
+    out, images = Path(out), IMAGES[layout] if images is None else images
+    if images < 1 or batch < 1 or steps < 1:
+        raise InputError(f"expected at least one image, step and batch, got {images}, {steps} and {batch}")
+    asked = read_prompts(prompts, layout)
+    _check_length(backbone, asked, Path(prompts))
+    guidance_scale = backbone.guidance_scale if guidance_scale is None else guidance_scale
+    settings = {
+        "layout": layout,
+        "prompts": hashlib.sha256(Path(prompts).read_bytes()).hexdigest()[:16],
+        "images": images,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "model": backbone.name,
+        "weights": model_fingerprint(backbone)[:16],
+    }
+    state = processes()
+    open_run(out, settings, "a benchmark's pictures")
+
+    jobs = []
+    for number in range(state.process_index, len(asked), state.num_processes):
+        folder = out / f"{number:05d}" if layout == "geneval" else out
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        if layout == "geneval":
+            replace_file(folder / "metadata.jsonl", json.dumps(asked[number].metadata).encode())
+        for k in range(images):
+            name = f"{k:04d}.png" if layout == "geneval" else _name(asked[number].text, number * images + k)
+            jobs.append((asked[number].text, seed + k, folder / "samples" / name))
+    waiting = [job for job in jobs if not _readable(job[2])]
+    shown = progress and state.is_main_process
+    with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="picture", desc=layout, disable=not shown) as bar:
+        for start in range(0, len(waiting), batch):
+            texts, seeds, paths = zip(*waiting[start : start + batch], strict=True)
+            sampling = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
+            for path, picture in zip(paths, backbone.generate(list(texts), seed=list(seeds), **sampling), strict=True):
+                content = io.BytesIO()
+                picture.save(content, "PNG")
+                replace_file(path, content.getvalue())
+            bar.update(len(paths))
+    state.wait_for_everyone()
+    return out
+
+
+def _name(prompt: str, number: int) -> str:
+    return f"{prompt}_{number:06d}.png"
+
+
+def _check_length(backbone: Backbone, prompts: list[BenchmarkPrompt], path: Path) -> None:
+    """Before hours of work, not in their midst."""
+    for prompt in prompts:
+        try:
+            check_prompt(*backbone.family.reader(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
+        except PromptError as error:
+            raise PromptError(f"line {prompt.line} of {path}: {error}") from error
+
+
+def _readable(path: Path) -> bool:
+    try:
+        with PIL.Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""How well pictures and captions match, judged by the small CLIP that an embedded model carries beside its pipeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.images import ImageLike, fit_image, open_images
+
+WEIGHT = 2.5
+
+ImageVectors = Float[Tensor, "image dim"]
+TextVectors = Float[Tensor, "text dim"]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Image and text towers whose embeddings can be compared.
+
+    Args:
+        model: both towers, in evaluation mode.
+        tokenizer: of the text tower.
+        mean, std: of red, green and blue (0 to 1) in the pictures that it was trained on.
+    """
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @torch.no_grad()
+    def embed_images(self, images: ImageLike | Sequence[ImageLike], normalize: bool = True) -> ImageVectors:
+        """Vectors of images of any size; each is stretched to the tower's square.
+
+        Args:
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
+            normalize: bring the vectors to length 1.
+        """
+        features = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output.float().cpu()
+        return torch.nn.functional.normalize(features, dim=-1) if normalize else features
+
+    @torch.no_grad()
+    def embed_patches(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image patch dim"]:
+        """Features of the patches of each image, before the projection to the space of texts.
+
+        Args:
+            images: as for `embed_images`.
+        """
+        return self.model.vision_model(self._pixels(images)).last_hidden_state[:, 1:].float().cpu()
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> TextVectors:
+        """Unit vectors of texts.
+
+        Args:
+            texts: captions; what does not fit into the tower's positions is cut.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InputError(f"expected a list of texts, got {texts!r}")
+        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").input_ids
+        features = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+    def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image 3 side side"]:
+        side = self.model.config.vision_config.image_size
+        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device) / 255
+        mean, deviation = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std))
+        return (pixels - mean) / deviation
+
+
+def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
+    """Loads the CLIP that an embedded model carries beside its pipeline, or any CLIP of transformers.
+
+    Args:
+        name: a model folder as `pretrain export` writes it, with the CLIP in `clip` and the pipeline's tokenizer; or a
+            folder or hub name of a CLIP, such as "openai/clip-vit-large-patch14".
+        device: where to compute.
+
+    Raises:
+        CheckpointError: there is no CLIP, or a damaged one.
+    """
+    folder = Path(name)
+    embedded = folder.is_dir() and not (folder / "config.json").is_file()
+    for part in ("clip/config.json", "tokenizer/tokenizer.json") if embedded else ():
+        if not (folder / part).is_file():
+            raise CheckpointError(f"expected a model folder with {part}, got {folder}: make it with `pretrain export`")
+    weights, words = (folder / "clip", folder / "tokenizer") if embedded else (name, name)
+    try:
+        model = CLIPModel.from_pretrained(weights, dtype=torch.float32).to(device).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(words)
+        if embedded:
+            return Clip(model, tokenizer)
+        processor = CLIPImageProcessorPil.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        again = "Export the model again" if embedded else "Give a model folder, or the name of a CLIP of transformers"
+        raise CheckpointError(f"the CLIP in {weights} cannot be read: {reason}. {again}") from error
+    return Clip(model, tokenizer, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def clip_scores(images: ImageVectors, texts: TextVectors) -> Float[Tensor, " image"]:
+    """CLIPScore of each image with the text in the same row: 2.5 max(cos, 0).
+
+    Args:
+        images: from `Clip.embed_images`; any length will do.
+        texts: from `Clip.embed_texts`, as many.
+
+    Returns:
+        Values from 0 to 2.5.
+
+    Source: Hessel et al., "CLIPScore", EMNLP 2021, equation 1, there with OpenAI's CLIP.
+    """
+    if len(images) != len(texts):
+        raise InputError(f"expected one text for each image, got {len(texts)} for {len(images)} images")
+    return WEIGHT * torch.nn.functional.cosine_similarity(images, texts, dim=-1).clamp(min=0)
+
+
+def retrieval_accuracy(images: ImageVectors, texts: TextVectors, captions: Sequence[str], group: int = 64) -> float:
+    """Share of captions whose own image matches best among the images of a group (text-to-image retrieval, top 1).
+
+    Args:
+        images: unit vectors, as many as texts.
+        texts: unit vectors.
+        captions: the texts themselves; an image with the very same caption is as good as the own one.
+        group: how many images each caption chooses from; a last group that is not full is left out.
+
+    Returns:
+        Between 0 and 1; 1 / group is chance.
+    """
+    if not group <= len(images) == len(texts) == len(captions):
+        raise InputError(
+            f"expected as many images as texts and captions, at least {group}, got {len(images)} images, "
+            f"{len(texts)} texts and {len(captions)} captions"
+        )
+    right = []
+    for start in range(0, len(images) - group + 1, group):
+        best = (texts[start : start + group] @ images[start : start + group].mT).argmax(-1) + start
+        right += [captions[i] == captions[chosen] for i, chosen in enumerate(best.tolist(), start)]
+    return sum(right) / len(right)

@@ -1,0 +1,366 @@
+"""Does a picture hold what its prompt says? Prompts of six kinds about scenes, and a judge that reads the pictures.
+
+In the spirit of GenEval (Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment",
+NeurIPS 2023) and T2I-CompBench++ (Huang et al., arXiv 2307.06350), for models that are trained on captions of scenes:
+prompts are worded as these captions are, and things are found by `parser` in place of detectors trained on photographs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from PIL.Image import Image
+from scipy.stats import binomtest
+from tqdm.auto import tqdm
+
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.generation.detector import ParsedScene, SceneDetector
+from seg4diff_tools.images import ImageLike
+from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
+from seg4diff_tools.scenes.scenes import (
+    BACKGROUNDS,
+    BASE_CONCEPTS,
+    RELATIONS,
+    Placement,
+    Plan,
+    draw_scenes,
+    phrase,
+    relation,
+    sentence,
+)
+from seg4diff_tools.scenes.textures import NOISE_SIDE
+
+CATEGORIES = ("single object", "two objects", "counting", "color binding", "relation", "complex")
+_HARDLY = 0.12  # mean difference, 0 to 1, below which a recolored drawing looks as it does anyway
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Things of one kind that a prompt asks for; without a color, any will do."""
+
+    concept: str
+    color: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class CompositionPrompt:
+    """A prompt and what it means: the first of two objects lies in `relation` to the second."""
+
+    category: str
+    objects: tuple[Asked, ...]
+    background: str
+    relation: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The caption that a scene with these things would have."""
+        phrases = [phrase(asked.concept, asked.color, asked.count) for asked in self.objects]
+        return sentence(phrases, self.background, self.relation)
+
+
+def prompts(count_per_category: int = 16, seed: int = 0) -> list[CompositionPrompt]:
+    """Draws prompts, no text twice in a category; all of their words are captions' words.
+
+    single object: "a cat on grass".
+    two objects: "a cat and a dog on grass", of two kinds.
+    counting: "two cats on grass", two or three of a kind.
+    color binding: "a green car and a blue apple on grass", of two kinds that drawings in other colors exist of; never
+        in a color that such a thing has anyway, so that only a model that reads the color is right.
+    relation: "a cat left of a dog on grass", of two kinds.
+    complex: two or three things, of which one has a color or two are of a kind, over a background that is judged too.
+
+    Args:
+        count_per_category: how many; a smaller number gives the first ones of a larger number.
+        seed: of the draw.
+
+    Raises:
+        InputError: less than one, or more than 200, which would use up the shortest categories.
+    """
+    if not 1 <= count_per_category <= 200:
+        raise InputError(f"expected 1 to 200 prompts for each category, got {count_per_category}")
+    drawn: list[CompositionPrompt] = []
+    for number, category in enumerate(CATEGORIES):
+        rng = np.random.default_rng([seed, number])
+        texts: dict[str, CompositionPrompt] = {}
+        while len(texts) < count_per_category:
+            prompt = _prompt(category, rng)
+            texts.setdefault(prompt.text, prompt)
+        drawn += texts.values()
+    return drawn
+
+
+def _prompt(category: str, rng: np.random.Generator) -> CompositionPrompt:
+    kinds = [str(kind) for kind in rng.choice(BASE_CONCEPTS, 3, replace=False)]
+    colored = [name for name in BASE_CONCEPTS if concepts()[name].recolor]
+    first, second = (str(name) for name in rng.choice(colored, 2, replace=False))
+    background = str(rng.choice(BACKGROUNDS))
+    where = None
+    if category == "single object":
+        objects = [Asked(kinds[0])]
+    elif category == "counting":
+        objects = [Asked(kinds[0], count=int(rng.integers(2, 4)))]
+    elif category == "color binding":
+        color = str(rng.choice(_colors(first)))
+        other = str(rng.choice([each for each in _colors(second) if each != color]))
+        objects = [Asked(first, color), Asked(second, other)]
+    elif category == "complex":
+        others = [Asked(kind) for kind in kinds if kind != first][:2]
+        if rng.random() < 0.5:
+            objects = [Asked(first, str(rng.choice(_colors(first)))), *others[: rng.integers(1, 3)]]
+        else:
+            objects = [Asked(kinds[0], count=2), Asked(kinds[1])]
+        objects = [objects[number] for number in rng.permutation(len(objects))]
+    else:
+        objects = [Asked(kind) for kind in kinds[:2]]
+        where = str(rng.choice(RELATIONS)) if category == "relation" else None
+    return CompositionPrompt(category, tuple(objects), background, where)
+
+
+@cache
+def _colors(concept: str) -> tuple[str, ...]:
+    """Colors that a thing does not have anyway, in any style."""
+
+    def looks_the_same(style: str, color: str) -> bool:
+        own, other = (drawing(concept, style, each) / 255 for each in (None, color))
+        difference = np.average(np.abs(own - other)[..., :3].mean(-1), weights=own[..., 3])
+        return bool(difference < _HARDLY)
+
+    return tuple(color for color in COLORS if not any(looks_the_same(style, color) for style in styles()))
+
+
+def judge(
+    parser: SceneDetector, images: ImageLike | Sequence[ImageLike], prompts: Sequence[CompositionPrompt]
+) -> pd.DataFrame:
+    """Judges whether all that is asked for is in the picture.
+
+    One thing of a kind is there if at least one is found, in the asked color where there is one; two or three are
+    there if exactly so many are found, as GenEval counts. A relation holds between the surest thing of either kind if a
+    caption would call their centers so: along the longer way, not on a diagonal's other side. Things that nobody asked
+    for do no harm. The background counts in the category "complex" alone.
+
+    Args:
+        parser: finds things.
+        images: one for each prompt.
+        prompts: what was asked for.
+
+    Returns:
+        A row for each picture: category, prompt, correct, wrong (the first thing that is, or nothing), found (what the
+        parser saw), background.
+
+    Raises:
+        InputError: not one image for each prompt.
+    """
+    scenes = parser.parse(images)
+    if len(scenes) != len(prompts):
+        raise InputError(f"expected one image for each prompt, got {len(scenes)} images for {len(prompts)} prompts")
+    rows = []
+    for prompt, scene in zip(prompts, scenes, strict=True):
+        wrong = _wrong(prompt, scene)
+        found = ", ".join(phrase(thing.concept, thing.color) for thing in scene.objects)
+        rows.append((prompt.category, prompt.text, not wrong, wrong, found, scene.background))
+    return pd.DataFrame(rows, columns=["category", "prompt", "correct", "wrong", "found", "background"])
+
+
+def _wrong(prompt: CompositionPrompt, scene: ParsedScene) -> str:
+    """The first thing that is not as it was asked for, or nothing."""
+    surest = []
+    for asked in prompt.objects:
+        of_kind = [thing for thing in scene.objects if thing.concept == asked.concept]
+        fitting = [thing for thing in of_kind if asked.color in (None, thing.color)]
+        if not of_kind:
+            return f"no {asked.concept}"
+        if not fitting:
+            return f"{asked.concept} in {of_kind[0].color or 'its own color'}"
+        if asked.count > 1 and len(fitting) != asked.count:
+            return f"count of {concepts()[asked.concept].plural}: {len(fitting)}"
+        surest.append(fitting[0])
+    if prompt.relation and (seen := relation(surest[0].center, surest[1].center)) != prompt.relation:
+        return f"relation: {seen}"
+    if prompt.category == "complex" and scene.background != prompt.background:
+        return f"background: {scene.background}"
+    return ""
+
+
+def generate_pictures(
+    backbone: Backbone,
+    prompts: Sequence[CompositionPrompt],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 28,
+    guidance_scale: float | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> list[Image]:
+    """Generates a picture of each prompt for each seed, all prompts with the first seed before those with the second.
+
+    The noise of a picture depends on its prompt's number and its seed alone, so that two models start from the same
+    noise.
+
+    Args: as for `composition_scores`.
+    """
+    jobs = [(prompt.text, 100_000 * seed + number) for seed in seeds for number, prompt in enumerate(prompts)]
+    if not jobs:
+        raise InputError("expected at least one prompt and one seed, got none")
+    made: list[Image] = []
+    with tqdm(total=len(jobs), unit="picture", desc=backbone.name, disable=not progress) as bar:
+        for start in range(0, len(jobs), batch):
+            texts, noise = zip(*jobs[start : start + batch], strict=True)
+            settings = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
+            made += backbone.generate(list(texts), seed=list(noise), **settings)
+            bar.update(len(texts))
+    return made
+
+
+def composition_scores(
+    backbone: Backbone,
+    parser: SceneDetector,
+    prompts: Sequence[CompositionPrompt],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 28,
+    guidance_scale: float | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Generates pictures of the prompts and judges them.
+
+    Args:
+        backbone: the model.
+        parser: finds things.
+        prompts: from `prompts`.
+        seeds: a picture of each prompt for each.
+        steps: of sampling.
+        guidance_scale: None for the backbone's own.
+        batch: pictures at once; another number may change last bits.
+        progress: show a progress bar.
+
+    Returns:
+        What `judge` returns, and the columns model and seed; `summary` sums it up.
+    """
+    settings = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    made = generate_pictures(backbone, prompts, seeds, **settings)
+    table = judge(parser, made, [*prompts] * len(seeds))
+    return table.assign(model=backbone.name, seed=np.repeat(seeds, len(prompts)))
+
+
+def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFrame:
+    """Shares of correct pictures, with 95% Wilson intervals.
+
+    Args:
+        table: from `judge` or `composition_scores`.
+        by: columns to group by, such as ("model", "category"). For all categories at once, ("model",).
+
+    Returns:
+        These columns, then correct, low and high (0 to 1), and pictures. Intervals take pictures as independent: with
+        several seeds for a prompt they are somewhat too narrow.
+
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927; by scipy.
+    """
+    rows = []
+    for names, group in table.groupby(list(by), sort=False):
+        right, pictures = int(group["correct"].sum()), len(group)
+        interval = binomtest(right, pictures).proportion_ci(method="wilson")
+        rows.append((*names, right / pictures, interval.low, interval.high, pictures))
+    return pd.DataFrame(rows, columns=[*by, "correct", "low", "high", "pictures"])
+
+
+def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
+    """A scene in which all is as the prompt says; its things do not hide each other.
+
+    Args:
+        prompt: what the scene shows.
+        seed: of places, sizes, styles and texture.
+    """
+    rng = np.random.default_rng(seed)
+    things = [asked for asked in prompt.objects for _ in range(asked.count)]
+    while True:
+        sides = rng.uniform(0.3, 0.4, len(things))
+        x, y = rng.uniform(sides / 2, 1 - sides / 2, (2, len(things)))
+        apart = np.maximum(np.abs(x[:, None] - x), np.abs(y[:, None] - y)) - 0.45 * (sides[:, None] + sides)
+        centers = list(zip(x.tolist(), y.tolist(), strict=True))
+        free = (apart[~np.eye(len(things), dtype=bool)] > 0).all()
+        if free and (prompt.relation is None or relation(centers[0], centers[1]) == prompt.relation):
+            break
+    placements = [
+        Placement(
+            asked.concept,
+            str(rng.choice(styles())),
+            center,
+            float(side),
+            float(rng.uniform(-12, 12)),
+            color=asked.color,
+        )
+        for asked, center, side in zip(things, centers, sides, strict=True)
+    ]
+    noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)
+    return Plan(tuple(placements), prompt.background, prompt.text, noise)
+
+
+def near_miss(prompt: CompositionPrompt, seed: int = 0) -> CompositionPrompt:
+    """The prompt with one thing changed, so that a picture of the one is wrong for the other.
+
+    Another kind (single object), the second thing left out (two objects), one more or less (counting), colors
+    exchanged as far as things have them (color binding), places exchanged (relation), or another background (complex).
+
+    Args:
+        prompt: to change.
+        seed: of the choice where there is one.
+    """
+    rng, objects = np.random.default_rng(seed), prompt.objects
+    if prompt.category == "single object":
+        others = [name for name in BASE_CONCEPTS if name != objects[0].concept]
+        return replace(prompt, objects=(Asked(str(rng.choice(others))),))
+    if prompt.category == "two objects":
+        return replace(prompt, objects=objects[:1])
+    if prompt.category == "counting":
+        return replace(prompt, objects=(replace(objects[0], count=5 - objects[0].count),))
+    if prompt.category == "color binding":
+        one, other = objects
+        return replace(prompt, objects=(replace(one, color=other.color), replace(other, color=one.color)))
+    if prompt.category == "relation":
+        return replace(prompt, objects=objects[::-1])
+    others = [name for name in BACKGROUNDS if name != prompt.background]
+    return replace(prompt, background=str(rng.choice(others)))
+
+
+def validation(
+    parser: SceneDetector,
+    prompts: Sequence[CompositionPrompt],
+    seed: int = 0,
+    through: Callable[[list[np.ndarray]], Sequence[ImageLike]] | None = None,
+) -> pd.DataFrame:
+    """How often the judge finds drawn scenes correct that are so, and others that are not.
+
+    Args:
+        parser: finds things.
+        prompts: from `prompts`, more than one of each category.
+        seed: of the scenes.
+        through: what to do with the drawn pictures first, such as a VAE's round trip.
+
+    Returns:
+        A row for each category: the shares that are judged correct of scenes that fit (1 is best), of scenes of the
+        next prompt of the category (shuffled: 0 is best, but the next prompt may be fulfilled by chance), and of scenes
+        of a `near_miss` (0 is best); and how many of each.
+    """
+
+    def judged(shown: Sequence[CompositionPrompt]) -> pd.DataFrame:
+        scenes = draw_scenes([fitting_plan(prompt, seed + k) for k, prompt in enumerate(shown)], parser.config.side)
+        images = [scene.image for scene in scenes]
+        return judge(parser, images if through is None else through(images), prompts)
+
+    groups = pd.DataFrame({"category": [prompt.category for prompt in prompts]}).groupby("category", sort=False).groups
+    following = {
+        int(k): int(other) for rows in groups.values() for k, other in zip(rows, np.roll(rows, -1), strict=True)
+    }
+    shown = {
+        "fitting": list(prompts),
+        "shuffled": [prompts[following[k]] for k in range(len(prompts))],
+        "near miss": [near_miss(prompt, seed + k) for k, prompt in enumerate(prompts)],
+    }
+    tables = {name: judged(each).groupby("category", sort=False)["correct"] for name, each in shown.items()}
+    shares = pd.DataFrame({name: table.mean() for name, table in tables.items()})
+    return shares.assign(pictures=tables["fitting"].size()).reset_index()

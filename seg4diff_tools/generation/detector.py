@@ -1,0 +1,265 @@
+"""Reads a picture of a scene back: which things are where, in which color, over which background.
+
+A small convolutional network in the manner of CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures
+of 96 x 96 pixels go down to 6 x 6 cells and up again to 24 x 24; in each of these cells it tells, for each of the 32
+concepts, whether the center of such a thing lies there, and the color of what lies there; the mean over all cells
+tells the background. Peaks of the concepts' maps are the things. `scripts/train_parser.py` trained it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seg4diff_tools._runs import replace_file
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.scenes.drawings import COLORS, concepts
+from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
+
+FOLDER = Path(__file__).parents[1] / "models" / "scene-parser"
+NEAR = 0.15
+"""Share of the image side within which a found center is that of a thing."""
+
+
+@dataclass(frozen=True)
+class ParserConfig:
+    """What a parser knows, its size, and when a peak is a thing.
+
+    Attributes:
+        concepts, colors, backgrounds: words in the order of the network's outputs; before the colors comes "its own".
+        side: pixels of the square pictures that it reads; others are stretched to it.
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the side.
+        threshold: least score of a thing, 0 to 1.
+        apart: of two peaks less than so many cells of 4 pixels apart, only the higher one is a thing.
+    """
+
+    concepts: tuple[str, ...] = BASE_CONCEPTS
+    colors: tuple[str, ...] = tuple(COLORS)
+    backgrounds: tuple[str, ...] = BACKGROUNDS
+    side: int = 96
+    widths: tuple[int, int, int, int] = (24, 48, 80, 96)
+    threshold: float = 0.25
+    apart: float = 3.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A thing in a picture: its center (x, y) in shares of the side, its color (None: its own) and score (0 to 1)."""
+
+    concept: str
+    center: tuple[float, float]
+    color: str | None = None
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class ParsedScene:
+    """What a picture shows: its things, the surest first, and its background."""
+
+    objects: tuple[Found, ...]
+    background: str
+
+
+class ParserNet(nn.Module):
+    """The network: images to logits of centers, colors and backgrounds."""
+
+    def __init__(self, config: ParserConfig) -> None:
+        super().__init__()
+        a, b, c, d = config.widths
+        self.quarter = nn.Sequential(_block(3, a, 2), _block(a, b, 2), _Residual(b))
+        self.eighth = nn.Sequential(_block(b, c, 2), _Residual(c), _Residual(c))
+        self.sixteenth = nn.Sequential(_block(c, d, 2), _Residual(d))
+        self.from_sixteenth, self.from_eighth = nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1)
+        self.merge = _block(b, 64)
+        self.center = nn.Conv2d(64, len(config.concepts), 1)
+        self.color = nn.Conv2d(64, 1 + len(config.colors), 1)
+        self.background = nn.Linear(64, len(config.backgrounds))
+        nn.init.constant_(self.center.bias, -4.0)  # few cells are centers: no loss is spent on learning that
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch concept y x"], Float[Tensor, "batch color y x"], Float[Tensor, "batch background"]]:
+        """Logits; images are in 0..1, y and x count cells of 4 pixels."""
+        fine = self.quarter(images * 2 - 1)
+        middle = self.eighth(fine)
+        middle = middle + _doubled(self.from_sixteenth(self.sixteenth(middle)))
+        features = self.merge(fine + _doubled(self.from_eighth(middle)))
+        return self.center(features), self.color(features), self.background(features.mean((2, 3)))
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(_block(width, width), _block(width, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.blocks(features)
+
+
+def _doubled(features: Tensor) -> Tensor:
+    return nn.functional.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+@dataclass(frozen=True, eq=False)
+class SceneDetector:
+    """A trained network with its words."""
+
+    net: ParserNet
+    config: ParserConfig = ParserConfig()
+
+    @torch.no_grad()
+    def parse(self, images: ImageLike | Sequence[ImageLike], batch: int = 64) -> list[ParsedScene]:
+        """What each picture shows.
+
+        Args:
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these; each
+                is stretched to the square that the parser reads.
+            batch: pictures at once.
+
+        Raises:
+            InputError: an image that cannot be read.
+        """
+        side, device = self.config.side, next(self.net.parameters()).device
+        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
+        found = []
+        for start in range(0, len(pictures), batch):
+            pixels = torch.from_numpy(np.stack(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 255
+            centers, colors, backgrounds = (logits.cpu() for logits in self.net(pixels.to(device)))
+            named = [self.config.backgrounds[number] for number in backgrounds.argmax(1).tolist()]
+            for scores, color, background in zip(centers.sigmoid(), colors, named, strict=True):
+                found.append(ParsedScene(self._things(scores, color), background))
+        return found
+
+    def _things(self, scores: Float[Tensor, "concept y x"], colors: Float[Tensor, "color y x"]) -> tuple[Found, ...]:
+        """Peaks of square maps, the highest first."""
+        highest = nn.functional.max_pool2d(scores, 3, 1, 1)
+        peaks = torch.nonzero((scores == highest) & (scores > self.config.threshold)).tolist()
+        things: list[Found] = []
+        cells = scores.shape[-1]
+        middles = (torch.arange(cells) + 0.5) / cells
+        for number, y, x in sorted(peaks, key=lambda peak: -scores[tuple(peak)].item()):
+            rows, columns = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
+            near = scores[number, rows, columns] / scores[number, rows, columns].sum()
+            # the center of mass of a peak tells its place within the cell
+            center = ((near.sum(0) @ middles[columns]).item(), (near.sum(1) @ middles[rows]).item())
+            if any(_distance(center, thing.center) * cells < self.config.apart for thing in things):
+                continue
+            color = (None, *self.config.colors)[int(colors[:, y, x].argmax())]
+            things.append(Found(self.config.concepts[number], center, color, scores[number, y, x].item()))
+        return tuple(things)
+
+
+def load_detector(folder: str | Path | None = None, device: str | torch.device = "cpu") -> SceneDetector:
+    """Loads a parser.
+
+    Args:
+        folder: as `save_parser` writes it; None for the one that comes with the package.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: there is none, or a damaged one.
+    """
+    folder = FOLDER if folder is None else Path(folder)
+    try:
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = ParserConfig(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+        )
+        net = ParserNet(config)
+        net.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"expected the folder of a scene parser, got {folder}: {reason}") from error
+    return SceneDetector(net.to(device).eval().requires_grad_(False), config)
+
+
+def save_parser(parser: SceneDetector, folder: str | Path) -> None:
+    """Writes `config.json` and, in half precision, `model.safetensors`.
+
+    Args:
+        parser: to write.
+        folder: made if it is not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {
+        name: value.half() if value.is_floating_point() else value for name, value in parser.net.state_dict().items()
+    }
+    save_file({name: value.cpu().contiguous() for name, value in half.items()}, folder / "model.safetensors")
+    replace_file(folder / "config.json", json.dumps(asdict(parser.config), indent=1).encode())
+
+
+def parser_accuracy(
+    parser: SceneDetector, plans: Sequence[Plan], images: Sequence[ImageLike] | None = None
+) -> pd.DataFrame:
+    """How often a parser is right about scenes of which everything is known.
+
+    Args:
+        parser: to test.
+        plans: of the scenes, from `scenes.plan`; things that are too hidden to be listed do not count.
+        images: pictures of them, such as after a VAE; None draws them.
+
+    Returns:
+        A row for each measure, with the columns measure, value (0 to 1) and of (how many cases it is the mean of).
+        precision, recall: of things; a thing is found by one of its concept within `NEAR` of its center.
+        counting: pictures in which the number of things of every kind is right.
+        color: found things that can be recolored, whose color (or that it is their own) is right.
+        relation: pictures of two things of two kinds in which both are found, and lie as a caption would say.
+        background: pictures.
+
+    Raises:
+        InputError: no plans, or not one image for each.
+    """
+    if not plans or (images is not None and len(images) != len(plans)):
+        raise InputError(f"expected plans and an image for each, got {len(plans)} plans and {len(images or ())} images")
+    drawn, owners = render(plans, parser.config.side)
+    results: dict[str, list[bool]] = {
+        measure: [] for measure in ("precision", "recall", "counting", "color", "relation", "background")
+    }
+    parsed = parser.parse(drawn if images is None else images)
+    for plan, owner, scene in zip(plans, owners.numpy(), parsed, strict=True):
+        true = [plan.placements[number] for number in visible(plan, owner)]
+        pairs = _pairs(true, scene.objects)
+        results["precision"] += [number < len(pairs) for number in range(len(scene.objects))]
+        results["recall"] += [number < len(pairs) for number in range(len(true))]
+        kinds, told = (Counter(thing.concept for thing in things) for things in (true, scene.objects))
+        results["counting"].append(kinds == told)
+        results["color"] += [a.color == b.color for a, b in pairs if concepts()[a.concept].recolor]
+        if len(true) == len(kinds) == 2:
+            both = len(pairs) == 2 and relation(*(a.center for a, _ in pairs)) == relation(
+                *(b.center for _, b in pairs)
+            )
+            results["relation"].append(both)
+        results["background"].append(scene.background == plan.background)
+    rows = [(name, float(np.mean(right)) if right else np.nan, len(right)) for name, right in results.items()]
+    return pd.DataFrame(rows, columns=["measure", "value", "of"])
+
+
+def _pairs(true: Sequence[Placement], found: Sequence[Found]) -> list[tuple[Placement, Found]]:
+    """Things with what was found of them, the nearest first."""
+    near = [(_distance(a.center, b.center), i, j) for i, a in enumerate(true) for j, b in enumerate(found)]
+    pairs: dict[int, int] = {}
+    for distance, i, j in sorted(near):
+        if distance < NEAR and true[i].concept == found[j].concept and i not in pairs and j not in pairs.values():
+            pairs[i] = j
+    return [(true[i], found[j]) for i, j in sorted(pairs.items())]
+
+
+def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
+    return float(np.hypot(one[0] - other[0], one[1] - other[1]))

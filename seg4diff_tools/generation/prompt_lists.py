@@ -1,0 +1,61 @@
+"""Prompts to measure with, in the style of benchmarks of composition: colors, counts, places, and odd pairs.
+
+They are this project's own. All of their words belong to the embedded model's vocabulary, so that every model reads them.
+"""
+
+COMPOSITIONAL = (
+    # colors that must not leak
+    "a red car and a blue bus on road",
+    "a green apple and a yellow banana on wood",
+    "a blue cat and a red dog on grass",
+    "a purple umbrella above a green frog",
+    "a yellow car and a green balloon on sand",
+    "a red book and a blue clock on wood",
+    "a blue fish and an orange turtle in water",
+    "an orange rocket under a night sky",
+    "a purple guitar and a red umbrella on brick",
+    "a green house and a red tree in snow",
+    "a blue elephant on sand",
+    "a yellow penguin in snow",
+    "a red mushroom and a purple cactus on sand",
+    "a blue donut and a green hamburger on wood",
+    # counts
+    "two cats on grass",
+    "three apples on wood",
+    "two red balloons under a night sky",
+    "three fish in water",
+    "two pandas and a turtle on grass",
+    "two cars and a bus on road",
+    "three mushrooms on grass",
+    "two pumpkins and a cat on brick",
+    "three books on wood",
+    "two penguins and a rocket in snow",
+    "two pizzas on wood",
+    "three sunflowers on grass",
+    # places
+    "a cat left of a dog on grass",
+    "a dog right of a tree in snow",
+    "a balloon above a house on grass",
+    "a fish below a turtle in water",
+    "a clock above a book on brick",
+    "a car left of a house on road",
+    "an airplane above a tree on grass",
+    "a frog below an umbrella on sand",
+    "a penguin right of a rocket in snow",
+    "a strawberry left of a pineapple on wood",
+    "a pig below a balloon on grass",
+    "a guitar right of a clock on brick",
+    # pairs that are seldom seen together
+    "an elephant and a donut in water",
+    "a bus and a panda in water",
+    "a penguin and a cactus on sand",
+    "a pizza and a fish on road",
+    "an airplane and a hamburger on grass",
+    "a guitar and a pineapple in snow",
+    "a turtle and a rocket on brick",
+    "a house and a banana under a night sky",
+    "a pig and an umbrella on road",
+    "a sunflower and a clock in water",
+    "grapes and a frog on brick",
+    "a cat in water",
+)

@@ -1,0 +1,144 @@
+"""Figures of maps with a slider along layers, steps or heads (plotly); they work in the built report, without Python."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.plotting.interactive import finished
+from seg4diff_tools.plotting.static import Maps, Picture, reduced_maps
+
+# Side to which maps and pictures are shrunk, of which such a figure holds many.
+MAP_SIDE, PICTURE_SIDE = 32, 160
+
+
+def map_slider(
+    maps: Maps,
+    images: Picture | Sequence[Picture],
+    slider: str = "step",
+    *,
+    names: Sequence[str] | None = None,
+    title: str = "",
+) -> go.Figure:
+    """The image and a map for each word beside it, with a slider along layers, steps or heads, and a play button.
+
+    Every map is shown in percent of its own largest value, and shrunk to at most 32 cells a side, which keeps the
+    figure small.
+
+    Args:
+        maps: the axes `slider` and one other, such as token or class, beside y and x; further axes of length 1 are
+            left out.
+        images: one picture, or one for each position of the slider.
+        slider: axis that the slider moves along.
+        names: what to write at the positions of the slider; by default the axis' coordinate.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: other axes, or a number of images or names that does not fit.
+    """
+    if not isinstance(maps, xr.DataArray) or slider not in maps.dims:
+        raise InputError(f"expected a DataArray of maps with an axis {slider!r} for the slider, got {type(maps)}")
+    maps = reduced_maps(maps, 2, keep=slider)
+    columns = maps.dims[0] if maps.dims[1] == slider else maps.dims[1]
+    maps = _shrunk(maps.transpose(slider, columns, "y", "x"))
+    several = isinstance(images, Sequence)
+    pictures = [_data_uri(image) for image in (images if isinstance(images, Sequence) else [images])]
+    names = [str(value) for value in (maps[slider].values if names is None else names)]
+    if len(names) != len(maps) or (several and len(pictures) != len(maps)):
+        raise InputError(f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names")
+    largest = maps.max(("y", "x")).values.tolist()
+    levels = (100 * maps / maps.max(("y", "x")).clip(1e-30)).round().astype(np.uint8).values
+    words = [str(word) for word in maps[columns].values]
+    figure = make_subplots(1, 1 + len(words), subplot_titles=["image", *words], horizontal_spacing=0.02)
+    figure.add_trace(go.Image(source=pictures[0], hoverinfo="skip"), 1, 1)
+    for column, word in enumerate(words):
+        figure.add_trace(_heatmap(levels[0, column], word, largest[0][column], column == len(words) - 1), 1, 2 + column)
+    # pictures that stay as they are need not be sent along with every position
+    first = 0 if several else 1
+    figure.frames = [
+        go.Frame(
+            name=name,
+            data=[
+                *([go.Image(source=pictures[position])] if several else []),
+                *(
+                    go.Heatmap(z=levels[position, column], hovertemplate=_hover(word, largest[position][column]))
+                    for column, word in enumerate(words)
+                ),
+            ],
+            traces=list(range(first, 1 + len(words))),
+        )
+        for position, name in enumerate(names)
+    ]
+    figure.update_xaxes(visible=False, constrain="domain")
+    for column in range(1, 2 + len(words)):
+        figure.update_yaxes(
+            visible=False, scaleanchor=f"x{column}", autorange="reversed", constrain="domain", row=1, col=column
+        )
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    moving = {"frame": {"duration": 400, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
+    figure.update_layout(
+        sliders=[
+            {
+                "currentvalue": {"prefix": f"{slider} "},
+                "steps": [{"label": name, "method": "animate", "args": [[name], still]} for name in names],
+                "x": 0.22,
+                "len": 0.78,
+                "pad": {"t": 10},
+            }
+        ],
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "showactive": False,
+                "x": 0,
+                "xanchor": "left",
+                "y": 0,
+                "yanchor": "top",
+                "pad": {"t": 30},
+                "buttons": [
+                    {"label": "play", "method": "animate", "args": [None, moving]},
+                    {"label": "stop", "method": "animate", "args": [[None], still]},
+                ],
+            }
+        ],
+    )
+    return finished(figure, title, height=340)
+
+
+def _heatmap(levels: np.ndarray, word: str, largest: float, with_scale: bool) -> go.Heatmap:
+    return go.Heatmap(
+        z=levels,
+        zmin=0,
+        zmax=100,
+        colorscale="Viridis",
+        showscale=with_scale,
+        colorbar={"title": "% of the map's largest", "title_side": "right", "thickness": 12},
+        hovertemplate=_hover(word, largest),
+    )
+
+
+def _hover(word: str, largest: float) -> str:
+    return f"{word}: %{{z}} % of {largest:.2g}<extra></extra>"
+
+
+def _shrunk(maps: xr.DataArray) -> xr.DataArray:
+    rows, columns = (max(1, -(-maps.sizes[axis] // MAP_SIDE)) for axis in ("y", "x"))
+    return maps.coarsen(y=rows, x=columns, boundary="trim").mean()
+
+
+def _data_uri(image: Picture) -> str:
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

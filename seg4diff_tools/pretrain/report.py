@@ -1,0 +1,184 @@
+"""How good a small model trained on scenes is: segmentation by its attention, its pictures, its VAE and its CLIP.
+
+The layer and step are chosen on scenes of their own; every reported number is from other scenes.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL.Image import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from tqdm.auto import trange
+
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.caching import model_fingerprint
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
+from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.scenes import Scene, SceneConfig, Scenes, scene
+
+PAPER_STEP = 8
+"""Steps from the end, of 28, at which the paper segments."""
+SEARCH_STEPS = (2, 5, 8, 11, 14, 17, 20)
+SEARCH_FROM = 10_000
+"""Index of the first test scene that the layer and step are chosen on; scores are from scenes before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """What `measure` found.
+
+    Attributes:
+        layer: 0-based layer with the best object mIoU where it was chosen.
+        steps_from_end: step with the best object mIoU where it was chosen.
+        search: scores at every layer and step on the scenes where the best was chosen.
+        layers: scores at every layer on the test scenes, at the paper's step and the best one.
+        scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (drawings of a style that
+            the model never saw) or "novel" (concepts that it never saw), `protocol` says whether the prompt names the
+            present classes or all of the vocabulary.
+        pictures: CLIPScores, retrieval accuracy of the CLIP and PSNR of the VAE, with the number of images of each.
+    """
+
+    layer: int
+    steps_from_end: int
+    search: pd.DataFrame
+    layers: pd.DataFrame
+    scores: pd.DataFrame
+    pictures: dict[str, int | float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it for a JSON file, scores rounded to four digits."""
+        rounded = {name: getattr(self, name).drop(columns="model").round(4) for name in ("search", "layers", "scores")}
+        tables = {name: table.to_dict("records") for name, table in rounded.items()}
+        pictures = {name: round(value, 4) for name, value in self.pictures.items()}
+        return {"layer": self.layer, "steps_from_end": self.steps_from_end, **tables, "pictures": pictures}
+
+
+def measure(
+    backbone: Backbone,
+    clip: Clip,
+    config: SceneConfig,
+    *,
+    scenes: int = 500,
+    search_scenes: int = 100,
+    search_steps: Sequence[int] = SEARCH_STEPS,
+    generated: int = 64,
+    guidance_scale: float | None = None,
+    steps: int = 28,
+    out: str | Path | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Quality:
+    """Measures a model on scenes that it was not trained on.
+
+    Args:
+        backbone: the model.
+        clip: its CLIP, which judges pictures.
+        config: of the scenes that it was trained on.
+        scenes: how many test scenes of each kind.
+        search_scenes: how many further test scenes the layer and step are chosen on, by object mIoU.
+        search_steps: steps from the end to choose from.
+        generated: how many captions of test scenes to make pictures of.
+        guidance_scale: of these pictures; None for the backbone's own.
+        steps: of sampling, and of the schedule that steps from the end count in.
+        out: folder where a killed run's segmentation counts wait for the next run; several models may share it.
+        batch: forwards to run at once.
+        progress: show progress bars.
+
+    Raises:
+        InputError: fewer scenes than two, more pictures than scenes, or so many scenes that they reach the ones for
+            choosing.
+    """
+    if not 2 <= generated <= scenes <= SEARCH_FROM:
+        raise InputError(
+            f"expected 2 to {SEARCH_FROM} scenes and from 2 to as many pictures, got {scenes} scenes and {generated} pictures"
+        )
+    folder = None if out is None else Path(out) / _key(backbone, config, steps)
+    common = {"steps": steps, "batch": batch, "progress": progress}
+
+    def sweep(name: str, samples: Sequence[Scene], layers: Sequence[int] | None, at: Sequence[int], **options):
+        where = (
+            None if folder is None else folder / "-".join([name, *map(str, layers or ["layers"]), "at", *map(str, at)])
+        )
+        table = layer_step_sweep(backbone, samples, layers, at, out=where, **common, **options)
+        return table.drop(columns=["direction", "normalize", "head"])
+
+    chosen_on = [scene("test", SEARCH_FROM + index, config) for index in range(search_scenes)]
+    search = sweep("search", chosen_on, None, search_steps)
+    best = search.loc[search["object_mIoU"].idxmax()]
+    layer, step = int(best["layer"]), int(best["steps_from_end"])
+    reported = sorted({PAPER_STEP, step})
+    test = Scenes("test", scenes, config)
+    layers = sweep("test", test, None, reported)
+    vocabulary = [*config.concepts, *config.backgrounds]
+    parts = {
+        "test": layers[layers["layer"] == layer],
+        "test-style": sweep("style", Scenes("test-style", scenes, config), [layer], reported),
+        "test, whole vocabulary": sweep("vocabulary", test, [layer], reported, vocabulary=vocabulary),
+    }
+    if novel := tuple(name for name in concepts() if name not in config.concepts):
+        parts["novel"] = sweep("novel", Scenes("test", scenes, replace(config, concepts=novel)), [layer], reported)
+    scores = pd.concat([part.assign(scenes=name.split(",")[0]) for name, part in parts.items()], ignore_index=True)
+    scores = scores[["model", "scenes", "protocol", "layer", "steps_from_end", *SCORES, "images"]]
+    pictures = _pictures(backbone, clip, test, generated, guidance_scale, steps, batch, progress)
+    return Quality(layer, step, search, layers, scores, pictures)
+
+
+def _key(backbone: Backbone, config: SceneConfig, steps: int) -> str:
+    """Tells apart what one folder of counts must not mix."""
+    parts = (backbone.name, model_fingerprint(backbone), backbone.dtype, config, steps)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _pictures(
+    backbone: Backbone,
+    clip: Clip,
+    test: Sequence[Scene],
+    generated: int,
+    guidance_scale: float | None,
+    steps: int,
+    batch: int,
+    progress: bool,
+) -> dict[str, int | float]:
+    captions = [sample.caption for sample in test]
+    images = torch.cat([clip.embed_images([s.image for s in part]) for part in _batches(list(test), 64)])
+    texts = torch.cat([clip.embed_texts(part) for part in _batches(captions, 64)])
+    made: list[Image] = []
+    psnr = []
+    for start in trange(0, generated, batch, desc=f"{backbone.name} pictures", unit="batch", disable=not progress):
+        numbers = range(start, min(start + batch, generated))
+        asked = [captions[number] for number in numbers]
+        scale = backbone.guidance_scale if guidance_scale is None else guidance_scale
+        made += backbone.generate(asked, steps=steps, guidance_scale=scale, seed=list(numbers), progress=False)
+        real = [test[number].image for number in numbers]
+        psnr.append(_psnr(backbone.decode(backbone.encode_image(real)), real))
+    drawn = torch.cat([clip.embed_images(part) for part in _batches(made, 64)])
+    real, asked, group = images[:generated], texts[:generated], min(64, len(captions))
+    # every picture with the caption of the one before it
+    return {
+        "generated": generated,
+        "CLIPScore_generated": clip_scores(drawn, asked).mean().item(),
+        "CLIPScore_generated_shuffled": clip_scores(drawn, asked.roll(1, 0)).mean().item(),
+        "CLIPScore_scenes": clip_scores(real, asked).mean().item(),
+        "CLIPScore_scenes_shuffled": clip_scores(real, asked.roll(1, 0)).mean().item(),
+        "retrieval_top1": retrieval_accuracy(images, texts, captions, group),
+        "retrieval_group": group,
+        "VAE_PSNR": torch.cat(psnr).mean().item(),
+    }
+
+
+def _batches(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _psnr(decoded: Sequence[Image], images: Sequence[np.ndarray]) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image in decibels."""
+    pair = [torch.from_numpy(np.stack([np.asarray(image) for image in each])).float() for each in (decoded, images)]
+    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))

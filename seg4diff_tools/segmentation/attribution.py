@@ -1,0 +1,361 @@
+"""Other published ways to read class maps from the same attention, to compare with the mean of one layer.
+
+A reading is a function of one image, add_noise at one or several steps, and of the prompts that name its classes. All of them
+watch the one interception point and keep no map between image tokens: where one is needed, its rows come a few at a time
+from the log-sum-exp. Each prompt is a forward of its own, which ends in the last wanted layer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.prompts import Prompt
+from seg4diff_tools.segmentation import masks
+
+Found = TypeVar("Found")
+Features = Literal["query", "key", "value"]
+Latents = Float[Tensor, "step channel row column"]
+Timesteps = Float[Tensor, " step"]
+Spans = Float[Tensor, "text class"]
+Maps = Float[Tensor, "step class image"]
+Prompts = Sequence[Prompt]
+Layers = Sequence[int] | None
+Attribution = Callable[[Backbone, Latents, Timesteps, Prompts, Layers], Maps]
+"""From a backbone, one image's add_noise latents, their timesteps, its class prompts and the layers to class maps; layers=None
+stands for the reading's own choice. `functools.partial` sets its other options."""
+
+
+def concept(backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None) -> Maps:
+    """Similarity in the space of the attention's outputs: dot products of image tokens with the words, softmax over classes.
+
+    Args: as for `refined`; layers=None takes all.
+
+    Returns:
+        Shares that add up to 1 over the classes of all prompts together.
+
+    Source: ConceptAttention, Helbling et al., arXiv 2502.04320; mean over layers before the softmax, as in its released
+    code for FLUX. It encodes each concept on its own, as extra tokens that attend to the image and to each other while
+    image and prompt do not see them. Here the concepts are the words of the prompt, which names all classes anyway: they
+    also attend to the rest of the prompt, and the image attends to them. A concept of several tokens is their mean.
+    """
+    layers = range(backbone.layers) if layers is None else layers
+    return _layer_maps(backbone, noisy, timestep, prompts, layers, output_similarity).mean(0).softmax(dim=1)
+
+
+def cosine(
+    backbone: Backbone,
+    noisy: Latents,
+    timestep: Timesteps,
+    prompts: Prompts,
+    layers: Layers = None,
+    *,
+    image: Features = "key",
+    text: Features = "key",
+) -> Maps:
+    """Cosine similarity of features of image tokens with those of the words, heads side by side: a plain baseline.
+
+    Args: as for `Attribution`, and
+        image, text: which features of either side: "query", "key" or "value", as they enter the attention.
+
+    Returns:
+        Cosines, mean over each class's tokens and over layers.
+    """
+
+    def see(call: JointAttention, spans: Spans) -> Maps:
+        places = normalize(_tokens(call, image, "image"), dim=-1)
+        words = normalize(_tokens(call, text, "text"), dim=-1)
+        return (spans.to(words).mT @ words) @ places.mT
+
+    layers = _expert(backbone) if layers is None else layers
+    return _layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
+
+
+def refined(
+    backbone: Backbone, noisy: Latents, timestep: Timesteps, prompts: Prompts, layers: Layers = None, *, times: int = 2
+) -> Maps:
+    """The paper's maps, spread along image-to-image attention of the same layer: I2I^n I2T.
+
+    Args: as for `Attribution`, and
+        times: the power n; 0 leaves the maps as they are.
+
+    Returns:
+        Mean over layers.
+
+    Source: refinement by self-attention, as in many training-free segmentors on diffusion U-Nets; see `propagate`.
+    """
+    layers = _expert(backbone) if layers is None else layers
+
+    def see(call: JointAttention, spans: Spans) -> Maps:
+        return propagate(call, _head_mean(call, spans), times)
+
+    return _layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
+
+
+def goca(
+    backbone: Backbone,
+    noisy: Latents,
+    timestep: Timesteps,
+    prompts: Prompts,
+    layers: Layers = None,
+    *,
+    reference: int | None = None,
+    heads: bool = True,
+    times: int = 0,
+) -> Maps:
+    """Heads and layers weighted by what they contribute, then scores rescaled at each place and for each class.
+
+    Heads are weighted by `head_weights`, layers by `layer_weight`. The tokens of all classes then share out each place (they
+    add up to 1 there), and each class is stretched to 0..1 over the image.
+
+    Args: as for `Attribution`, layers=None takes all, and
+        reference: layer of the dense features that weigh layers; None for the middle one.
+        heads: False for the plain mean over heads, as released for FLUX; so it always is in single-stream blocks, which project
+            heads together with their MLP.
+        times: spread the shares that often along the reference layer's image-to-image attention. As released: 2 to 5 times,
+            along other layers of each model.
+
+    Returns:
+        Values from 0 to 1.
+
+    Source: GoCA, Meng et al., arXiv 2603.06178. Departures: the classes' words are all content words there are, because the
+    prompt holds nothing else (there: nouns of a caption); no blur before the classes are stretched.
+    """
+    layers = range(backbone.layers) if layers is None else layers
+    reference = (backbone.layers - 1) // 2 if reference is None else reference
+    modules = dict(backbone.family.joint_attention(backbone.transformer)) if heads else {}
+    guides, parts = [], []
+    for prompt in prompts:
+        guides += _watch(backbone, noisy, timestep, prompt, [reference], lambda call, _: call)
+        see = partial(_weighted, modules=modules, dense=_tokens(guides[-1], "output", "image"))
+        found = _watch(backbone, noisy, timestep, prompt, layers, see)
+        weights, maps = (torch.stack(each) for each in zip(*found, strict=True))
+        parts.append(torch.einsum("ls,lscn->scn", weights / weights.sum(0), maps).clamp(min=0))
+    lengths = [parts[0].new_tensor([len(span) for span in prompt.classes.values()]) for prompt in prompts]
+    content = sum(torch.einsum("c,scn->sn", *pair) for pair in zip(lengths, parts, strict=True))
+    content = content.clamp(min=1e-30)[:, None]
+    shares = [propagate(guide, part / content, times) for guide, part in zip(guides, parts, strict=True)]
+    return masks.minmax(torch.cat(shares, dim=1)[..., None, :])[..., 0, :].float()
+
+
+def _weighted(
+    call: JointAttention, spans: Spans, modules: Mapping[int, nn.Module], dense: Float[Tensor, "step image feature"]
+) -> tuple[Float[Tensor, " step"], Maps]:
+    """A layer's weight, and its image-to-text attention with weighted heads."""
+    # single-stream blocks project heads together with their MLP, in one linear layer or outside of the attention
+    out = getattr(modules.get(call.layer), "to_out", None)
+    if not isinstance(out, nn.ModuleList):
+        return layer_weight(call, dense), _head_mean(call, spans)
+    weights = head_weights(call, effective_weight(out[0]))
+    return layer_weight(call, dense), torch.einsum(
+        "shn,shnc->scn", weights, call.weights("i2t", spans=spans).to(weights)
+    )
+
+
+PROBABILITIES = "layer", "daam"
+"""Methods that take the mean attention probability: of the expert layer, or of all layers (DAAM, arXiv 2210.04885)."""
+ATTRIBUTIONS: dict[str, Attribution] = {"concept": concept, "goca": goca, "cosine": cosine, "refined": refined}
+"""Other methods, by name."""
+METHODS = *PROBABILITIES, *ATTRIBUTIONS
+"""Names of all methods."""
+
+
+def output_similarity(call: JointAttention, spans: Spans) -> Maps:
+    """Dot products of the attention's outputs at image tokens with those at each class's tokens, heads side by side.
+
+    Args:
+        call: the attention as it is computed.
+        spans: what each class is made of, over all text tokens, as `masks.span_weights` makes it.
+
+    Source: ConceptAttention, arXiv 2502.04320.
+    """
+    words = _tokens(call, "output", "text")
+    return (spans.to(words).mT @ words) @ _tokens(call, "output", "image").mT
+
+
+def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
+    """Replaces the value at each image token by the mean of what it attends to in the image, several times over.
+
+    Args:
+        call: the attention as it is computed.
+        maps: of the same image tokens.
+        times: how often.
+
+    Returns:
+        I2I^times @ maps, where I2I is the mean over heads, its rows brought to a sum of 1.
+    """
+    for _ in range(times):
+        maps = torch.cat(
+            [maps.to(part) @ (part / part.sum(-1, keepdim=True)).mT for _, part in image_rows(call)], dim=-1
+        )
+    return maps
+
+
+def head_weights(
+    call: JointAttention, projection: Float[Tensor, "feature head_feature"]
+) -> Float[Tensor, "step heads image"]:
+    """How much of a layer's output at each image token comes from each head.
+
+    Args:
+        call: the attention as it is computed.
+        projection: weight of the linear layer that joins the heads, `effective_weight(to_out[0])`.
+
+    Returns:
+        Dot product of the head's projected output with the whole projected output, divided by the sum over heads. A head
+        that works against the others is below 0.
+
+    Source: GoCA, arXiv 2603.06178.
+    """
+    output = call.output[:, :, call.image].to(working_dtype(call.output))
+    projection = projection.to(output)
+    whole = _tokens(call, "output", "image") @ projection.mT
+    # o_h . o = (x_h W_h) . o = x_h . (o W_h^T): no projected output for each head
+    back = (whole @ projection).unflatten(-1, (output.shape[1], -1)).transpose(1, 2)
+    weights = (output * back).sum(-1)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def effective_weight(linear: nn.Module) -> Float[Tensor, "feature head_feature"]:
+    """The weight of a linear layer together with what active LoRA weights add to it."""
+    added = [linear.get_delta_weight(adapter) for adapter in getattr(linear, "active_adapters", ())]
+    return linear.weight + sum(added)
+
+
+def layer_weight(call: JointAttention, dense: Float[Tensor, "step image feature"]) -> Float[Tensor, " step"]:
+    """How similar a layer's image-to-image attention is to a pseudo attention map made of dense features.
+
+    Args:
+        call: the attention as it is computed.
+        dense: features f of the image tokens.
+
+    Returns:
+        Sum over pairs of image tokens of I2I, mean over heads, times softmax(f f^T / sqrt(feature)).
+
+    Source: GoCA, arXiv 2603.06178.
+    """
+    total = dense.new_zeros(len(dense))
+    for rows, part in image_rows(call):
+        pseudo = (dense[:, rows] @ dense.mT * dense.shape[-1] ** -0.5).softmax(-1)
+        total = total + (part.to(pseudo) * pseudo).sum((1, 2))
+    return total
+
+
+def image_rows(
+    call: JointAttention, workspace: int | None = None
+) -> Iterator[tuple[slice, Float[Tensor, "step rows image"]]]:
+    """Image-to-image attention, mean over heads, a few rows at a time: exact, from the log-sum-exp.
+
+    Args:
+        call: the attention as it is computed.
+        workspace: bytes for intermediate results; None: what suits the device.
+
+    Yields:
+        Which image tokens the rows are of, and what they give to all image tokens; rows add up to less than 1, because text
+        gets the rest.
+    """
+    key = call.key[:, :, call.image].to(working_dtype(call.query)).mT
+    workspace = default_workspace(key.device) if workspace is None else workspace
+    for rows in chunks(call.image_tokens, workspace // (key[:, :, 0].numel() * key.element_size())):
+        places = slice(call.image.start + rows.start, call.image.start + rows.stop)
+        scores = call.query[:, :, places].to(key) @ key * call.scale - call.lse[:, :, places, None].to(key)
+        if call.mask is not None:
+            scores = scores + mask_part(call.mask, places, call.image)
+        yield rows, scores.exp().mean(1)
+
+
+def read(
+    backbone: Backbone,
+    latents: Float[Tensor, "1 channel row column"],
+    prompts: Sequence[Prompt],
+    method: str | Attribution,
+    layers: Sequence[int] | None = None,
+    *,
+    steps_from_end: int | Sequence[int] = 8,
+    steps: int = 28,
+    seed: int = 0,
+) -> Float[Tensor, "class y x"]:
+    """Class maps of one image by any method of `ATTRIBUTIONS`, mean over steps.
+
+    Args:
+        backbone: the model.
+        latents: the encoded image, without noise.
+        prompts: of its classes, from `Backbone.class_prompts`.
+        method: one of `ATTRIBUTIONS` by name, or a function of that kind.
+        layers: 0-based; None for the method's own choice.
+        steps_from_end: one noise level or several.
+        steps: length of the schedule.
+        seed: of the noise.
+
+    Returns:
+        fp32, classes in the order of the prompts.
+
+    Raises:
+        InputError: a layer or step out of range.
+    """
+    function = ATTRIBUTIONS[method] if isinstance(method, str) else method
+    noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
+    maps = function(backbone, noisy, timestep, prompts, layers)
+    return maps.mean(0).float().unflatten(-1, backbone.token_grid(latents))
+
+
+def _layer_maps(
+    backbone: Backbone,
+    noisy: Latents,
+    timestep: Timesteps,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int],
+    see: Callable[[JointAttention, Spans], Maps],
+) -> Float[Tensor, "layer step class image"]:
+    """What `see` makes of each layer, classes of all prompts side by side."""
+    found = [torch.stack(_watch(backbone, noisy, timestep, prompt, layers, see)) for prompt in prompts]
+    return torch.cat(found, dim=2).float()
+
+
+def _watch(
+    backbone: Backbone,
+    noisy: Latents,
+    timestep: Timesteps,
+    prompt: Prompt,
+    layers: Sequence[int],
+    see: Callable[[JointAttention, Spans], Found],
+) -> list[Found]:
+    """What `see` makes of each layer in one forward."""
+    spans = masks.span_weights(list(prompt.classes.values()), len(prompt.tokens)).to(noisy.device)
+    found: dict[int, Any] = {}
+
+    def store(call: JointAttention) -> None:
+        found[call.layer] = see(call, spans)
+
+    with intercept(backbone.transformer, store, layers=layers, stop_after=max(layers, default=None)):
+        backbone.predict_velocity(noisy, timestep, prompt)
+    return [found[layer] for layer in layers]
+
+
+def _head_mean(call: JointAttention, spans: Spans) -> Maps:
+    return call.head_mean("i2t", spans=spans).mT
+
+
+def _tokens(
+    call: JointAttention, name: Literal[Features, "output"], side: Literal["image", "text"]
+) -> Float[Tensor, "step token feature"]:
+    """What image tokens or text tokens bring into the attention or get from it, heads side by side, in at least fp32."""
+    tokens = getattr(call, name)[:, :, getattr(call, side)]
+    return tokens.to(working_dtype(tokens)).transpose(1, 2).flatten(2)
+
+
+def _expert(backbone: Backbone) -> list[int]:
+    if backbone.expert_layer is None:
+        raise InputError(
+            f"expected a model whose expert layer is known, got '{backbone.name}': pass layers, each from 0 to "
+            f"{backbone.layers - 1}, or find the best one with sweeps.layer_step_sweep"
+        )
+    return [backbone.expert_layer]

@@ -1,0 +1,271 @@
+"""Options of segmentation: one frozen object each for open-vocabulary and for unsupervised segmentation."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from numbers import Real
+from types import FunctionType
+from typing import Any, Literal, SupportsIndex
+
+from seg4diff_tools.caching import fingerprint
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import Fit, Size
+from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.prompts import Kind
+from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES, Attribution
+from seg4diff_tools.segmentation.class_maps import Direction, Normalize
+from seg4diff_tools.segmentation.masks import Merging
+
+BACKGROUND = "background"
+"""Name of the class of unlabeled stuff."""
+
+Indices = SupportsIndex | Iterable[SupportsIndex]
+"""One whole number or several: an int, a NumPy number, a range, a list or an array."""
+Layers = Literal["expert"] | Indices | Sequence[int | Literal["expert"]] | None
+Matching = Literal["image", "rows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVocabulary:
+    """Options of segmentation by class names; the defaults are the paper's (Seg4Diff, arXiv 2509.18096, Fig 7, Table 1).
+
+    Args:
+        method: how attention becomes class maps: "layer" (mean probability of the chosen layers), "daam" (the same over all
+            layers), "concept", "goca", "cosine", "refined", or a function such as `partial(attribution.refined, times=4)`.
+        layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
+        steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
+        steps: length of the schedule.
+        seeds: of the noise; maps of several are averaged.
+        heads: "mean" over all heads (equation 9), or the heads to average. Heads, direction and normalize belong to the
+            methods "layer" and "daam".
+        direction: "i2t", attention from image to text tokens, or "t2i", from text to image tokens (Fig 16).
+        normalize: "softmax" for probabilities over all joint keys, "scores" for q k^T / sqrt(dim) (Table 5).
+        minmax: scale each class map to 0..1 before the classes are compared (Table 5).
+        merge_scaled: scale each token's map to 0..1 before the mean over a class's tokens, the released code's
+            NORM_BEFORE_MERGE (Table 5).
+        synonyms: words that replace a class name, by class name; their maps are averaged.
+        prompt_sets: give each prompt one word of every class, and the next prompt the next words, instead of all words to
+            one prompt. A class with fewer words starts again with its first.
+        classes_per_prompt: largest number of words in a prompt; None for as many as fit. Each prompt has a softmax of its
+            own; probabilities of different prompts are compared as they are.
+        second_pass: drop classes that win less than this share (0..1) of the image tokens and prompt again with the rest;
+            0 for one pass.
+        cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does. The
+            map of a name past the cut is NaN, and the first such name gets every pixel.
+        zero_tokens: number of zero vectors in place of T5's tokens (0..512); 77 in the released code.
+        fit: "resize" stretches the image to the model's square, as the released code does; "crop" takes the largest
+            centered square, as the paper says, and the label map covers that square.
+        size: height and width in pixels at which the model reads the image, or the side of a square; None for its own.
+        tiles: 2 also reads nine overlapping windows of half the image's side, each at full resolution; n reads
+            (2 n - 1)^2 windows. Maps are averaged.
+        upsampling: "bilinear" (equation 11), or "guided": bilinear, then a guided filter along edges of the image.
+        background: what stands for the class "background". "word": the word itself, as in the released code; several words:
+            the best of them; a number: pixels where no class gets that many times an even share of attention.
+
+    Raises:
+        InputError: a value of another type or out of range.
+    """
+
+    method: str | Attribution = "layer"
+    layers: Layers = None
+    steps_from_end: Indices = (8,)
+    steps: int = 28
+    seeds: Indices = (0,)
+    heads: Literal["mean"] | Indices = "mean"
+    direction: Direction = "i2t"
+    normalize: Normalize = "softmax"
+    minmax: bool = False
+    merge_scaled: bool = False
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    prompt_sets: bool = False
+    classes_per_prompt: int | None = None
+    second_pass: float = 0.0
+    cut_prompt: bool = False
+    zero_tokens: int = 77
+    fit: Fit = "resize"
+    size: Size | None = None
+    tiles: int = 1
+    upsampling: Literal["bilinear", "guided"] = "bilinear"
+    background: Literal["word"] | Sequence[str] | float = "word"
+
+    def __post_init__(self) -> None:
+        if not callable(self.method):
+            _one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
+        _common(self)
+        if self.heads != "mean":
+            _one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
+            _set(self, "heads", tuple(as_indices(self.heads, "heads")))
+        _one_of(self.direction, "direction", ("i2t", "t2i"))
+        _one_of(self.normalize, "normalize", ("softmax", "scores"))
+        _one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
+        for name in ("minmax", "merge_scaled", "prompt_sets", "cut_prompt"):
+            _one_of(getattr(self, name), name, (False, True))
+        _set(self, "tiles", as_int(self.tiles, "tiles", 1))
+        if self.classes_per_prompt is not None:
+            _set(self, "classes_per_prompt", as_int(self.classes_per_prompt, "classes_per_prompt", 1))
+        _set(self, "second_pass", _number(self.second_pass, "second_pass"))
+        if not self.second_pass < 1:
+            raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}: pass 0.05")
+        if not isinstance(self.synonyms, Mapping):
+            raise InputError(
+                f"expected synonyms as a dict such as {{'cat': ('cat', 'kitten')}}, got {self.synonyms!r}: pass a dict"
+            )
+        _set(self, "synonyms", {name: _words(words, f"synonyms of {name!r}") for name, words in self.synonyms.items()})
+        if isinstance(self.background, Real):
+            _set(self, "background", _number(self.background, "background"))
+        elif isinstance(self.background, str):
+            _one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
+        else:
+            _set(self, "background", _words(self.background, "background"))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse combinations of values that exclude each other."""
+        probabilities = self.method in PROBABILITIES
+        attention = ("heads", "mean"), ("direction", "i2t"), ("normalize", "softmax"), ("merge_scaled", False)
+        if not probabilities and (changed := [name for name, usual in attention if getattr(self, name) != usual]):
+            raise InputError(
+                f"expected {' and '.join(changed)} with method 'layer' or 'daam' alone, got method={self.method!r}: "
+                f"leave {'it' if len(changed) == 1 else 'them'} out"
+            )
+        if isinstance(self.background, float):
+            if not 0 < self.background < math.inf:
+                raise InputError(
+                    f"expected background, a number above 0, got {self.background}: pass 1.0 for an even share"
+                )
+            if not probabilities or self.normalize == "scores" or self.minmax or self.merge_scaled:
+                raise InputError(
+                    f"expected probabilities with a number for background, got method={self.method!r}, "
+                    f"normalize={self.normalize!r}, minmax={self.minmax}, merge_scaled={self.merge_scaled}: pass "
+                    "background='word' or words"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsupervised:
+    """Options of segmentation without class names, by the pads of an empty prompt; the defaults are the paper's (Table 2).
+
+    Args:
+        layers: 0-based layers whose maps are averaged; None or "expert" for the expert layer.
+        steps_from_end: noise levels whose maps are averaged.
+        steps: length of the schedule.
+        seeds: of the noise; maps of several are averaged.
+        prompt: the text; empty in the paper.
+        kinds: kinds of text tokens whose maps are merged; pads in the paper.
+        threshold, rounds, merging: as in `masks.merge_maps`.
+        matching: how groups are matched with classes when they are scored: once for each image, as the paper says, or in
+            every row of pixels, as its released code does (`metrics.match_rows`).
+        zero_tokens: number of zero vectors in place of T5's tokens (0..512).
+        fit, size: as in `OpenVocabulary`.
+
+    Raises:
+        InputError: a value of another type or out of range.
+    """
+
+    layers: Layers = None
+    steps_from_end: Indices = (8,)
+    steps: int = 28
+    seeds: Indices = (0,)
+    prompt: str = ""
+    kinds: Sequence[Kind] = ("pad",)
+    threshold: float = 0.035
+    rounds: int = 3
+    merging: Merging = "published"
+    matching: Matching = "image"
+    zero_tokens: int = 77
+    fit: Fit = "resize"
+    size: Size | None = None
+
+    def __post_init__(self) -> None:
+        _common(self)
+        if not isinstance(self.prompt, str):
+            raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
+        _set(self, "kinds", _words(self.kinds, "kinds"))
+        for kind in self.kinds:
+            _one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
+        _set(self, "threshold", _number(self.threshold, "threshold"))
+        _set(self, "rounds", as_int(self.rounds, "rounds", 1))
+        _one_of(self.merging, "merging", ("published", "released"))
+        _one_of(self.matching, "matching", ("image", "rows"))
+
+
+Options = OpenVocabulary | Unsupervised
+
+
+def option_settings(options: Options) -> dict[str, Any]:
+    """Return options as JSON-serializable settings; a function by its name and the arguments of its `functools.partial`.
+
+    Args:
+        options: the options.
+
+    Returns:
+        "kind", the name of the class, then every field.
+
+    Raises:
+        InputError: a method that is neither a name nor a function.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, partial):
+            return {"function": plain(value.func), **value.keywords}
+        if not isinstance(value, FunctionType):
+            raise InputError(f"expected method, a name or a function, got a {type(value).__name__}: pass a function")
+        name = f"{value.__module__}.{value.__qualname__}"
+        # a function from elsewhere may change under its name
+        return name if name.startswith("seg4diff_tools.") else {"function": name, "content": fingerprint(value)}
+
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    return {"kind": type(options).__name__} | json.loads(json.dumps(values, default=plain))
+
+
+def _common(options: Options) -> None:
+    """Check and normalize the fields that both kinds of options have."""
+    if isinstance(options.layers, str):
+        _one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
+    elif options.layers is not None:
+        _set(options, "layers", _layers(options.layers))
+    _set(options, "steps", as_int(options.steps, "steps", 1))
+    _set(
+        options, "steps_from_end", tuple(as_indices(options.steps_from_end, "steps_from_end", options.steps + 1, low=1))
+    )
+    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds")))
+    _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
+    _one_of(options.fit, "fit", ("resize", "crop"))
+    if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
+        _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))
+    elif options.size is not None:
+        _set(options, "size", as_int(options.size, "size", 1))
+
+
+def _layers(layers: Any) -> tuple[int | str, ...]:
+    if isinstance(layers, (list, tuple)) and "expert" in layers:
+        numbers = [layer for layer in layers if layer != "expert"]
+        return ("expert", *(as_indices(numbers, "layers") if numbers else ()))
+    return tuple(as_indices(layers, "layers"))
+
+
+def _set(options: Options, name: str, value: Any) -> None:
+    object.__setattr__(options, name, value)
+
+
+def _one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
+    if not any(type(value) is type(each) and value == each for each in allowed):
+        listed = ", ".join(map(repr, allowed))
+        raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+        raise InputError(f"expected {name}, a number from 0, got {value!r}: pass a number such as {name}=0.05")
+    return float(value)
+
+
+def _words(words: Any, name: str) -> tuple[str, ...]:
+    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
+        raise InputError(f"expected {name} as a list of at least one word, got {words!r}: pass a list such as ['sky']")
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise InputError(f"expected {name} as text, got {word!r} among them: pass words")
+    return tuple(words)

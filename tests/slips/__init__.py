@@ -1,0 +1,1 @@
+"""A user's slips, a module for each package: name, call, and a pattern that the message must match."""
