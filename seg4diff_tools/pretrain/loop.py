@@ -62,8 +62,8 @@ def train(
     Args:
         stage: model and losses.
         config: steps, rates and batch size.
-        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, in a file of its own since
-            it differs from run to run, `speed.csv` with images a second.
+        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, in a file of its own
+            since it differs from run to run, `speed.csv` with images a second.
         device: where the model is.
         save_every: steps between two checkpoints.
         speed: how to compute; by default the fastest way for the device.
