@@ -157,9 +157,9 @@ class TransformerStage:
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
     blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn
     anew for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise:
-    `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many pads, and a
-    small model would never find them: every key stands for itself alone at first, and for its full number after
-    `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
+    `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many
+    pads, and a small model would never find them: every key stands for itself alone at first, and for its full number
+    after `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
     pooled text, or a small model takes all it needs from that and hardly reads words.
     """
 
@@ -350,7 +350,8 @@ def export(run: Path, out: Path) -> None:
     """Write the finished parts of a run as a diffusers pipeline in half precision, with the image tower beside it.
 
     `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text
-    encoder serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of the file.
+    encoder serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of
+    the file.
 
     Raises:
         CheckpointError: a part of the run is not finished.
