@@ -24,7 +24,7 @@ from seg4diff_tools.backbones.lora_files import FILE, LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint, remember
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
-from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
+from seg4diff_tools.scenes import SceneConfig, Scenes
 
 CALLS = []
 

@@ -3,7 +3,7 @@ import pytest
 
 from seg4diff_tools import compose_scene
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes.scenes import compose
+from seg4diff_tools.scenes import compose
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from seg4diff_tools.datasets.labels import renumber
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
-from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
+from seg4diff_tools.scenes import SceneConfig, Scenes
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.options import Unsupervised
 from seg4diff_tools.segmentation.unsupervised import group

@@ -15,7 +15,7 @@ from seg4diff_tools.backbones.lora_files import FILE, SHIPPED, LoraWeights, read
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
-from seg4diff_tools.scenes.scenes import Scenes
+from seg4diff_tools.scenes import Scenes
 
 RANK = 3
 

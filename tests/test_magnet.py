@@ -28,7 +28,7 @@ from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_loss
 from seg4diff_tools.magnet.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.scenes.scenes import Scenes
+from seg4diff_tools.scenes import Scenes
 
 HEADS, GRID, TEXT, DIM = 3, (5, 7), 11, 8
 IMAGE = GRID[0] * GRID[1]

@@ -10,8 +10,8 @@ import torch
 
 from seg4diff_tools import scenes
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
-from seg4diff_tools.scenes.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 
 HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, colored=0.6)
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -278,3 +278,64 @@ def test_the_gallery_is_24_scenes_of_two_or_three_objects():
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rich_captions_tell_the_truth(split):
+    config = SceneConfig(captions="rich", twins=0.3, triples=0.5, colored=0.5, recolorable=0.2, object_side=(0.33, 0.7))
+    kinds = {scenes.phrase(name, color, count, size): (name, color, count, size)
+             for name in config.concepts for color in (None, *COLORS) for count in (1, 2, 3)
+             for size in (None, "small", "large")}  # fmt: skip
+    between = {*scenes.RELATIONS, "in front of", "behind"}
+    told_in_all = Counter()
+    for index in range(400):
+        p = plan(split, index, config)
+        text = re.sub(rf" (on|in|under a) {p.background}$", "", p.caption)
+        assert text != p.caption
+        counted = Counter()
+        things = []
+        for part in re.split(rf", and | and |, | (?={'|'.join(between)})", text):
+            match = re.fullmatch(rf"(?:({'|'.join(between)}) )?(.+?)(?: (at the .+|in the middle))?", part)
+            where, name, place = match.groups()
+            concept, color, count, size = kinds[name]
+            found = [o for o in p.placements if (o.concept, o.color) == (concept, color)]
+            assert len(found) == count
+            assert size != "small" or max(o.side for o in found) < 0.38
+            assert size != "large" or min(o.side for o in found) > 0.52
+            if place:
+                (x, y) = found[0].center
+                assert ("left" in place) == (x < 0.4)
+                assert ("right" in place) == (x > 0.6)
+                assert ("top" in place) == (y < 0.4)
+                assert ("bottom" in place) == (y > 0.6)
+            if where:
+                other = things[-1][0]
+                first, second = p.placements.index(other), p.placements.index(found[0])
+                if where in scenes.RELATIONS:
+                    assert scenes.relation(other.center, found[0].center) == where
+                else:
+                    assert (first > second) == (where == "in front of")
+            things.append(found)
+            counted[concept, color] += count
+            told_in_all.update([size, place and place.split()[1], where, count])
+        assert counted == Counter((o.concept, o.color) for o in p.placements)
+    assert set(told_in_all) >= {"small", "large", *between, 1, 2, 3}
+
+
+def test_both_kinds_of_captions_belong_to_the_same_pictures():
+    for index in range(20):
+        short, rich = (plan("train", index, SceneConfig(captions=kind)) for kind in scenes.CAPTIONS)
+        assert short.placements == rich.placements
+        assert short.background == rich.background
+        np.testing.assert_array_equal(short.noise, rich.noise)
+    with pytest.raises(InputError, match="captions must be one of short, rich"):
+        SceneConfig(captions="long")
+    with pytest.raises(InputError, match="needs a concept that can be recolored"):
+        SceneConfig(concepts=("cat",), recolorable=0.5)
+
+
+def test_a_third_of_a_kind_and_nothing_but_recolored_things():
+    plans = [plan("train", i, SceneConfig(twins=1.0, triples=1.0, recolorable=1.0)) for i in range(60)]
+    assert all(len({o.concept for o in p.placements}) == 1 for p in plans)
+    assert {len(p.placements) for p in plans} == {1, 2, 3}
+    assert all(concepts()[o.concept].recolor for p in plans for o in p.placements)

@@ -18,6 +18,7 @@ BACKGROUNDS = tuple(TEXTURES)
 BASE_CONCEPTS = tuple(concepts())[:32]
 """Concepts in the embedded model's training vocabulary; it never saw the words of the others."""
 SPLITS = ("train", "test", "test-style", "gallery")
+CAPTIONS = ("short", "rich")
 RELATIONS = ("left of", "right of", "above", "below")
 
 _PLACES = {"grass": "on", "sand": "on", "water": "in", "snow": "in", "road": "on", "brick": "on", "wood": "on"}
@@ -38,6 +39,10 @@ class SceneConfig:
         twins: chance (0 to 1) that the first two objects are of one kind.
         colored: chance (0 to 1) that an object which can be recolored gets another color.
         related: chance (0 to 1) that the caption of two objects says how they lie.
+        captions: "short" (things, counts, colors, relations of some pairs) or "rich" (also sizes, places and what is in
+            front, see `describe`).
+        triples: share (0 to 1) of twins that get a third of their kind where there are three objects.
+        recolorable: chance (0 to 1) that a scene shows only things that can be recolored.
 
     Raises:
         InputError: an unknown name, or numbers that cannot be.
@@ -52,6 +57,9 @@ class SceneConfig:
     twins: float = 0.08
     colored: float = 0.15
     related: float = 0.35
+    captions: str = "short"
+    triples: float = 0.0
+    recolorable: float = 0.0
 
     def __post_init__(self) -> None:
         as_int(self.size, "size", 8)
@@ -69,9 +77,18 @@ class SceneConfig:
             raise InputError(
                 f"expected object_side as (least, most) from 0 to 1, got {self.object_side}: pass (0.3, 0.6)"
             )
-        for name in ("twins", "colored", "related"):
+        for name in ("twins", "colored", "related", "triples", "recolorable"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}: pass {name}=0.1")
+        if self.captions not in CAPTIONS:
+            raise InputError(
+                f"expected captions as one of {', '.join(CAPTIONS)}, got {self.captions!r}: pass captions='short'"
+            )
+        if self.recolorable and not any(concepts()[name].recolor for name in self.concepts):
+            raise InputError(
+                f"expected concepts that can be recolored for recolorable={self.recolorable}, got {self.concepts}: add "
+                "one, such as 'car'"
+            )
 
 
 def near(name: object, known: Iterable[str]) -> str:
@@ -130,8 +147,12 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
         config = replace(config, objects=(2, 3))
     rng = np.random.Generator(np.random.Philox(key=[SPLITS.index(split), index]))
     names = list(rng.choice(config.concepts, rng.integers(config.objects[0], config.objects[1], endpoint=True)))
+    if config.recolorable and rng.random() < config.recolorable:
+        names = list(rng.choice([name for name in config.concepts if concepts()[name].recolor], len(names)))
     if len(names) > 1 and rng.random() < config.twins:
         names[1] = names[0]
+        if config.triples and len(names) > 2 and rng.random() < config.triples:
+            names[2] = names[0]
     placements: list[Placement] = []
     for side in sorted(rng.uniform(*config.object_side, len(names)), reverse=True):
         name = str(names[len(placements)])
@@ -151,7 +172,11 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
         )
     background = str(rng.choice(config.backgrounds))
     caption = list_caption(placements, background, config.related, rng)
-    return Plan(tuple(placements), background, caption, rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32))
+    noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)
+    if config.captions == "rich":
+        # drawn last, so that both kinds of captions belong to the same pictures
+        caption = describe(placements, background, rng)
+    return Plan(tuple(placements), background, caption, noise)
 
 
 def check_split(split: str) -> None:
@@ -190,6 +215,69 @@ def list_caption(
     return sentence(phrases, background)
 
 
+def describe(placements: Sequence[Placement], background: str, rng: np.random.Generator) -> str:
+    """Draw a rich caption: other details of the same scene each time, all of them true.
+
+    Three in ten say no more than a short caption. The others name a size ("small" below 0.38 of the image side, "large"
+    above 0.52) and a place ("at the top left", "in the middle") of half of the single things, or in place of the places
+    how two of them lie, in either order: a direction, or "in front of" and "behind" where they overlap.
+
+    Args:
+        placements: of a scene, back to front.
+        background: its name.
+        rng: draws the details.
+
+    Returns:
+        A sentence such as "a small red car at the left and two dogs on grass".
+    """
+    groups: dict[tuple[str, str | None], list[Placement]] = {}
+    for each in placements:
+        groups.setdefault((each.concept, each.color), []).append(each)
+    things = list(groups.values())
+    things = [things[number] for number in rng.permutation(len(things))]
+    detailed = bool(rng.random() >= 0.3)
+    phrases = [
+        phrase(thing[0].concept, thing[0].color, len(thing), _size(thing) if detailed and rng.random() < 0.5 else None)
+        for thing in things
+    ]
+    pair = [number for number, thing in enumerate(things) if len(thing) == 1][:2]
+    if len(pair) == 2 and rng.random() < 0.4:
+        first, second = (things[number][0] for number in pair)
+        where = relation(first.center, second.center)
+        if rng.random() < 0.5 and _overlap(first, second):
+            order = {id(each): number for number, each in enumerate(placements)}
+            where = "in front of" if order[id(first)] > order[id(second)] else "behind"
+        related = f" {where} ".join(phrases[number] for number in pair)
+        others = [text for number, text in enumerate(phrases) if number not in pair]
+        return sentence([", and ".join([related, *others])], background)
+    if detailed:
+        for number, thing in enumerate(things):
+            if len(thing) == 1 and rng.random() < 0.5:
+                phrases[number] += f" {_place(thing[0])}"
+    return sentence(phrases, background)
+
+
+def _size(things: Sequence[Placement]) -> str | None:
+    """Return the word that fits all of these things, if there is one."""
+    if max(each.side for each in things) < 0.38:
+        return "small"
+    return "large" if min(each.side for each in things) > 0.52 else None
+
+
+def _place(thing: Placement) -> str:
+    """Return where in the picture a thing is: "at the top left", "at the right", "in the middle"."""
+    x, y = thing.center
+    across = "left" if x < 0.4 else "right" if x > 0.6 else ""
+    down = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
+    return f"at the {down} {across}".replace("  ", " ").strip() if across or down else "in the middle"
+
+
+def _overlap(first: Placement, second: Placement) -> bool:
+    """Tell whether the squares of two things overlap."""
+    distance = max(abs(a - b) for a, b in zip(first.center, second.center, strict=True))
+    return distance < 0.42 * (first.side + second.side)
+
+
 def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
     """Return where the first of two centers lies, one of `RELATIONS`, along the longer way."""
     (x0, y0), (x1, y1) = first, second
@@ -207,11 +295,11 @@ def sentence(phrases: Sequence[str], background: str, relation: str | None = Non
     return f"{listed} {_PLACES.get(background, 'under a')} {background}"
 
 
-def phrase(name: str, color: str | None = None, count: int = 1) -> str:
-    """Return the words for some things of a kind: "a cat", "two red cars"."""
+def phrase(name: str, color: str | None = None, count: int = 1, size: str | None = None) -> str:
+    """Return the words for some things of a kind: "a cat", "two red cars", "a small red car"."""
     plural = concepts()[name].plural
     noun = name if count == 1 else plural
-    described = f"{color} {noun}" if color else noun
+    described = " ".join(word for word in (size, color, noun) if word)
     if count > 1:
         return f"{_COUNTS.get(count, str(count))} {described}"
     if name == plural and name.endswith("s"):  # grapes, scissors

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 
 from seg4diff_tools import families
-from seg4diff_tools.attention import AttentionRecorder, apply_edit, average, blur, drop, intercept, perturbed_guidance, swap
+from seg4diff_tools.attention import (
+    AttentionRecorder,
+    apply_edit,
+    average,
+    blur,
+    drop,
+    intercept,
+    perturbed_guidance,
+    swap,
+)
 from seg4diff_tools.attention.recording import open_recording
 
 
