@@ -17,8 +17,9 @@ from seg4diff_tools.explorer.live import LiveExplorer
 from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
 from seg4diff_tools.images import ImageLike, open_image, open_images
+from seg4diff_tools.segmentation.results import Segmentation
 
-Source = Backbone | AttentionRecorder | Recording | xr.DataArray | str | os.PathLike | Mapping[str, Any]
+Source = Backbone | AttentionRecorder | Recording | Segmentation | xr.DataArray | str | os.PathLike | Mapping[str, Any]
 
 
 def explore(
@@ -37,7 +38,8 @@ def explore(
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of image,
-            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side; or
+            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side;
+            a segmentation, shown as masks over its image; or
             a backbone, which records what `prompt`, `seed` and the picture say.
         image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
             backbone, the picture that it looks at, at every step's noise; None lets it draw one.
@@ -74,6 +76,9 @@ def explore(
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)
     if prompt is not None or record is not None:
         raise InputError(f"expected a backbone with prompt or record, got a {type(source).__name__}")
+    if isinstance(source, Segmentation):
+        image = source.image if image is None else image
+        settings = {"mode": "masks"} | settings
     named = source if isinstance(source, Mapping) else {"": source}
     atlas = MapSource({str(name): _blocks(part) for name, part in named.items()})
     pictures = [] if image is None else open_images(image)
@@ -93,10 +98,12 @@ def _blocks(source: Any) -> dict[str, xr.DataArray]:
         source = source.recording
     if isinstance(source, Recording):
         return source.map_blocks
+    if isinstance(source, Segmentation):
+        source = source.class_maps
     if isinstance(source, xr.DataArray):
         return {str(source.name or "maps"): source}
     raise InputError(
-        f"expected a backbone, a recorder, a recording, its path or a DataArray, got a {type(source).__name__}"
+        f"expected a backbone, a recorder, a recording, its path, a segmentation or a DataArray, got a {type(source).__name__}"
     )
 
 
@@ -104,4 +111,6 @@ def _source_name(source: Source) -> str:
     """What the source is called in a line of code."""
     if isinstance(source, (str, os.PathLike)):
         return json.dumps(str(source))
-    return {dict: "recordings", xr.DataArray: "maps", AttentionRecorder: "recorder"}.get(type(source), "recording")
+    return {dict: "recordings", xr.DataArray: "maps", AttentionRecorder: "recorder", Segmentation: "segmentation"}.get(
+        type(source), "recording"
+    )
