@@ -234,8 +234,8 @@ def attention_budget(
             def add(call: JointAttention, part: slice, step=step) -> None:
                 keys = call.query.shape[2]
                 for query, direction in (("image", "i2t"), ("text", "t2t")):
-                    columns = call.head_mean(direction).mean(1).double().cpu()
-                    others = call.mass_of_others(direction[0]).mean(1).double().cpu()
+                    columns = call.head_mean(direction).mean(1).cpu().double()
+                    others = call.mass_of_others(direction[0]).mean(1).cpu().double()
                     for row, kinds in enumerate(parts[part]):
                         shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
                         counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
