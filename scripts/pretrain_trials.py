@@ -1,11 +1,11 @@
 """Try recipes of the transformer's training: `python scripts/pretrain_trials.py RUN OUT --images 100k`.
 
 RUN is a run whose CLIP and VAE are finished; each trial trains a new transformer on them for the same number of images,
-the last quarter of it with a falling rate, and one row for each trial is added to OUT/trials.csv. Trials that have a row
-are skipped, one that was stopped goes on. Judged are the averaged weights: object mIoU on validation scenes that count in
-no other table (classes present, best layer at 8 of 28 steps from the end, chosen on these same scenes), and the share of
-pictures of composition prompts that the scene parser finds right. The number of images stands in each row: short trials
-order recipes roughly at best.
+the last quarter of it with a falling rate, and one row for each trial is added to OUT/trials.csv. Trials that have a
+row are skipped, one that was stopped goes on. Judged are the averaged weights: object mIoU on validation scenes that
+count in no other table (classes present, best layer at 8 of 28 steps from the end, chosen on these same scenes), and
+the share of pictures of composition prompts that the scene parser finds right. The number of images stands in each
+row: short trials order recipes roughly at best.
 """
 
 import argparse

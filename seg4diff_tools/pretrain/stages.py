@@ -160,8 +160,8 @@ class TransformerStage:
     anew for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise:
     `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many
     pads, and a small model would never find them: every key stands for itself alone at first, and for its full number
-    after `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
-    pooled text, or a small model takes all it needs from that and hardly reads words.
+    after `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`)
+    lack the pooled text, or a small model takes all it needs from that and hardly reads words.
     """
 
     THINNED, PADS, CROWDED, UNPOOLED = 0.8, 8, 30_000, 0.75
