@@ -12,13 +12,14 @@ ifndef SEG4DIFF_MODEL
 export HF_HUB_OFFLINE = 1
 endif
 
-.PHONY: help report book test test-oldest check format lab lock clean
+.PHONY: help report book test test-wheel test-oldest check format lab lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 report: $(VENV)/book.stamp  ## execute the chapters and build the report
 	$(BIN)/python book/execute.py notebooks/*.ipynb
+	$(BIN)/python book/execute.py --check notebooks/*.ipynb
 	$(BUILD_BOOK)
 	@echo "Report: $(CURDIR)/book/_build/html/index.html"
 
@@ -33,6 +34,9 @@ test-oldest: $(VENV)/oldest.stamp  ## run the tests of models on the oldest diff
 	@PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -c 'import diffusers; print("diffusers", diffusers.__version__)'
 	PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -m pytest -W "ignore:CUDA is not available:UserWarning" \
 	  $(OLDEST_TESTS:%=tests/test_%.py) $(ARGS)
+
+test-wheel: $(VENV)/dev.stamp  ## build the wheel and run it in an environment of its own
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 check: $(VENV)/dev.stamp  ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -1,16 +1,49 @@
 """Execute notebooks in place: python book/execute.py notebooks/*.ipynb
 
 A notebook is written only when all of its cells ran, and without anything that differs from run to run beside the outputs.
+Its metadata keep a hash of its code and of the package. With --check nothing runs: notebooks whose outputs are older than
+their code are an error, those older than the package are listed.
 """
 
+import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
+
+PACKAGE = Path(__file__).resolve().parents[1] / "seg4diff_tools"
+STAMP = "seg4diff_tools"
+"""The key of a notebook's metadata that holds its hashes."""
+
+
+def stamp(notebook: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the code cells, without comments and empty lines, and every file of the package."""
+    code, package = hashlib.sha256(), hashlib.sha256()
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            lines = [line.rstrip() for line in "".join(cell["source"]).splitlines()]
+            code.update("\n".join(line for line in lines if line and not line.lstrip().startswith("#")).encode())
+            code.update(b"\0")
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            package.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return {"code": code.hexdigest()[:16], "package": package.hexdigest()[:16]}
+
+
+def outdated(path: Path) -> str | None:
+    """Why the outputs of a notebook are not of today's code; None if they are."""
+    notebook = nbformat.read(path, as_version=4)
+    stored, now = notebook.metadata.get(STAMP, {}), stamp(notebook)
+    changed = [part for part in ("code", "package") if stored.get(part) != now[part]]
+    return (
+        f"{path}: its outputs are older than {'its code' if 'code' in changed else 'the package'}" if changed else None
+    )
 
 
 def is_progress_bar(output: nbformat.NotebookNode) -> bool:
@@ -42,6 +75,7 @@ def execute(path: Path) -> None:
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
+            STAMP: stamp(notebook),
         }
     )
     finished = path.with_suffix(".executed")
@@ -49,9 +83,18 @@ def execute(path: Path) -> None:
     os.replace(finished, path)
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+def main(arguments: list[str]) -> None:
+    """Execute notebooks, or check whether they have to be."""
+    if arguments[:1] == ["--check"]:
+        reasons = [reason for name in arguments[1:] if (reason := outdated(Path(name)))]
+        print(*reasons, sep="\n")
+        sys.exit(any(reason.endswith("its code") for reason in reasons))
+    for name in arguments:
         try:
             execute(Path(name))
         except CellExecutionError as error:
             sys.exit(f"{name} is unchanged, because a cell failed.\n{error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

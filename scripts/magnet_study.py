@@ -13,11 +13,11 @@ import pandas as pd
 
 from seg4diff_tools import load_backbone
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.lora import SHIPPED
+from seg4diff_tools.backbones.lora_files import SHIPPED
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.magnet import MagnetConfig, apply_lora, finetune, preset
-from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
+from seg4diff_tools.scenes import SceneConfig, Scenes
 
 LONG, SHORT, SEEDS = 600, 150, (0, 1, 2)
 MINI = preset("mini")

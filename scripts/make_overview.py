@@ -5,9 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from seg4diff_tools import load_backbone, segment
+from seg4diff_tools import load_backbone, scenes, segment
 from seg4diff_tools.plotting import static
-from seg4diff_tools.scenes import scenes
 
 SCENE = 21  # of the gallery
 OUT = Path(__file__).parents[1] / "book" / "images" / "overview.png"

@@ -1,8 +1,8 @@
-"""How the parser of scenes was trained: `python scripts/train_parser.py seg4diff_tools/models/scene-parser`.
+"""How the detector of scenes was trained: `python scripts/train_parser.py seg4diff_tools/models/scene-parser`.
 
 It sees scenes of the train split with more things, twins and colors than captions usually have, some of them as mini's
 VAE gives them back, all of them melted, blurred, dimmed and with noise to a chance degree, since it is to find things
-that a model draws badly, too. The same arguments give the same parser, up to rounding. A quarter of an hour on one CPU
+that a model draws badly, too. The same arguments give the same detector, up to rounding. A quarter of an hour on one CPU
 core.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seg4diff_tools import load_backbone
-from seg4diff_tools.generation.detector import ParserConfig, ParserNet, SceneDetector, parser_accuracy, save_parser
-from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
+from seg4diff_tools.generation.detector import DetectorConfig, DetectorNet, SceneDetector, detector_accuracy, save_detector
+from seg4diff_tools.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
 
 BATCH, RATE, SPREAD, SEED = 64, 4e-3, 1.2, 0
 MELT = 0.09
@@ -42,7 +42,7 @@ def training_plan(index: int) -> Plan:
 class Targets:
     """What the network should say of a batch."""
 
-    def __init__(self, plans: list[Plan], owners: np.ndarray, config: ParserConfig) -> None:
+    def __init__(self, plans: list[Plan], owners: np.ndarray, config: DetectorConfig) -> None:
         cells = config.side // 4
         places = np.arange(cells) + 0.5
         self.centers = torch.zeros(len(plans), len(config.concepts), cells, cells)
@@ -95,10 +95,10 @@ def worsened(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def train(steps: int, vae: AutoencoderKL) -> SceneDetector:
-    """A parser, after so many steps."""
+    """A detector, after so many steps."""
     torch.manual_seed(SEED)
-    random, config = torch.Generator().manual_seed(SEED), ParserConfig()
-    net = ParserNet(config).to(memory_format=torch.channels_last)
+    random, config = torch.Generator().manual_seed(SEED), DetectorConfig()
+    net = DetectorNet(config).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.01)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     kept: list[tuple[Plan, Tensor, Tensor]] = []
@@ -130,16 +130,16 @@ def train(steps: int, vae: AutoencoderKL) -> SceneDetector:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("out", type=Path, help="folder of the parser")
+    arguments.add_argument("out", type=Path, help="folder of the detector")
     arguments.add_argument("--steps", type=int, default=800)
     asked = arguments.parse_args()
     backbone = load_backbone("mini", device="cpu")
-    parser = train(asked.steps, backbone.pipe.vae)
-    save_parser(parser, asked.out)
+    detector = train(asked.steps, backbone.pipe.vae)
+    save_detector(detector, asked.out)
     plans = [plan("test", index) for index in range(300)]
-    drawn, _ = render(plans, parser.config.side)
+    drawn, _ = render(plans, detector.config.side)
     for images in (drawn, backbone.decode(backbone.encode_image(drawn))):
-        print(parser_accuracy(parser, plans, images).round(3).to_string(index=False))
+        print(detector_accuracy(detector, plans, images).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

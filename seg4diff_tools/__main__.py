@@ -4,6 +4,7 @@ import os
 
 import typer
 
+from seg4diff_tools.cli.chapters import chapters
 from seg4diff_tools.cli.evaluate import evaluate
 from seg4diff_tools.cli.finetune import finetune
 from seg4diff_tools.cli.generate import generate
@@ -13,7 +14,7 @@ from seg4diff_tools.cli.segment import segment
 
 app = typer.Typer(**SHARED, add_completion=False, pretty_exceptions_enable=False, help="Long runs of seg4diff_tools.")
 app.add_typer(pretrain, name="pretrain")
-for command in (segment, finetune, generate, evaluate):
+for command in (segment, finetune, generate, evaluate, chapters):
     app.command()(command)
 
 

@@ -1,9 +1,11 @@
-"""Folders of long runs: whose they are, logs that a killed run goes on with, files that are there as a whole or not at all."""
+"""Run folders: paths, ownership and settings, resumable CSV logs, atomic writes."""
 
 import csv
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +36,17 @@ def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def processes() -> PartialState:
-    """The processes that work together, and this one's place among them.
-
-    `accelerate launch` starts one for each GPU; on CPUs, several come from `torchrun`.
-    """
+    """Return the group of processes that share a run: `accelerate launch` (GPUs) or `torchrun` (CPUs) start several."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
-    """Makes the folder of a new run, or checks that the run in it has the same settings; the first process goes first.
+    """Create the folder of a new run, or check that the run in it has the same settings.
 
     Args:
         folder: of the run.
-        settings: all that decides its results, as JSON knows it.
-        kind: what to call the run, such as "a sweep".
+        settings: JSON-serializable settings that determine the results.
+        kind: name of this kind of run, such as "a sweep".
 
     Raises:
         InputError: the folder holds something else, or a run with other settings.
@@ -62,16 +61,19 @@ def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
             replace_file(folder / SETTINGS, json.dumps({"kind": kind, **settings}, indent=1).encode())
     before, now = read_settings(folder, kind), json.loads(json.dumps({"kind": kind, **settings}))
     if differing := [key for key in now | before if now.get(key) != before.get(key)]:
-        told = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing)
-        raise InputError(f"expected the settings of {kind} in {folder}, got others ({told}): choose another folder")
+        changes = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing)
+        hint = ", since the model's weights, adapters, edits or settings changed" if "fingerprint" in differing else ""
+        raise InputError(
+            f"expected the settings of {kind} in {folder}, got others ({changes}){hint}: choose another folder"
+        )
 
 
 def read_settings(folder: Path, kind: str) -> dict[str, Any]:
-    """The settings of a run.
+    """Read the settings of a run.
 
     Args:
         folder: of the run.
-        kind: what to call the run.
+        kind: name of this kind of run.
 
     Raises:
         CheckpointError: the folder is not that of a run, or of a run of another kind.
@@ -87,30 +89,50 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
         ) from error
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write a file atomically: the block writes another file beside it, which takes its place at the end.
+
+    Args:
+        path: of the file; its folder is made. After an error or a kill, what was there before stays.
+
+    Yields:
+        Path to write to.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written to.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"expected to write {path}, got an error ({error.strerror or error}): earlier files are kept; make room, "
+            "then run again to resume"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file that is there as a whole or not at all.
+    """Write a file atomically: see `written_whole`.
 
     Args:
         path: of the file.
         content: all of it.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written to; what was there before stays.
+        CheckpointError: the file cannot be written.
     """
-    partial = path.with_suffix(".partial")
-    try:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"expected to write {path}, got an error ({error.strerror}): what was written before is kept; make room, and "
-            "run again to go on from there"
-        ) from error
 
 
 def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:
-    """Adds a row to a CSV file, after a header if the file is new.
+    """Append a row to a CSV file, after a header if the file is new.
 
     Args:
         path: of the log.
@@ -125,11 +147,11 @@ def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drops the rows that were logged after the checkpoint from which a run goes on.
+    """Drop the rows that were logged after the checkpoint that a run resumes from.
 
     Args:
-        path: of the log; it need not be there.
-        step: of the checkpoint; 0 drops the file.
+        path: of the log, if there is one.
+        step: of the checkpoint; 0 deletes the log.
     """
     if step == 0:
         path.unlink(missing_ok=True)

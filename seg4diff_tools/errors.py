@@ -1,5 +1,20 @@
 """One error tree: every error that this package raises on purpose is a `Seg4DiffError`."""
 
+_EXTRAS = {
+    "evaluate": ("kornia", "pyarrow", "pycocotools", "sklearn", "torchmetrics"),
+    "explore": ("anywidget", "ipywidgets", "plotly", "seaborn"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Name the extra that brings a missing package; the same error where no extra does."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            text = f"{package} is not installed: pip install 'seg4diff-tools[{extra}]'"
+            return ModuleNotFoundError(text, name=error.name)
+    return error
+
 
 class Seg4DiffError(Exception):
     """Base of all errors that this package raises on purpose."""

@@ -1,8 +1,8 @@
-"""Reading pictures: anything that holds an image becomes an RGB PIL image of the wanted size."""
+"""Images: read any kind as RGB PIL images, check and change sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -10,7 +10,9 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import as_int
 
 ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
 Fit = Literal["resize", "crop"]
@@ -18,7 +20,7 @@ Size = int | tuple[int, int]
 
 
 def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image]:
-    """Opens one image, a batch or a list of them.
+    """Open one image, a batch or a list of them.
 
     Args:
         images: a path, a PIL image of any 8-bit mode (or 16-bit grey), a uint8 array [y x 3] (grey [y x] and alpha
@@ -35,17 +37,21 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image
         images = list(images)
     elif isinstance(images, (str, Path, PIL.Image.Image, np.ndarray, Tensor)):
         images = [images]
+    if not isinstance(images, (list, tuple)):
+        raise InputError(
+            f"expected images, one or a list, got {type(images).__name__}: pass a path, a PIL image, an array, a tensor"
+        )
     if not images:
-        raise InputError("expected at least one image, got an empty list")
+        raise InputError("expected at least one image, got an empty list: pass images=['photo.jpg']")
     return [open_image(image) for image in images]
 
 
 def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:
-    """Opens one image: see `open_images`.
+    """Open one image: see `open_images`.
 
     Args:
         image: the image.
-        upright: turn a photograph on disk as its Exif data say.
+        upright: apply the EXIF orientation of a photograph on disk.
     """
     if isinstance(image, Tensor):
         image = _from_tensor(image)
@@ -55,10 +61,14 @@ def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:
                 f"expected a uint8 array [y x 3] with values from 0 to 255, got {image.dtype} of shape {image.shape}"
             )
         image = PIL.Image.fromarray(image)
+    elif not isinstance(image, (str, Path, PIL.Image.Image)):
+        raise InputError(
+            f"expected an image, got {type(image).__name__}: pass a path, a PIL image, an array or a tensor"
+        )
     name = f"'{image}'" if isinstance(image, (str, Path)) else "the image"
     try:
         if isinstance(image, (str, Path)):
-            with PIL.Image.open(Path(image).expanduser()) as file:
+            with PIL.Image.open(as_path(image, "image")) as file:
                 return _rgb(PIL.ImageOps.exif_transpose(file) if upright else file)
         return _rgb(image)
     except FileNotFoundError:
@@ -71,32 +81,42 @@ def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:
         raise InputError(f"{name} is damaged or cannot be read as an image: {error}") from error
 
 
-def check_size(size: Size, footprint: int, most: int | None = None) -> tuple[int, int]:
-    """Height and width in pixels, if a model can take them.
+def check_size(size: Size, token_px: int, most: int | None = None) -> tuple[int, int]:
+    """Return height and width in pixels, if a model can take them.
 
     Args:
         size: (height, width), or the side of a square.
-        footprint: side of an image token in pixels.
+        token_px: side of an image token in pixels.
         most: largest number of tokens along a side; None for any.
 
     Raises:
-        InputError: not a multiple of the footprint, or too large; the message names the nearest size that will do.
+        InputError: not a multiple of the token_px, or too large; the message names the nearest size that will do.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    for side in (height, width):
-        if side < 1 or side % footprint or (most and side > most * footprint):
-            tokens = max(round(side / footprint), 1)
-            near = footprint * (min(tokens, most) if most else tokens)
-            limit = f" up to {most * footprint}" if most else ""
+    sides = as_size(size)
+    height, width = sides
+    for side in sides:
+        if side < 1 or side % token_px or (most and side > most * token_px):
+            tokens = max(round(side / token_px), 1)
+            near = token_px * (min(tokens, most) if most else tokens)
+            limit = f" up to {most * token_px}" if most else ""
             raise InputError(
-                f"expected a size in multiples of {footprint} pixels{limit}, "
+                f"expected a size in multiples of {token_px} pixels{limit}, "
                 f"got {height} x {width}: try {near} instead of {side}"
             )
     return height, width
 
 
+def as_size(size: Any) -> tuple[int, int]:
+    """Return height and width of a size, given as both or as the side of a square; raise an InputError otherwise."""
+    sides = list(size) if isinstance(size, (list, tuple, np.ndarray)) else [size, size]
+    if len(sides) != 2:
+        raise InputError(f"expected size, (height, width) or the side of a square, got {size!r}: pass size=512")
+    height, width = (as_int(side, "size", 1) for side in sides)
+    return height, width
+
+
 def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest centered part of an image that has the shape of `size`.
+    """Return the largest centered part of an image that has the shape of `size`.
 
     Args:
         image_size: (height, width) of the image in pixels.
@@ -112,7 +132,7 @@ def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float,
 
 
 def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize") -> PIL.Image.Image:
-    """Brings an image to a size (Lanczos).
+    """Resize an image (Lanczos).
 
     Args:
         image: any size.

@@ -1,8 +1,9 @@
-"""Index arguments: whole numbers of any kind, alone or several, checked at the call."""
+"""Indices: index arguments checked at the call, and sequences that make their items when indexed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from seg4diff_tools.errors import InputError
 
@@ -46,10 +47,84 @@ def as_indices(value: Any, name: str, length: int | None = None, *, low: int = 0
     high = None if length is None else length - 1
     if isinstance(value, (str, bytes)):
         raise InputError(f"expected {name} as numbers, got {value!r}: pass {name}={low} or a list such as [{low}]")
-    shape = getattr(value, "shape", None)
-    if isinstance(value, Integral) or shape == () or not isinstance(value, Iterable):
+    if isinstance(value, Integral) or getattr(value, "shape", None) == () or not isinstance(value, Iterable):
         return [as_int(value, name, low, high)]
-    numbers = [as_int(number, name, low, high) for number in (value.tolist() if shape is not None else value)]
+    listed = getattr(value, "tolist", lambda: value)()
+    numbers = [as_int(number, name, low, high) for number in listed]
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"expected {name}, at least one and each one once, got {numbers}: name each one once")
     return numbers
+
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class PositionError(InputError, IndexError):
+    """An index outside a sequence."""
+
+
+class LazySequence(Sequence[Item_co]):
+    """A sequence that makes an item when it is indexed; a subclass gives `__len__` and `_item`."""
+
+    def __class_getitem__(cls, item: object) -> type:
+        """Return the class itself: knowing the type of its items, run-time type checkers would read one of them."""
+        return cls
+
+    def _item(self, index: int) -> Item_co:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Item_co: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Part[Item_co]": ...
+    def __getitem__(self, index: Any) -> Any:
+        """Return an item, or a lazy part of the sequence for a slice.
+
+        Args:
+            index: a whole number of any kind, negative ones count from the end; or a slice.
+
+        Raises:
+            PositionError: no such item.
+            InputError: neither a whole number nor a slice.
+        """
+        if isinstance(index, slice):
+            try:
+                return Part(self, range(len(self))[index])
+            except TypeError:
+                raise InputError(f"expected a slice of whole numbers, got {index}: write [10:20]") from None
+        number = index.item() if getattr(index, "shape", None) == () else index
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise InputError(f"expected an index or a slice of it, got {index!r}: write [0] or [:10]")
+        position, length = int(number), len(self)
+        if not -length <= position < length:
+            raise PositionError(f"expected an index below {length}, got {position}: there are {length} items")
+        return self._item(position % length)
+
+
+@dataclass(frozen=True)
+class Part(LazySequence[Item_co]):
+    """Some items of a lazy sequence, which knows the same vocabulary.
+
+    Attributes:
+        whole: the sequence.
+        positions: of the items in it.
+    """
+
+    whole: Any
+    positions: range
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Vocabulary of the whole sequence."""
+        return self.whole.class_names
+
+    @property
+    def background(self) -> tuple[str, ...]:
+        """Those of the names that are stuff."""
+        return self.whole.background
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def _item(self, index: int) -> Item_co:
+        return self.whole[self.positions[index]]

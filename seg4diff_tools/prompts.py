@@ -15,9 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools.errors import InputError, PromptError
+from seg4diff_tools.indices import as_int
 
 # of a word, in every script: re's \w would leave out the vowel signs of Indic ones, and regex' own numbers such as ²
 LETTER = r"[\w\p{N}]"
+NO_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\u30fc]"
+"""A letter of a script that writes words without spaces."""
 Kind = Literal["start", "word", "end", "pad", "zero", "template"]
 
 
@@ -79,14 +82,15 @@ class Prompt:
         return tuple(token.index for token in self.tokens if token.kind in kinds)
 
     def span(self, phrase: str, occurrence: int | None = None) -> tuple[int, ...]:
-        """Indices of the tokens of a word or phrase.
+        """Return the indices of the tokens of a word or phrase.
 
-        The phrase is looked up in the text, on word boundaries and without regard to case or to the amount of white
-        space. For class prompts `classes` is the exact answer where one class name contains another.
+        The phrase is found on word boundaries, whatever its case and white space; in scripts that write words without
+        spaces (Chinese, Japanese, Thai, ...) it is found anywhere. For class prompts, `classes` is exact where one name
+        contains another.
 
         Args:
-            phrase: such as "car" or "red car".
-            occurrence: 0-based, which one to take if the phrase is repeated; None takes the tokens of all.
+            phrase: such as "car" or "red car"; "cat#2" is the second "cat", as maps label it.
+            occurrence: 0-based occurrence to take; None takes the tokens of all.
 
         Returns:
             Token indices in ascending order.
@@ -94,21 +98,35 @@ class Prompt:
         Raises:
             PromptError: the phrase, or that occurrence of it, is not in the prompt.
         """
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise PromptError(f"expected phrase, a word or several of the prompt, got {phrase!r}: pass text")
         parts = unicodedata.normalize("NFC", phrase).split()
-        if not parts:
-            raise PromptError("expected a word or phrase of the prompt, got an empty one")
-        pattern = rf"(?<!{LETTER})" + r"\s+".join(map(regex.escape, parts)) + rf"(?!{LETTER})"
-        found = [match.span() for match in regex.finditer(pattern, self.text, regex.IGNORECASE)]
+        found = self._places(parts)
+        numbered_word = regex.fullmatch(r"(.+)#([1-9][0-9]*)", parts[-1])
+        if not found and numbered_word and occurrence is None:
+            parts, occurrence = [*parts[:-1], numbered_word[1]], int(numbered_word[2]) - 1
+            found = self._places(parts)
         if not found:
             raise PromptError(self._missing(" ".join(parts)))
         if occurrence is not None:
-            if not 0 <= occurrence < len(found):
+            try:
+                chosen = as_int(occurrence, "occurrence", 0, len(found) - 1)
+            except InputError as error:
                 raise PromptError(
-                    f"'{phrase}' occurs {len(found)} time(s) in the prompt '{self.text}': "
+                    f"'{' '.join(parts)}' occurs {len(found)} time(s) in the prompt '{self.text}': "
                     f"expected an occurrence from 0 to {len(found) - 1}, got {occurrence}"
-                )
-            found = found[occurrence : occurrence + 1]
+                ) from error
+            found = found[chosen : chosen + 1]
         return tuple(sorted({index for start, stop in found for index in _covering(self.tokens, start, stop)}))
+
+    def _places(self, parts: Sequence[str]) -> list[tuple[int, int]]:
+        """Character ranges of a phrase in the text."""
+        pattern = r"\s+".join(map(regex.escape, parts))
+        # where words are written without spaces, a neighbouring letter may belong to another one
+        before, after = (rf"(?<!{LETTER})", rf"(?!{LETTER})")
+        before = "" if regex.match(NO_SPACES, parts[0][0]) else before
+        after = "" if regex.match(NO_SPACES, parts[-1][-1]) else after
+        return [match.span() for match in regex.finditer(before + pattern + after, self.text, regex.IGNORECASE)]
 
     def _missing(self, phrase: str) -> str:
         words, length = self.words, len(phrase.split())
@@ -289,8 +307,8 @@ def cut_class_text(
 ) -> tuple[str, dict[str, tuple[int, ...]]]:
     """All class names in one text, with the token indices that the paper's released code reads for each.
 
-    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is cut
-    there; names past it have no token.
+    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is
+    cut there; names past it have no token.
 
     Args:
         tokenizer: the pipeline's first CLIP tokenizer.
@@ -309,7 +327,10 @@ def cut_class_text(
 
 def _check_names(class_names: Sequence[str]) -> None:
     if isinstance(class_names, str):
-        raise InputError(f"expected a list of class names, got the string '{class_names}': write ['{class_names}']")
+        listed = [name.strip() for name in class_names.split(",")]
+        raise InputError(f"expected class_names, a list, got the string '{class_names}': write {listed}")
+    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"expected class_names, a list of texts, got {class_names!r}: write ['cat', 'grass']")
     if not class_names:
         raise InputError("expected at least one class name, got an empty list")
     seen = set()
@@ -369,8 +390,8 @@ def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
     lengths = {len(prompt.tokens) for prompt in prompts}
     if len(lengths) > 1:
         raise InputError(
-            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one zero_tokens "
-            "for all"
+            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one "
+            "zero_tokens for all"
         )
     return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
 

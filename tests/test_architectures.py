@@ -119,7 +119,7 @@ def test_words_and_places_stand_where_the_layout_says(backbone):
     assert before.image_tokens == rows * columns
     assert before.text_tokens == len(prompt.tokens)
 
-    row, column, side = 3, 5, backbone.family.cells
+    row, column, side = 3, 5, backbone.family.patch_size
     other = latents.clone()
     other[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
     (after, *_) = calls(backbone, backbone.inputs(other, timestep, prompt))
@@ -185,7 +185,7 @@ def test_branches_of_guidance_are_those_of_the_prompts_alone(backbone):
 
 def test_labels_are_what_the_text_encoder_reads(backbone):
     pipe, read = backbone.pipe, []
-    tokenizer, _ = backbone.family.reader(pipe)
+    tokenizer, _ = backbone.family.tokenizer_and_limit(pipe)
     encoder = pipe.text_encoder_2 if tokenizer is getattr(pipe, "tokenizer_2", None) else pipe.text_encoder
     handle = encoder.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(args[0] if args else kwargs["input_ids"]), with_kwargs=True
@@ -345,7 +345,7 @@ def test_a_saved_model_reads_prompts_as_before(backbone, tmp_path):
 
 
 def test_hunyuan_image_distilled_predicts_the_velocity_of_an_instant():
-    """Not the mean velocity until the end of the step that happened to be rehearsed."""
+    """Not the mean velocity until the end of the step that happened to be captured."""
     backbone = wrap_pipeline(tiny_hunyuan_image(distilled=True), "distilled")
     backbone.pipe.default_sample_size = SIDE // backbone.pipe.vae_scale_factor
     latents, timesteps = backbone.add_noise(torch.zeros(2, *backbone.latent_shape), [8, 3])

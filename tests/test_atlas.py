@@ -194,3 +194,12 @@ def test_coarser_maps_are_means_of_cells(atlas):
     (content,) = (base64.b64decode(content) for content in stored["slices"].values())
     plain = atlas.maps(setting)[1].reshape(4, 2, 3, 2).mean((1, 3))
     np.testing.assert_allclose(values_of(content, stored["shape"])[1], plain, atol=0.003)
+
+
+def test_no_word_holds_half_a_letter():
+    # "a café": two tokens hold one byte each of the last letter
+    tokens = {"token": ["a", "caf", "é", "é#2"], "token_kind": ("token", ["word"] * 4)}
+    ranges = {"token_start": ("token", [0, 2, 5, 5]), "token_stop": ("token", [1, 5, 6, 6])}
+    maps = xr.DataArray(np.zeros((4, 2, 3), np.float32), tokens | ranges, ("token", "y", "x"))
+    words = MapSource({"": {"i2t": maps}}).words
+    assert [(word.label, word.tokens) for word in words] == [("a", (0,)), ("café", (1, 2, 3))]

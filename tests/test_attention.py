@@ -429,20 +429,23 @@ def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():
 
 def test_wrong_arguments_are_refused():
     transformer = make()
-    with pytest.raises(InputError, match="no layer 5.*from 0 to 4"), intercept(transformer, layers=[5]):
+    with pytest.raises(InputError, match="layers from 0 to 4, got 5"), intercept(transformer, layers=[5]):
         pass
-    with pytest.raises(InputError, match="no layer -1"), intercept(transformer, stop_after=-1):
+    with pytest.raises(InputError, match="stop_after from 0 to 4, got -1"), intercept(transformer, stop_after=-1):
         pass
     with pytest.raises(UnknownArchitectureError, match="Linear"), intercept(torch.nn.Linear(2, 3)):
         pass
-    with pytest.raises(InputError, match="46 joint keys; it has 5"), intercept(transformer, key_bias=torch.zeros(5)):
+    with (
+        pytest.raises(InputError, match="46 values, one per joint key, got 5"),
+        intercept(transformer, key_bias=torch.zeros(5)),
+    ):
         transformer(**inputs())
     call = call_of(*torch.randn(3, 1, HEADS, IMAGE + TEXT, 20))
-    with pytest.raises(InputError, match="no text token 11"):
+    with pytest.raises(InputError, match="text from 0 to 10, got 11"):
         call.i2t(text=[11])
-    with pytest.raises(InputError, match="no head 3"):
+    with pytest.raises(InputError, match="heads from 0 to 2, got 3"):
         call.t2i(heads=[3])
-    with pytest.raises(InputError, match="not in t2t"):
+    with pytest.raises(InputError, match="got them with t2t"):
         call.weights("t2t", text=[1])
 
 
@@ -458,7 +461,7 @@ def test_attention_that_passes_elsewhere_is_an_error_not_an_empty_recording():
     transformer = make()
     transformer.set_attn_processor(OwnSoftmax())
     with (
-        pytest.raises(RecordingError, match="Layer 0.*default attention processor"),
+        pytest.raises(RecordingError, match="layer 0.*default attention processor"),
         intercept(transformer, lambda call: None),
     ):
         transformer(**inputs())

@@ -1,13 +1,19 @@
 """Prompts, images, noise, denoising and generation, on a tiny random SD3."""
 
+from dataclasses import replace
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from conftest import SENTENCES, tiny_pipeline
+from diffusers.hooks import apply_layerwise_casting
+from tiny_models import BUILDERS, build, tiny_flux
 from transformers import CLIPTokenizer
 
+from seg4diff_tools.backbones import _private
 from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.images import crop_box, fit_image, open_images
 
@@ -26,7 +32,7 @@ def picture(tmp_path):
 
 
 def test_facts_of_the_model(tiny_backbone):
-    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.footprint) == (5, 3, 8)
+    assert (tiny_backbone.layers, tiny_backbone.heads, tiny_backbone.token_px) == (5, 3, 8)
     assert tiny_backbone.image_size == 56
     assert tiny_backbone.latent_shape == (16, 14, 14)
     assert tiny_backbone.token_grid() == (7, 7)
@@ -80,7 +86,7 @@ class TestPrompts:
         with pytest.raises(PromptError, match=r"'rad car' .* a, red, car, and, a, tree; did you mean 'red car'\?"):
             prompt.span("rad car")
         with pytest.raises(
-            PromptError, match="^'zzz' is not in the prompt, whose words are: a, red, car, and, a, tree$"
+            PromptError, match=r"^'zzz' is not in the prompt, whose words are: a, red, car, and, a, tree$"
         ):
             prompt.span("zzz")
         with pytest.raises(PromptError, match="has no words"):
@@ -138,7 +144,7 @@ class TestPrompts:
     def test_bad_number_of_zero_vectors(self, tiny_backbone, zero_tokens):
         with pytest.raises(InputError, match="zero_tokens from 0 to 512"):
             tiny_backbone.encode_prompt("a cat", zero_tokens=zero_tokens)
-        with pytest.raises(InputError, match="at least one prompt"):
+        with pytest.raises(InputError, match="expected prompt, at least one"):
             tiny_backbone.encode_prompt([])
 
 
@@ -288,15 +294,15 @@ class TestImages:
         assert open_images(tmp_path / "phone.jpg")[0].size == (3, 5)
 
     def test_missing_truncated_and_foreign_files(self, tmp_path, picture):
-        with pytest.raises(InputError, match="no image file '.*none.png': check the path"):
+        with pytest.raises(InputError, match=r"no image file '.*none.png': check the path"):
             open_images(tmp_path / "none.png")
         cut = tmp_path / "cut.png"
         cut.write_bytes(picture.read_bytes()[:1500])
-        with pytest.raises(InputError, match="'.*cut.png' is damaged"):
+        with pytest.raises(InputError, match=r"'.*cut.png' is damaged"):
             open_images(cut)
         text = tmp_path / "text.png"
         text.write_text("not an image")
-        with pytest.raises(InputError, match="'.*text.png' is not an image"):
+        with pytest.raises(InputError, match=r"'.*text.png' is not an image"):
             open_images(text)
         with pytest.raises(InputError, match="is damaged or cannot be read"):
             open_images(tmp_path)
@@ -367,13 +373,13 @@ class TestNoise:
 
     @pytest.mark.parametrize("wanted", [0, 29, [8, 40], []])
     def test_steps_outside_the_schedule(self, tiny_backbone, wanted):
-        with pytest.raises(InputError, match="steps_from_end from 1 to 28"):
+        with pytest.raises(InputError, match=r"expected steps_from_end(, at least one| from 1 to 28)"):
             tiny_backbone.add_noise(torch.zeros(1, 16, 14, 14), wanted)
 
     def test_wrong_numbers(self, tiny_backbone):
-        with pytest.raises(InputError, match="got 3 seeds for 2 images"):
+        with pytest.raises(InputError, match=r"expected seed, .* got 3 for 2 images"):
             tiny_backbone.add_noise(torch.zeros(2, 16, 14, 14), seed=[1, 2, 3])
-        with pytest.raises(InputError, match="steps=0"):
+        with pytest.raises(InputError, match="expected steps 1 or more, got 0"):
             tiny_backbone.schedule(0)
 
 
@@ -402,7 +408,7 @@ class TestDenoise:
         latents = torch.zeros(3, *tiny_backbone.latent_shape)
         with pytest.raises(InputError, match="got 2 for 3 latents"):
             tiny_backbone.predict_velocity(latents, 100.0, ["a cat", "a dog"])
-        with pytest.raises(InputError, match="at least one prompt"):
+        with pytest.raises(InputError, match="expected prompt, at least one"):
             tiny_backbone.predict_velocity(latents, 100.0, [])
         mixed = [tiny_backbone.encode_prompt("a cat", zero_tokens=n) for n in (0, 1, 1)]
         with pytest.raises(InputError, match=r"one length, got \[77, 78\]"):
@@ -450,3 +456,148 @@ class TestGenerate:
     def test_wrong_numbers_of_seeds(self, tiny_backbone):
         with pytest.raises(InputError, match="got 3 for 2 prompts"):
             tiny_backbone.generate(["a cat", "a dog"], seed=[1, 2, 3])
+
+    def test_batches_change_nothing_but_the_memory(self, tiny_backbone):
+        asked = {"steps": 2, "size": (40, 56), "seed": [3, 1, 2], "progress": False, "negative_prompt": "snow"}
+        together = tiny_backbone.generate("a cat", **asked)
+        seen = []
+        apart = tiny_backbone.generate("a cat", batch=2, callback=lambda *step: seen.append(len(step[2])), **asked)
+        assert seen == [2, 2, 1, 1]
+        for one, other in zip(together, apart, strict=True):
+            assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+    def test_numpy_numbers_will_do(self, tiny_backbone, unchecked):
+        plain = tiny_backbone.generate("a cat", steps=1, seed=[4, 5], progress=False)
+        others = [np.array([4, 5]), torch.tensor([4, 5]), range(4, 6), (np.int64(4), np.uint8(5))]
+        for seed in others:
+            found = tiny_backbone.generate("a cat", steps=np.int64(1), seed=seed, batch=np.int32(2), progress=False)
+            assert [np.asarray(image).tolist() for image in found] == [np.asarray(image).tolist() for image in plain]
+
+    def test_arguments_without_effect_are_refused(self, tiny_backbone):
+        with pytest.raises(
+            InputError, match=r"expected guidance with negative_prompt, got weight 1, .* guidance_scale=7"
+        ):
+            tiny_backbone.generate("a cat", negative_prompt="snow", guidance_scale=1.0)
+        prompts = [tiny_backbone.encode_prompt("a cat", zero_tokens=n) for n in (3, 5)]
+        with pytest.raises(InputError, match=r"one zero_tokens, got \[3, 5\]"):
+            tiny_backbone.generate(prompts)
+        schnell = wrap_pipeline(tiny_flux(guidance=False), "schnell")
+        with pytest.raises(InputError, match="expected no guidance_scale, which schnell does not read"):
+            schnell.generate("a cat", guidance_scale=7.0)
+        with pytest.raises(InputError, match="expected zero_tokens with SD3 alone, got 5 with flux"):
+            schnell.generate("a cat", zero_tokens=5)
+
+    def test_negative_prompts_of_flux(self):
+        backbone = wrap_pipeline(build("flux-dev"), "flux")
+        asked = {"steps": 1, "size": 32, "progress": False}
+        with pytest.raises(InputError, match=r"got weight 1, which ignores it: pass true_cfg_scale=4\.0 too"):
+            backbone.generate("a cat", negative_prompt="snow", **asked)
+        with pytest.raises(InputError, match=r"a negative_prompt with true_cfg_scale=4: pass negative_prompt=''"):
+            backbone.generate("a cat", true_cfg_scale=4.0, **asked)
+        plain, other = (
+            np.asarray(backbone.generate("a cat", **asked, **more)[0])
+            for more in ({}, {"negative_prompt": "snow", "true_cfg_scale": 4.0})
+        )
+        assert (plain != other).any()
+
+
+class TestTheUsersPipeline:
+    """What `wrap_pipeline` takes stays as it was."""
+
+    def test_modes_flags_and_bars_stay(self):
+        pipe = tiny_pipeline()
+        pipe.transformer.train()
+        pipe.vae.requires_grad_(False)
+        del pipe._progress_bar_config
+        backbone = wrap_pipeline(pipe)
+        seen = []
+        handle = pipe.transformer.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+        latents = backbone.encode_image(np.zeros((9, 9, 3), np.uint8))
+        assert not backbone.predict_velocity(*backbone.add_noise(latents), "a cat").requires_grad
+        backbone.generate("a cat", steps=1, progress=False)
+        backbone.decode(latents)
+        handle.remove()
+        assert seen == [False, False]
+        assert pipe.transformer.training
+        assert pipe.transformer.transformer_blocks[0].training
+        assert not pipe.vae.training
+        assert all(value.requires_grad for value in pipe.transformer.parameters())
+        assert not any(value.requires_grad for value in pipe.vae.parameters())
+        assert not hasattr(pipe, "_progress_bar_config")
+
+    def test_a_changed_scheduler_is_another_schedule(self):
+        backbone = wrap_pipeline(tiny_pipeline())
+        before = backbone.schedule()[1]
+        backbone.pipe.scheduler.set_shift(1.0)
+        plain = backbone.schedule()[1]
+        assert not torch.equal(before, plain)
+        backbone.pipe.scheduler.set_shift(3.0)
+        assert torch.equal(backbone.schedule()[1], before)
+
+
+class TestNumberFormats:
+    # diffusers' own
+    @pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning", "ignore:Mismatch dtype between input and weight")
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_every_family_runs_in_half_precision(self, name, dtype):
+        backbone = wrap_pipeline(build(name).to(dtype), name)
+        latents = torch.zeros(1, *backbone.latent_size(backbone.token_px * 4))
+        before = model_fingerprint(backbone)
+        for _ in range(2):
+            velocity = backbone.predict_velocity(*backbone.add_noise(latents), "a cat")
+            assert velocity.shape == latents.shape
+        assert len(backbone.generate("a cat", steps=1, size=backbone.token_px * 4, progress=False)) == 1
+        # in float16 this pipeline leaves its VAE in float32
+        assert model_fingerprint(backbone) == before or (name, dtype) == ("auraflow", torch.float16)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_the_default_dtype_of_torch_does_not_matter(self, tiny_backbone, dtype, monkeypatch):
+        def run() -> list:
+            backbone = wrap_pipeline(tiny_backbone.pipe)
+            latents = backbone.encode_image(np.full((9, 9, 3), 77, np.uint8))
+            noisy, timesteps = backbone.add_noise(latents, [3, 8])
+            velocity = backbone.predict_velocity(noisy, timesteps, "a cat")
+            (picture,) = backbone.decode(latents)
+            return [latents, noisy, timesteps, velocity, np.asarray(picture).tolist()]
+
+        expected = run()
+        torch.set_default_dtype(dtype)
+        try:
+            found = run()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for one, other in zip(found[:4], expected[:4], strict=True):
+            assert torch.equal(one, other)
+        assert found[4] == expected[4]
+
+
+def test_a_backbone_prints_in_a_line(tiny_backbone):
+    shown = f"Backbone('x', sd3, 5 layers of 3 heads, 56 px, {torch.float32} on cpu)"
+    assert repr(replace(tiny_backbone, name="x")) == shown
+
+
+class TestPrivateParts:
+    """Each private part of a library that is touched, so that an upgrade that moves it fails here."""
+
+    def test_pipeline(self):
+        pipe = tiny_pipeline()
+        assert _private.execution_device(pipe) == torch.device("cpu")
+        with _private.progress_bar(pipe, False):
+            assert pipe._progress_bar_config["disable"] is True
+        assert pipe._progress_bar_config == {"disable": True}
+        pipe.scheduler.set_shift(2.5)
+        assert _private.scheduler_shift(pipe.scheduler) == 2.5
+        assert _private.scheduler_shift(object()) is None
+
+    def test_modules(self):
+        module = torch.nn.Linear(2, 3)
+        one, other = module.register_forward_hook(print), module.register_forward_pre_hook(repr)
+        assert _private.forward_hooks(module) == [repr, print]
+        one.remove()
+        other.remove()
+        compiled = torch.compile(module, backend="eager")
+        assert _private.written(compiled) is _private.written(module) is module
+        assert _private.diffusers_hooks(module) == {}
+        apply_layerwise_casting(module, torch.float16, torch.float32)
+        assert list(_private.diffusers_hooks(module)) == ["layerwise_casting"]

@@ -105,3 +105,12 @@ def test_scatter():
     assert list(points.text) == ["0", "1", "2"]
     with pytest.raises(InputError, match="depth"):
         interactive.scatter(table, "depth")
+
+
+def test_written_values_are_rounded_once():
+    table = pd.DataFrame({"method": ["a", "b"], "layer": [0, 1], "mIoU": [0.763496, 0.494961]})
+    (drawn,) = interactive.bars(table, "method").data
+    assert list(drawn.text) == ["76.3", "49.5"]
+    (cells,) = interactive.score_map(table, "layer", "method").data
+    # 49.4961 is 49, though 49.5 would be 50
+    assert [list(row) for row in cells.text] == [["76", ""], ["", "49"]]

@@ -79,7 +79,7 @@ def test_images_of_any_kind_and_size(folder):
 def test_bad_input_is_one_clear_error(folder, tmp_path):
     clip = load_clip(folder)
     for texts in ("a cat", []):
-        with pytest.raises(InputError, match="expected a list of texts"):
+        with pytest.raises(InputError, match="expected texts as a list"):
             clip.embed_texts(texts)
     with pytest.raises(CheckpointError, match=r"with clip/config\.json, got .*pretrain export"):
         load_clip(tmp_path)
@@ -106,5 +106,28 @@ def test_a_clip_of_transformers(folder, tmp_path):
         values = (torch.from_numpy(pixels) / 255 - torch.tensor(clip.mean)) / torch.tensor(clip.std)
         seen = clip.model.vision_model(values.permute(0, 3, 1, 2)).last_hidden_state
     torch.testing.assert_close(clip.embed_patches(list(pixels)), seen[:, 1:], rtol=0, atol=1e-5)
-    with pytest.raises(CheckpointError, match="cannot be read: .*name of a CLIP of transformers"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*name of a CLIP of transformers"):
         load_clip(str(tmp_path / "nowhere"))
+
+
+def test_captions_are_cut_at_the_smaller_limit(folder):
+    clip = load_clip(folder)
+    positions = clip.model.config.text_config.max_position_embeddings
+    long = "a cat on the grass " * positions
+    expected = clip.embed_texts([long])
+    clip.tokenizer.model_max_length = 10 * positions
+    torch.testing.assert_close(clip.embed_texts([long]), expected, rtol=0, atol=0)
+    clip.tokenizer.model_max_length = 5
+    assert not torch.equal(clip.embed_texts([long]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_torch_changes_no_embedding(folder, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    expected, before = load_clip(folder).embed_images(list(pixels)), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = load_clip(folder).embed_images(list(pixels))
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

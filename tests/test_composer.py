@@ -3,7 +3,7 @@ import pytest
 
 from seg4diff_tools import compose_scene
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes.scenes import compose
+from seg4diff_tools.scenes import compose
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_masks_follow_the_things(view):
 
 def test_what_cannot_be_drawn_says_so(view, tiny_backbone):
     view.objects = [{"name": "lion-fish", "x": 0.5, "y": 0.5, "side": 0.5}]
-    assert "no drawing is named 'lion-fish'" in view.message
+    assert "got 'lion-fish': did you mean 'lion'" in view.message
     assert view.scene.objects == ("cat",)
     with pytest.raises(InputError, match="background must be one of"):
         compose_scene(tiny_backbone, background="moon")

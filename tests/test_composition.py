@@ -22,12 +22,12 @@ from seg4diff_tools.generation.composition import (
     validation,
 )
 from seg4diff_tools.generation.detector import load_detector
+from seg4diff_tools.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 from seg4diff_tools.scenes.drawings import concepts
-from seg4diff_tools.scenes.scenes import BASE_CONCEPTS, Placement, Plan, draw_scenes, relation
 
 
 @pytest.fixture(scope="module")
-def parser():
+def detector():
     return load_detector()
 
 
@@ -78,7 +78,7 @@ def test_prompts_depend_on_the_seed_alone():
         (CompositionPrompt("complex", (Asked("car", "green"), Asked("cat")), "snow"), "background: sand"),
     ],
 )
-def test_rules_on_one_scene(parser, prompt, wrong):
+def test_rules_on_one_scene(detector, prompt, wrong):
     """Two cats below, a green car above a turtle in the middle."""
     placements = (
         Placement("cat", "noto", (0.2, 0.8), 0.36),
@@ -87,7 +87,7 @@ def test_rules_on_one_scene(parser, prompt, wrong):
         Placement("car", "noto", (0.5, 0.2), 0.36, color="green"),
     )
     scene = Plan(placements, "sand", "", fitting_plan(prompt).noise)
-    (row,) = judge(parser, draw_scenes([scene], 96)[0].image, [prompt]).itertuples()
+    (row,) = judge(detector, draw_scenes([scene], 96)[0].image, [prompt]).itertuples()
     assert (row.wrong, row.correct) == (wrong, wrong == "")
     assert (row.category, row.prompt, row.background) == (prompt.category, prompt.text, "sand")
     assert Counter(row.found.split(", ")) == {"a cat": 2, "a turtle": 1, "a green car": 1}
@@ -104,9 +104,9 @@ def test_fitting_scenes_show_what_was_asked_for():
         assert near_miss(prompt, seed) == near_miss(prompt, seed) != prompt
 
 
-def test_the_judge_tells_right_from_wrong(parser):
+def test_the_judge_tells_right_from_wrong(detector):
     """Scenes that fit are correct nearly always; other prompts' scenes and near misses nearly never."""
-    found = validation(parser, prompts(12, seed=2), seed=5)
+    found = validation(detector, prompts(12, seed=2), seed=5)
     assert found.category.tolist() == list(CATEGORIES)
     assert (found.pictures == 12).all()
     assert found.fitting.mean() > 0.9
@@ -114,26 +114,26 @@ def test_the_judge_tells_right_from_wrong(parser):
     assert found.shuffled.mean() < 0.05
     assert found["near miss"].mean() < 0.05
     # what is done to the pictures first is what is judged
-    blank = validation(parser, prompts(2), through=lambda images: [np.zeros_like(image) for image in images])
+    blank = validation(detector, prompts(2), through=lambda images: [np.zeros_like(image) for image in images])
     assert (blank[["fitting", "shuffled", "near miss"]] == 0).all(axis=None)
 
 
-def test_scores_are_judged_pictures(tiny_backbone, parser):
+def test_scores_are_judged_pictures(tiny_backbone, detector):
     asked = prompts(1)[:3]
     settings = {"steps": 2, "guidance_scale": 1.0, "progress": False}
-    found = composition_scores(tiny_backbone, parser, asked, (0, 4), batch=4, **settings)
+    found = composition_scores(tiny_backbone, detector, asked, (0, 4), batch=4, **settings)
     assert found.seed.tolist() == [0, 0, 0, 4, 4, 4]
     assert found.prompt.tolist() == [p.text for p in asked] * 2
     assert set(found.model) == {tiny_backbone.name}
     made = generate_pictures(tiny_backbone, asked, (0, 4), batch=4, **settings)
-    pd.testing.assert_frame_equal(found[["correct", "found"]], judge(parser, made, asked * 2)[["correct", "found"]])
+    pd.testing.assert_frame_equal(found[["correct", "found"]], judge(detector, made, asked * 2)[["correct", "found"]])
     # another batch gives the same pictures, and the noise follows from prompt and seed
     (alone,) = tiny_backbone.generate(asked[1].text, seed=400_001, **settings)
     assert np.abs(np.asarray(made[4], int) - np.asarray(alone, int)).max() <= 1
     with pytest.raises(InputError, match="at least one prompt and one seed"):
         generate_pictures(tiny_backbone, [], **settings)
     with pytest.raises(InputError, match="got 6 images for 3 prompts"):
-        judge(parser, made, asked)
+        judge(detector, made, asked)
 
 
 def test_summary_by_hand():

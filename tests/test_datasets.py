@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
 
 from seg4diff_tools import datasets
 from seg4diff_tools.datasets.files import read_labels
+from seg4diff_tools.datasets.labels import true_classes
+from seg4diff_tools.datasets.opened import open_sample
 from seg4diff_tools.errors import InputError
 
 NAMES = ("grass", "cat", "dog", "bus")
@@ -169,7 +172,7 @@ def coco(tmp_path):
         ],
     }
     path = tmp_path / "panoptic_train2017.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return images, masks, path
 
 
@@ -279,11 +282,181 @@ def test_renamed_classes_of_one_name_become_one():
     )
 
     class Set(list):
-        class_names = ("cat", "sand", "dog", "snow", "tree")
+        class_names, background = ("cat", "sand", "dog", "snow", "tree"), ("sand", "snow")
 
     found = datasets.renamed(Set([sample]), {"sand": "background", "snow": "background", "cat": "kitten"})
     assert found.class_names == ("kitten", "background", "dog", "tree")
+    assert found.background == ("background",)
     assert len(found) == 1
     assert found[0].class_names == ("kitten", "background", "dog")
     assert found[0].background == ("background",)
     assert found[0].label_map.tolist() == [[0, 1, 2], [2, 1, datasets.IGNORE]]
+
+
+MANY = [f"thing {number}" for number in range(300)]
+
+
+def wide_masks(folders, ignored: int) -> np.ndarray:
+    """Both masks with classes 255 and 299 of 300 and some pixels to leave out, in 16 bits."""
+    labels = np.full((11, 13), 299, dtype=np.uint16)
+    labels[0], labels[1] = 255, ignored
+    for name in ("a.png", "b.png"):
+        Image.fromarray(labels).save(folders[1] / name)
+    return labels
+
+
+def test_class_255_of_300_is_never_ignored_in_silence(folders):
+    wide_masks(folders, 65535)
+    with pytest.raises(InputError, match="no class of 300, got ignore=255, which is 'thing 255': pass ignore=-1"):
+        datasets.folder(*folders, MANY)
+    with pytest.raises(InputError, match="ignore=0, which is 'grass'"):
+        datasets.folder(*folders, NAMES, ignore=0)
+    sample = datasets.folder(*folders, MANY, ignore=65535)[0]
+    assert sample.class_names == ("thing 255", "thing 299")
+    assert (sample.label_map[:3, 0] == [0, 255, 1]).all()
+    wide_masks(folders, 7)
+    assert 255 not in datasets.folder(*folders, MANY, ignore=np.int64(-1))[0].label_map
+    # as many classes as there are values below it
+    assert len(datasets.folder(*folders, MANY[:255]).class_names) == 255
+
+
+def test_an_image_of_300_classes_is_refused_wherever_it_comes_from(folders):
+    labels = np.arange(300).reshape(20, 15)
+    with pytest.raises(InputError, match=r"at most 255 classes in one image.*got 300"):
+        datasets.LabeledImage(np.zeros((20, 15, 3), np.uint8), tuple(MANY), labels)
+    with pytest.raises(InputError, match=r"at most 255 classes in one image.*got 300"):
+        true_classes(labels, MANY, MANY)
+
+    class Own:
+        image, class_names, label_map, caption = np.zeros((20, 15, 3), np.uint8), MANY, labels, ""
+
+    with pytest.raises(InputError, match=r"at most 255 classes in one image.*got 300"):
+        open_sample(Own(), 0)
+    Image.fromarray(labels.astype(np.uint16)).save(folders[1] / "a.png")
+    Image.new("RGB", (15, 20)).save(folders[0] / "a.png")
+    with pytest.raises(InputError, match=r"at most 255 classes in one image.*got 300"):
+        datasets.folder(*folders, MANY, ignore=-1)[0]
+
+
+def test_a_mask_is_never_its_own_image(tmp_path):
+    Image.new("RGB", (13, 11)).save(tmp_path / "a.jpg")
+    Image.new("L", (13, 11)).save(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"got .*b.png for both: keep masks in a folder"):
+        datasets.folder(tmp_path, tmp_path, NAMES)
+    Image.new("L", (13, 11)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"one file named a in .*, got a.jpg and a.png: keep images and masks"):
+        datasets.folder(tmp_path, tmp_path, NAMES)
+
+
+def test_two_files_of_one_name_are_refused(folders):
+    images, masks = folders
+    (images / "unlabeled.jpg").write_bytes((images / "a.png").read_bytes())
+    assert len(datasets.folder(images, masks, NAMES)) == 2
+    (images / "a.webp").write_bytes((images / "a.png").read_bytes())
+    with pytest.raises(InputError, match=r"one file named a in .*images, got a.png and a.webp"):
+        datasets.folder(images, masks, NAMES)
+    (images / "a.webp").unlink()
+    (masks / "b.PNG").write_bytes((masks / "b.png").read_bytes())
+    with pytest.raises(InputError, match=r"one file named b in .*masks, got b.PNG and b.png"):
+        datasets.folder(images, masks, NAMES)
+
+
+def test_a_panoptic_png_is_never_its_own_image(coco):
+    images, _, path = coco
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"][0]["file_name"] = content["images"][0]["file_name"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"got 000000000030.jpg for both"):
+        datasets.coco_panoptic(images, images, path)
+
+
+def test_hidden_files_are_no_samples(folders, sa):
+    images, masks = folders
+    for folder, name in ((images, "a.png"), (masks, "a.png")):
+        (folder / f"._{name}").write_bytes(b"AppleDouble")
+    assert [sample.name for sample in datasets.folder(images, masks, NAMES)] == ["a.png", "b.jpg"]
+    for name in ("._sa_2", ".trash/sa_3"):
+        (sa[0] / name).parent.mkdir(exist_ok=True)
+        for end in (".jpg", ".json"):
+            (sa[0] / f"{name}{end}").write_bytes(b"AppleDouble")
+    assert [sample.name for sample in datasets.sa1b(sa[0])] == ["sa_1.jpg", "sa_2.jpg"]
+
+
+def test_a_byte_order_mark_is_dropped(coco, sa):
+    path = coco[2]
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    captions = path.with_name("captions.json")
+    captions.write_text(json.dumps({"000000000030.jpg": "a café", "sa_2.jpg": "a road"}), encoding="utf-8-sig")
+    assert datasets.coco_panoptic(*coco, captions)[0].caption == "a café"
+    assert datasets.sa1b(sa[0], captions)[1].caption == "a road"
+    captions.write_text("{}", encoding="utf-16")
+    with pytest.raises(InputError, match=r"readable JSON in UTF-8, got .*captions.json"):
+        datasets.sa1b(sa[0], captions)
+
+
+def test_a_tilde_is_the_home(folders, coco, sa, monkeypatch):
+    home = folders[0].parent
+    monkeypatch.setenv("HOME", str(home))
+    assert len(datasets.folder("~/images", "~/masks", NAMES)) == 2
+    assert len(datasets.coco_panoptic(*(f"~/{path.relative_to(home)}" for path in coco))) == 1
+    assert len(datasets.sa1b("~")) == 2
+
+
+def test_slices_are_lazy_and_know_the_vocabulary(folders, coco, sa):
+    samples = datasets.folder(*folders, NAMES, background="grass")
+    (folders[0] / "a.png").write_bytes(b"damaged")
+    last = samples[1:]
+    assert (len(last), last.class_names, last.background) == (1, NAMES, ("grass",))
+    assert last[np.int64(0)].name == last[-1].name == samples[np.uint8(1)].name == samples[-1].name == "b.jpg"
+    assert [sample.name for sample in samples[::-1][:1]] == ["b.jpg"]
+    assert len(samples[5:]) == 0
+    assert [sample.name for sample in datasets.sa1b(sa[0])[:5]] == ["sa_1.jpg", "sa_2.jpg"]
+    assert datasets.coco_panoptic(*coco)[:2].background == ("wall brick", "floor")
+    renamed = datasets.renamed(samples, {"cat": "kitten"})[-1:]
+    assert renamed.class_names == ("grass", "kitten", "dog", "bus")
+    assert renamed[0].class_names == ("kitten", "dog")
+    for wrong in (2, -3, np.int64(7)):
+        with pytest.raises(IndexError, match=f"index below 2, got {wrong}"):
+            samples[wrong]
+
+
+def test_renamed_samples_keep_everything_else():
+    things = np.zeros((2, 2, 3), dtype=bool)
+    sample = datasets.LabeledImage(
+        np.zeros((2, 3, 3), np.uint8), ("cat",), np.zeros((2, 3), int), "a cat", (), "a.jpg", things
+    )
+    (found,) = datasets.renamed([sample], {"cat": "kitten"})
+    assert (found.name, found.caption, found.class_names) == ("a.jpg", "a cat", ("kitten",))
+    assert found.masks is things
+    with pytest.raises(InputError, match="got 'dgo': did you mean 'dog'"):
+        datasets.renamed(Vocabulary([sample]), {"dgo": "puppy"})
+
+
+class Vocabulary(list):
+    class_names = ("cat", "dog")
+
+
+def test_what_a_sample_may_hold(tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    labels = np.arange(35).reshape(5, 7) % 2
+    prints = {
+        open_sample(datasets.LabeledImage(image, ("cat", "dog"), labels), 0).fingerprint
+        for image in (pixels, Image.fromarray(pixels), tmp_path / "a.png", str(tmp_path / "a.png"))
+        + (torch.from_numpy(pixels).permute(2, 0, 1) / 255,)
+    }
+    assert len(prints) == 1
+
+    class Own:
+        image, class_names, caption = pixels, ["cat", "dog"], ""
+
+    for Own.label_map in (
+        torch.from_numpy(labels),
+        labels.tolist(),
+        labels.astype(bool),
+        Image.fromarray(np.uint8(labels)),
+    ):
+        assert {open_sample(Own(), 0).fingerprint} == prints
+    Own.label_map = labels.astype(float)
+    with pytest.raises(InputError, match=r"label map of integers \[y x\], got float64"):
+        open_sample(Own(), 0)

@@ -12,7 +12,7 @@ from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation.clip import load_clip
 from seg4diff_tools.generation.distances import clip_features, frechet_distance, kernel_distance, picture_distances
-from seg4diff_tools.scenes.scenes import Scenes
+from seg4diff_tools.scenes import Scenes
 
 
 @pytest.fixture(scope="module")

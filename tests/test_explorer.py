@@ -382,3 +382,16 @@ def test_live_draws_where_there_is_no_picture(tiny_backbone):
     assert len(view.pictures) == 1
     with pytest.raises(InputError, match="no image file"):
         explore(tiny_backbone, "missing.jpg", prompt="a cat")
+
+
+def test_a_segmentation_is_shown_as_masks_over_its_image(tmp_path):
+    from seg4diff_tools.segmentation.results import Segmentation
+
+    maps = np.random.default_rng(0).random((2, 3, 5), dtype=np.float32)
+    coords = {"class": ["cat", "night sky"], "y": np.arange(3) + 0.5, "x": np.arange(5) + 0.5}
+    array = xr.DataArray(maps, coords, ("class", "y", "x"), name="i2t")
+    image = np.zeros((3, 5, 3), np.uint8)
+    view = explore(Segmentation(array, maps.argmax(0), ("cat", "night sky"), {}, image))
+    assert (view.mode, view.classes, len(view.pictures)) == ("masks", ["cat", "night sky"], 1)
+    np.testing.assert_array_equal(view.data.values, maps)
+    assert "night sky" in view.save_html(tmp_path / "view.html").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from seg4diff_tools import paper
 from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
-from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Scenes, gallery
+from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scenes, gallery
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
 from seg4diff_tools.segmentation.segment import segment
 from seg4diff_tools.segmentation.unsupervised import group

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks: names as their judges expect, the same picture in every run, and errors that name the line."""
+"""Pictures for benchmarks: names as their judges expect, the same in every run, errors that name the line."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on(tiny_backbone, geneval, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in samples[3:]} == kept
     with pytest.raises(InputError, match=r"seed: 0 there, 1 now\): choose another folder"):
         run(seed=1)
-    with pytest.raises(InputError, match="guidance_scale: 1.0 there, 7.5 now"):
+    with pytest.raises(InputError, match=r"guidance_scale: 1.0 there, 7.5 now"):
         run(guidance_scale=None)
 
 
@@ -131,13 +131,13 @@ def test_broken_prompts_are_named_by_line(tmp_path, layout, content, message):
 
 
 def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
-    with pytest.raises(InputError, match="expected a text file of prompts, got .*nowhere"):
+    with pytest.raises(InputError, match=r"expected a text file of prompts, got .*nowhere"):
         read_prompts(tmp_path / "nowhere", "geneval")
     (tmp_path / "long.jsonl").write_text(geneval.read_text() + json.dumps({"prompt": "cat " * 90}))
     with pytest.raises(PromptError, match=r"line 4 of .*long\.jsonl: "):
         generate_benchmark(tiny_backbone, "geneval", tmp_path / "long.jsonl", tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="at least one image, step and batch, got 0, 2 and 8"):
+    with pytest.raises(InputError, match="images 1 or more, got 0"):
         generate_benchmark(tiny_backbone, "geneval", geneval, tmp_path / "out", images=0, **QUICK)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -146,7 +146,8 @@ def test_other_bad_input_is_one_clear_error(tiny_backbone, geneval, tmp_path):
 
 
 def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
-    from seg4diff_tools.backbones.lora import attach, save_lora, trained
+    from seg4diff_tools.backbones.lora import attach, trained
+    from seg4diff_tools.backbones.lora_files import save_lora
 
     transformer = tiny_backbone.transformer
     attach(transformer, tiny_backbone.family, rank=2, alpha=2)
@@ -202,3 +203,9 @@ def test_an_error_is_one_line(tiny_folder, t2i, tmp_path, changed, message):
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    for layout, line in (("t2i-compbench", "a café"), ("geneval", '{"prompt": "a café"}')):
+        (tmp_path / "prompts").write_text(line + "\n", encoding="utf-8-sig")
+        assert [prompt.text for prompt in read_prompts(str(tmp_path / "prompts"), layout)] == ["a café"]

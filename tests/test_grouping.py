@@ -1,5 +1,10 @@
 """Grouping without words, step by step against its parts."""
 
+import json
+import pickle
+from copy import deepcopy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +14,7 @@ from seg4diff_tools.datasets.labels import renumber
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
-from seg4diff_tools.scenes.scenes import SceneConfig, Scenes
+from seg4diff_tools.scenes import SceneConfig, Scenes
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.options import Unsupervised
 from seg4diff_tools.segmentation.unsupervised import group
@@ -35,6 +40,30 @@ def test_group_is_what_its_parts_give(tiny_backbone, samples):
     assert 1 < len(proposals) < 75
     assert np.array_equal(found.label_map, masks.label_map(proposals, (56, 56)))
     assert found.settings["frame"] == [0, 0, 56, 56]
+
+
+def test_result_is_copied_compared_and_shown(tiny_backbone, samples):
+    options = Unsupervised(layers=np.int64(2), threshold=0.01)
+    found, many = group(tiny_backbone, samples[1].image, options), [samples[1].image, samples[2].image]
+    assert pickle.loads(pickle.dumps(found)) == deepcopy(found) == found
+    assert found != group(tiny_backbone, samples[1].image, Unsupervised(layers=2, threshold=0.02))
+    assert json.loads(json.dumps(found.settings)) == found.settings
+    assert group(tiny_backbone, many, options, progress=False)[0] == found
+    assert repr(found).endswith(f"56 x 56 px: {len(found.proposals)} groups of 75 tokens)")
+    assert found._repr_html_().count("<img") == 2
+    assert len(found.plot().axes) == 2
+
+
+def test_layers_steps_and_seeds_are_averaged(tiny_backbone, samples):
+    parts = [
+        group(tiny_backbone, samples[1].image, Unsupervised(layers=layer, steps_from_end=step, seeds=seed)).token_maps
+        for layer in (1, 3)
+        for step in (4, 8)
+        for seed in (0, 5)
+    ]
+    options = Unsupervised(layers=(1, 3), steps_from_end=(4, 8), seeds=(0, 5))
+    found = group(tiny_backbone, samples[1].image, options)
+    np.testing.assert_allclose(found.token_maps, sum(parts) / 8, atol=1e-7)
 
 
 def test_crop_and_size(tiny_backbone):
@@ -65,6 +94,6 @@ def test_bad_input(tiny_backbone, samples):
         group(tiny_backbone, samples[0].image, Unsupervised(layers=0, kinds=("word",)))
     with pytest.raises(InputError, match="expert layer is known"):
         group(tiny_backbone, samples[0].image)
-    unchecked = getattr(grouping_scores, "__wrapped__", grouping_scores)
+    unchecked: Any = getattr(grouping_scores, "__wrapped__", grouping_scores)
     with pytest.raises(InputError, match="matching='image' or matching='rows'"):
         unchecked(tiny_backbone, samples, [0.1], matching="columns")

@@ -9,7 +9,7 @@ import torch
 from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes.scenes import Scene, SceneConfig, Scenes
+from seg4diff_tools.scenes import Scene, SceneConfig, Scenes
 
 
 def square_scene() -> Scene:

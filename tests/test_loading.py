@@ -61,7 +61,7 @@ def test_hub_name_that_cannot_be_had():
 
 
 def test_folder_of_something_else(tmp_path):
-    with pytest.raises(CheckpointError, match="no model_index.json"):
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         load_backbone(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_a_missing_weight_is_not_drawn_at_random(copied, file):
 def test_other_pipelines_are_refused_by_name(copied):
     index = json.loads((copied / "model_index.json").read_text())
     (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanPipeline"}))
-    with pytest.raises(UnknownArchitectureError, match="WanPipeline.*supported: .*StableDiffusion3Pipeline"):
+    with pytest.raises(UnknownArchitectureError, match=r"WanPipeline.*supported: .*StableDiffusion3Pipeline"):
         load_backbone(copied)
 
 
@@ -136,7 +136,7 @@ class TestAsBackbone:
             ),
             scheduler=DDPMScheduler(),
         )
-        with pytest.raises(UnknownArchitectureError, match="a transformer, got DDPMPipeline: pass one of .*StableDiff"):
+        with pytest.raises(UnknownArchitectureError, match=r"a transformer, got DDPMPipeline: pass one of .*StableDiff"):
             as_backbone(pipe)
 
 

@@ -1,4 +1,4 @@
-"""Mask alignment: losses and gradients against a materialized softmax, targets, and runs that a kill or a cut does not change."""
+"""Mask alignment: losses and gradients against a materialized softmax, targets, and runs that no kill changes."""
 
 import csv
 import os
@@ -13,22 +13,22 @@ import torch
 from accelerate.utils import is_tensorboard_available
 from conftest import TWO_PROCESSES
 from PIL import Image
-from tiny_models import build
+from tiny_models import BUILDERS, build
 from tiny_run import SCENES
 from torch.nn.functional import interpolate
 
 from seg4diff_tools import magnet
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.backbones import apply_lora, read_lora
 from seg4diff_tools.backbones.loading import wrap_pipeline
-from seg4diff_tools.backbones.lora import apply_lora, read_lora
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
 from seg4diff_tools.magnet.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
 from seg4diff_tools.prompts import Prompt
-from seg4diff_tools.scenes.scenes import Scenes
+from seg4diff_tools.scenes import Scenes
 
 HEADS, GRID, TEXT, DIM = 3, (5, 7), 11, 8
 IMAGE = GRID[0] * GRID[1]
@@ -520,4 +520,94 @@ def test_presets_are_those_of_the_paper_and_its_code():
     released = magnet.preset("sa1b-released")
     assert released.conv_head
     assert released.focal == "released"
-    assert released.batch == 8
+    assert (released.batch, magnet.preset("coco-released").batch) == (4, 8)
+    assert (released.average, released.unlabeled, released.match_resize) == ("masks", "outside", "nearest")
+
+
+def test_the_released_preset_has_the_losses_and_gradients_of_the_code():
+    config = replace(magnet.preset("coco-released"), mask_side=None)
+    spans = (((1, 2), (2, 4), (5,)), ((2, 7), (1,)))
+    generator = torch.Generator().manual_seed(9)
+    wanted = []
+    for own in spans:
+        masks = torch.rand(len(own), 10, 14, generator=generator) > 0.6
+        known = torch.ones(10, 14, dtype=torch.bool)
+        wanted.append(Target(Image.new("RGB", (1, 1)), NOTHING, masks, own, known))
+    torch.manual_seed(0)
+    head = magnet.ConvHead(width=5)
+
+    call = attention()
+    logits = [one.float() for one in mask_logits(call, wanted, config, GRID, TEXT)]
+    losses = mask_losses(logits, wanted, config, head)
+    weights = list(head.parameters())
+    ours = torch.autograd.grad(losses["focal"] + losses["dice"], [call.query, call.key, *weights])
+
+    # written anew: scores, mean of heads, convolution of each token's map, mean of tokens, mean over the batch's masks
+    call = attention()
+    focal, dice = [], []
+    for image, one in enumerate(wanted):
+        scores = (call.query[image] @ call.key[image].mT * DIM**-0.5).mean(0)[:IMAGE, IMAGE:].float()
+        for span, mask in zip(one.spans, one.masks, strict=True):
+            maps = torch.stack([scores[:, token].reshape(1, *GRID) for token in span])
+            logit = interpolate((maps + head.layers(maps)).mean(0, keepdim=True), size=(10, 14), mode="bilinear")[0, 0]
+            chance, truth = logit.sigmoid(), mask.float()
+            missed = torch.where(mask, 1 - logit, logit)
+            entropy = torch.where(mask, -chance.log(), -(1 - chance).log())
+            focal.append((torch.where(mask, 0.25, 0.75) * missed**2 * entropy).mean())
+            dice.append(1 - (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1))
+    assert len(dice) == 5
+    total = torch.stack(focal).mean() + torch.stack(dice).mean()
+    theirs = torch.autograd.grad(total, [call.query, call.key, *weights])
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_released_targets_take_shared_tokens_and_unlabelled_pixels(backbone):
+    labels = np.zeros((56, 56), dtype=np.int64)
+    labels[:, 20:], labels[0] = 1, 255
+    sample = LabeledImage(np.zeros((56, 56, 3), np.uint8), ("fire engine", "fire"), labels)
+    plain = target(backbone, sample, QUICK)
+    found = target(backbone, sample, replace(QUICK, class_tokens="any", unlabeled="outside"))
+    engine, fire = ((1, 2), (3,))
+    assert set(plain.spans) == {engine, fire}
+    assert set(found.spans) == {(1, 2, 3), (1, 3)}
+    assert found.known.all()
+    assert not plain.known[0].any()
+
+
+def test_a_batch_cut_into_pieces_has_the_mean_over_all_masks(backbone, tmp_path):
+    config = replace(QUICK, steps=2, average="masks")
+    whole = rows(finetune(backbone, DATA, config, tmp_path / "whole", progress=False))
+    cut = rows(finetune(backbone, DATA, config, tmp_path / "cut", images_at_once=2, progress=False))
+    for one, other in zip(whole, cut, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+# cast by .to, Krea 2 loses the norms that loading keeps in fp32
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", sorted({*BUILDERS} - {"sd3", "flux-schnell", "flux-kontext"}))
+def test_every_family_learns_in_both_number_formats(name, dtype, tmp_path, request):
+    if name == "hunyuan-image" and dtype == torch.bfloat16:
+        # passes as soon as Backbone.inputs gives the timestep the captured number format
+        request.applymarker(pytest.mark.xfail(strict=False, reason="the timestep stays fp32"))
+    backbone = wrap_pipeline(build(name).to(dtype))
+    config = replace(QUICK, steps=1, batch=1, layers=(1,), reading="softmax", zero_tokens=77)
+    (row,) = rows(finetune(backbone, [DATA[1]], config, tmp_path / "run", progress=False))
+    # a random model's velocity is near 0, so that the loss is near that of noise and latents
+    assert 0.3 < row["flow"] < 30
+    assert row["gradient"] > 0
+
+
+def test_evaluation_samples_may_be_paths_and_sizes_differ(backbone, tmp_path):
+    sample = DATA[1]
+    Image.fromarray(np.asarray(sample.image)).save(tmp_path / "one.png")
+    given = LabeledImage(str(tmp_path / "one.png"), tuple(sample.class_names), np.asarray(sample.label_map))
+    config = replace(QUICK, steps=1, batch=2, size=40)
+    run = finetune(backbone, [given], config, tmp_path / "run", evaluation=[given], progress=False)
+    assert (run / "pictures" / "0-000001.png").is_file()
+
+
+def test_a_family_without_checkpointing_says_so(tmp_path):
+    with pytest.raises(InputError, match="gradient_checkpointing=False with hunyuan-image"):
+        finetune(wrap_pipeline(build("hunyuan-image")), DATA, QUICK, tmp_path / "run", gradient_checkpointing=True)

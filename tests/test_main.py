@@ -13,7 +13,7 @@ from tiny_run import TINY
 from typer.testing import CliRunner
 
 from seg4diff_tools.__main__ import app
-from seg4diff_tools.backbones.lora import read_lora
+from seg4diff_tools.backbones import read_lora
 from seg4diff_tools.pretrain import RunConfig, model_card, preset
 
 

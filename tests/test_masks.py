@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +10,18 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.segmentation import masks
 
 
-def test_class_maps_average_the_tokens_of_each_class():
-    tokens = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])[:, None, None].expand(5, 2, 3)
-    maps = masks.class_maps(tokens, [(1, 2), (4,), (0, 2, 4)])
-    assert maps.shape == (3, 2, 3)
-    torch.testing.assert_close(maps[:, 1, 2], torch.tensor([3.0, 16.0, 7.0]))
-
-
-def test_class_maps_keep_leading_axes():
-    tokens = torch.rand(3, 5, 7, 11, 13)
-    maps = masks.class_maps(tokens, [(0,), (2, 6)])
-    torch.testing.assert_close(maps[2, 4, 1], (tokens[2, 4, 2] + tokens[2, 4, 6]) / 2)
+def test_span_weights_average_the_tokens_of_each_class():
+    tokens = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    weights = masks.span_weights([(1, 2), (4,), (0, 2, 4)], 5)
+    torch.testing.assert_close(tokens @ weights, torch.tensor([3.0, 16.0, 7.0]))
 
 
 @pytest.mark.parametrize(
     ("spans", "message"), [([], "at least one class"), ([(0,), ()], "empty span"), ([(0, 5)], "from 0 to 4")]
 )
-def test_class_maps_refuse_wrong_spans(spans, message):
+def test_span_weights_refuse_wrong_spans(spans, message):
     with pytest.raises(InputError, match=message):
-        masks.class_maps(torch.zeros(5, 2, 3), spans)
+        masks.span_weights(spans, 5)
 
 
 def test_minmax_scales_each_map_on_its_own():
@@ -127,7 +121,8 @@ def test_merging_of_the_released_code_follows_its_plain_definition(threshold):
     maps = torch.rand(23, 5, 7, generator=torch.Generator().manual_seed(3)).double()
     stretched = (maps - maps.min(0).values) / (maps.max(0).values - maps.min(0).values + 1e-6)
     flat = stretched.flatten(1).softmax(-1)
-    first, expected = {}, []
+    first: dict[int, int] = {}
+    expected: list[torch.Tensor] = []
     for anchor in range(23):
         if anchor not in first:
             near = [i for i in range(23) if divergence(flat[anchor].tolist(), flat[i].tolist()) < threshold]
@@ -143,6 +138,6 @@ def test_merging_refuses():
         masks.merge_maps(torch.zeros(0, 2, 3))
     with pytest.raises(InputError, match="threshold from 0"):
         masks.merge_maps(torch.zeros(1, 2, 3), threshold=-0.1)
-    unchecked = getattr(masks.merge_maps, "__wrapped__", masks.merge_maps)
+    unchecked: Any = getattr(masks.merge_maps, "__wrapped__", masks.merge_maps)
     with pytest.raises(InputError, match="merging='published' or merging='released'"):
         unchecked(torch.zeros(1, 2, 3), merging="other")

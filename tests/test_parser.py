@@ -1,4 +1,4 @@
-"""The parser: peaks and measures worked out by hand, and the shipped weights on scenes that they never saw."""
+"""The detector: peaks and measures worked out by hand, and the shipped weights on scenes that they never saw."""
 
 import importlib.util
 import json
@@ -13,14 +13,14 @@ import torch
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.generation.detector import (
     FOLDER,
-    ParserConfig,
-    ParserNet,
+    DetectorConfig,
+    DetectorNet,
     SceneDetector,
+    detector_accuracy,
     load_detector,
-    parser_accuracy,
-    save_parser,
+    save_detector,
 )
-from seg4diff_tools.scenes.scenes import (
+from seg4diff_tools.scenes import (
     BACKGROUNDS,
     BASE_CONCEPTS,
     Placement,
@@ -31,18 +31,18 @@ from seg4diff_tools.scenes.scenes import (
     visible,
 )
 
-SMALL = ParserConfig(("cat", "car", "fish"), ("red", "blue"), ("sand", "snow"), 32, (3, 5, 7, 11), 0.5, 2.0)
+SMALL = DetectorConfig(("cat", "car", "fish"), ("red", "blue"), ("sand", "snow"), 32, (3, 5, 7, 11), 0.5, 2.0)
 
 
 @pytest.fixture(scope="module")
-def parser():
+def detector():
     return load_detector()
 
 
 def tiny(seed: int = 0) -> SceneDetector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SceneDetector(ParserNet(SMALL).eval().requires_grad_(False), SMALL)
+        return SceneDetector(DetectorNet(SMALL).eval().requires_grad_(False), SMALL)
 
 
 def placed(background: str, *placements: Placement):
@@ -68,11 +68,11 @@ def test_outputs_have_cells_of_four_pixels():
     assert (centers.shape, colors.shape, backgrounds.shape) == ((2, 3, 8, 12), (2, 3, 8, 12), (2, 2))
 
 
-def test_images_of_any_kind_and_size(parser):
+def test_images_of_any_kind_and_size(detector):
     scene = compose([("cat", (0.3, 0.6), 0.5), ("tree", (0.75, 0.35), 0.4)], background="brick")
     bigger = scene.pil.resize((192, 192))
     tensor = torch.from_numpy(scene.image).permute(2, 0, 1) / 255
-    for found in parser.parse([scene.image, scene.pil, bigger, tensor], batch=3):
+    for found in detector.detect([scene.image, scene.pil, bigger, tensor], batch=3):
         assert {thing.concept for thing in found.objects} == {"cat", "tree"}
         assert found.background == "brick"
         assert [thing.score for thing in found.objects] == sorted((t.score for t in found.objects), reverse=True)
@@ -80,10 +80,10 @@ def test_images_of_any_kind_and_size(parser):
         assert cat.color is None
         assert cat.center == pytest.approx((0.3, 0.6), abs=0.06)
     with pytest.raises(InputError, match="at least one image"):
-        parser.parse([])
+        detector.detect([])
 
 
-def test_accuracy_by_hand(parser):
+def test_accuracy_by_hand(detector):
     cat = Placement("cat", "noto", (0.25, 0.5), 0.4)
     car = Placement("car", "noto", (0.75, 0.5), 0.4, color="blue")
     both, alone = placed("sand", cat, car), placed("snow", cat)
@@ -93,7 +93,7 @@ def test_accuracy_by_hand(parser):
 
     def measured(true, shown):
         images = [scene.image for scene in draw_scenes(shown, 96)]
-        return parser_accuracy(parser, true, images).set_index("measure").T
+        return detector_accuracy(detector, true, images).set_index("measure").T
 
     names = ["precision", "recall", "counting", "color", "relation", "background"]
     for true, shown, values, of in [
@@ -110,16 +110,17 @@ def test_accuracy_by_hand(parser):
         assert found.loc["of"].tolist() == of
     found = measured([both, alone], [both, both])
     np.testing.assert_allclose(found.loc["value"].astype(float), [3 / 4, 1, 1 / 2, 1, 1, 1 / 2])
-    np.testing.assert_allclose(parser_accuracy(parser, [both]).value, 1)  # drawn where no images are given
+    np.testing.assert_allclose(detector_accuracy(detector, [both]).value, 1)  # drawn where no images are given
     with pytest.raises(InputError, match="an image for each, got 1 plans and 2 images"):
-        parser_accuracy(parser, [both], [np.zeros((96, 96, 3), np.uint8)] * 2)
+        detector_accuracy(detector, [both], [np.zeros((96, 96, 3), np.uint8)] * 2)
 
 
 @pytest.mark.parametrize("config", [SceneConfig(), SceneConfig(colored=1.0, twins=1.0)], ids=["captions'", "hard"])
-def test_the_shipped_parser_reads_unseen_scenes(parser, config):
-    found = parser_accuracy(parser, [plan("test", 500 + index, config) for index in range(80)])
+def test_the_shipped_parser_reads_unseen_scenes(detector, config):
+    found = detector_accuracy(detector, [plan("test", 500 + index, config) for index in range(80)])
     values = found.dropna().set_index("measure").value  # twins have no relation
-    assert len(values) >= 5 and (values > 0.9).all(), values
+    assert len(values) >= 5
+    assert (values > 0.9).all(), values
 
 
 def test_hidden_things_do_not_count():
@@ -132,17 +133,17 @@ def test_hidden_things_do_not_count():
     assert visible(over, owner) == [0, 1]
 
 
-def test_the_shipped_parser_is_small_and_knows_the_words(parser):
-    assert sum(weight.numel() for weight in parser.net.parameters()) < 700_000
+def test_the_shipped_parser_is_small_and_knows_the_words(detector):
+    assert sum(weight.numel() for weight in detector.net.parameters()) < 700_000
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
-    assert (parser.config.concepts, parser.config.backgrounds) == (BASE_CONCEPTS, BACKGROUNDS)
-    assert not parser.net.training
-    assert not any(weight.requires_grad for weight in parser.net.parameters())
+    assert (detector.config.concepts, detector.config.backgrounds) == (BASE_CONCEPTS, BACKGROUNDS)
+    assert not detector.net.training
+    assert not any(weight.requires_grad for weight in detector.net.parameters())
 
 
 def test_written_and_read_again(tmp_path):
     before = tiny()
-    save_parser(before, tmp_path / "new")
+    save_detector(before, tmp_path / "new")
     after = load_detector(tmp_path / "new")
     assert after.config == SMALL
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -151,20 +152,20 @@ def test_written_and_read_again(tmp_path):
 
 
 def test_a_damaged_parser_is_one_clear_error(tmp_path):
-    with pytest.raises(CheckpointError, match="expected the folder of a scene parser, got .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"expected the folder of a scene detector, got .*nowhere"):
         load_detector(tmp_path / "nowhere")
-    folder = tmp_path / "parser"
-    save_parser(tiny(), folder)
+    folder = tmp_path / "detector"
+    save_detector(tiny(), folder)
     config = json.loads((folder / "config.json").read_text())
     for wrong in ({"widths": [3, 5, 7, 12]}, {"wings": 2}):
-        (folder / "config.json").write_text(json.dumps(config | wrong))
-        with pytest.raises(CheckpointError, match="expected the folder of a scene parser"):
+        (folder / "config.json").write_text(json.dumps(config | wrong), encoding="utf-8")
+        with pytest.raises(CheckpointError, match="expected the folder of a scene detector"):
             load_detector(folder)
     broken = tmp_path / "broken"
     shutil.copytree(FOLDER, broken)
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(CheckpointError, match="expected the folder of a scene parser"):
+    with pytest.raises(CheckpointError, match="expected the folder of a scene detector"):
         load_detector(broken)
 
 

@@ -132,7 +132,7 @@ def test_nothing_is_left_behind(tiny_backbone):
     given = inputs(tiny_backbone)
     plain = tiny_backbone.predict_velocity(*given)
     wrong = perturbed_guidance(tiny_backbone, drop([154]), 0, scale=1.0)
-    with pytest.raises(InputError, match="expected text tokens from 0 to 153"), wrong:
+    with pytest.raises(InputError, match="expected tokens from 0 to 153"), wrong:
         tiny_backbone.predict_velocity(*given)
     assert torch.equal(tiny_backbone.predict_velocity(*given), plain)
     assert not tiny_backbone.transformer._forward_hooks
@@ -141,10 +141,10 @@ def test_nothing_is_left_behind(tiny_backbone):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: blur(sigma=0.0), "positive sigma"),
-        (lambda: blur(kernel=4), "odd kernel"),
+        (lambda: blur(sigma=0.0), "expected sigma"),
+        (lambda: blur(kernel=4), "odd number"),
         (lambda: blur(kernel=9).matrix(4), "reflect"),
-        (lambda: swap([1, 2], [2]), "no token in common"),
+        (lambda: swap([1, 2], [2]), "without a common token"),
         (lambda: drop([]).matrix(4), "each one once"),
         (lambda: average([1, 1]).matrix(4), "each one once"),
     ],
@@ -157,5 +157,5 @@ def test_bad_edits(make, message):
 def test_bad_guidance(tiny_backbone):
     with pytest.raises(InputError, match="at least 0"), perturbed_guidance(tiny_backbone, blur(), 0, scale=-1.0):
         pass
-    with pytest.raises(InputError, match="There is no layer 5"), apply_edit(tiny_backbone, blur(), 5):
+    with pytest.raises(InputError, match="layers from 0 to 4, got 5"), apply_edit(tiny_backbone, blur(), 5):
         pass

@@ -1,4 +1,4 @@
-"""Pretraining: every part learns, a killed run ends as if it had not been, and the result is a plain diffusers pipeline."""
+"""Pretraining: every part learns, a killed run ends as if it had not been, and a plain pipeline comes out."""
 
 import math
 import shutil
@@ -17,9 +17,10 @@ from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain import RunConfig, export, preset, run_stage, stages
 from seg4diff_tools.pretrain.config import StageConfig
 from seg4diff_tools.pretrain.loop import _rate, train
+from seg4diff_tools.pretrain.speed import Speed
 from seg4diff_tools.pretrain.stages import STAGES, TransformerStage, prompt_of, scene_batch
 from seg4diff_tools.pretrain.vocabulary import make_tokenizer
-from seg4diff_tools.scenes.scenes import plan
+from seg4diff_tools.scenes import plan
 
 CPU = torch.device("cpu")
 PARTS = tuple(STAGES)
@@ -42,6 +43,9 @@ class Toy:
             raise Killed
         x = torch.randn(len(indices), 3, generator=generator) + torch.randn(3)  # from both sources of randomness
         return {"error": (self.model(x) - x / 2).square().mean(), "size": x.square().mean()}
+
+    def prepare(self, speed: Speed) -> None:
+        """Nothing to make faster."""
 
 
 TOY = StageConfig(steps=70, batch=5, learning_rate=0.02, warmup=10, cooldown=20, ema=0.9)
@@ -296,14 +300,32 @@ def test_thinned_prompts_keep_every_word_and_count_every_pad(tiny_run):
     stage = TransformerStage(MODEL, tiny_run, CPU)
     prompts = ["a cat on sand", "", "two dogs and a red car in snow"]
     ids = stage.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    kept, counts = stage._thin(ids, torch.Generator().manual_seed(0))
-    words = (ids != stage.tokenizer.pad_token_id).any(0).nonzero().flatten()
-    assert set(words.tolist()) <= set(kept.tolist())
-    assert counts.sum().item() == pytest.approx(77)
-    assert len(kept) == len(counts) == len(words) + 1 + stage.PADS
+    assert stage._words(ids) == 2 + 8  # start, eight words, end
+    kept, counts = stage._thin(torch.Generator().manual_seed(0))
+    columns = MODEL.recipe.columns
+    assert kept[:columns].tolist() == list(range(columns))
+    assert columns >= stage._words(ids)
+    assert len(kept) == len(counts) == columns + stage.PADS
     assert kept.tolist() == sorted(set(kept.tolist()))
-    # the end of the longest prompt is a column of its own
-    assert counts[: len(words) + 1].tolist() == [1.0] * (len(words) + 1)
+    assert kept.max() < 77
+    assert counts[:columns].tolist() == [1.0] * columns
+    assert counts[columns:].tolist() == pytest.approx([(77 - columns) / 8] * 8)
+
+
+def test_all_thinned_batches_have_one_shape_and_long_prompts_are_never_cut(tiny_run):
+    stage = TransformerStage(MODEL, tiny_run, CPU)
+    generator = torch.Generator().manual_seed(0)
+    for prompts in (["a cat on sand", ""], ["two dogs and a red car in snow"] * 2):
+        text, pooled, counts = stage._encode(prompts, True, 1.0, generator)
+        assert text.shape == (2, 22 + 8 + 1, 44)
+        assert counts.shape == (31,)
+        assert pooled.shape == (2, 44)
+        assert counts[:-1].sum().item() == pytest.approx(77)
+        assert 32 <= counts[-1] <= 384
+    for prompts, thinned in ((["cat " * 30] * 2, True), (["a cat on sand"] * 2, False)):
+        text, _, counts = stage._encode(prompts, thinned, 1.0, generator)
+        assert text.shape == (2, 78, 44)
+        assert counts[:-1].tolist() == [1.0] * 77
 
 
 def test_the_tokenizer_writes_any_word(tmp_path):
@@ -355,11 +377,11 @@ def test_the_exported_model_can_be_segmented_with(tiny_model):
 
 
 def test_a_missing_part_is_named(tiny_run, tmp_path):
-    with pytest.raises(CheckpointError, match="clip is not finished: run .*pretrain clip"):
+    with pytest.raises(CheckpointError, match=r"clip is not finished: run .*pretrain clip"):
         run_stage("transformer", tmp_path, TINY, device="cpu")
     shutil.copytree(tiny_run / "clip", tmp_path / "clip")
     shutil.copytree(tiny_run / "tokenizer", tmp_path / "tokenizer")
-    with pytest.raises(CheckpointError, match="vae is not finished: run .*pretrain vae"):
+    with pytest.raises(CheckpointError, match=r"vae is not finished: run .*pretrain vae"):
         run_stage("transformer", tmp_path, TINY, device="cpu")
     with pytest.raises(CheckpointError, match="transformer is not finished"):
         export(tmp_path, tmp_path / "model")
@@ -368,10 +390,10 @@ def test_a_missing_part_is_named(tiny_run, tmp_path):
 
 
 def test_configurations_survive_a_round_trip(tmp_path):
-    for config in (TINY, preset("cpu"), preset("gpu")):
+    for config in (TINY, preset("cpu"), preset("gpu"), preset("cpu-rich"), preset("gpu-rich")):
         config.save(tmp_path)
         assert RunConfig.load(tmp_path) == config
-    with pytest.raises(InputError, match="one of cpu, gpu, got 'tpu'"):
+    with pytest.raises(InputError, match="one of cpu, gpu, cpu-rich, gpu-rich, got 'tpu'"):
         preset("tpu")
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         RunConfig.load(tmp_path / "elsewhere")

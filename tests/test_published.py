@@ -238,20 +238,20 @@ def test_cityscapes(tmp_path):
 
 
 def test_wrong_folders_are_named(voc):
-    with pytest.raises(InputError, match="expected one of voc20, .* cityscapes, got 'voc'"):
+    with pytest.raises(InputError, match=r"expected one of voc20, .* cityscapes, got 'voc'"):
         datasets.published("voc", voc)
-    with pytest.raises(InputError, match="expected a folder, got .*nowhere: check"):
+    with pytest.raises(InputError, match=r"expected a folder for root, got .*nowhere, no such path: check"):
         datasets.published("voc20", voc / "nowhere")
     with pytest.raises(
         InputError,
-        match=r"expected JPEGImages or VOC2012.JPEGImages or .* in .*ImageSets, got Segmentation in .*: unpack VOCtrain",
+        match=r"expected JPEGImages or VOC2012.JPEGImages or .* in .*ImageSets, got Segmentation in .*: unpack VOC",
     ):
         datasets.published("voc20", voc / "ImageSets")
     with pytest.raises(InputError, match=r"Segmentation/tset.txt in .*VOC2012, got train.txt, val.txt in .*: unpack"):
         datasets.published("voc20", voc, "tset")
     with pytest.raises(
         InputError,
-        match=r"SegmentationClassContext or trainval or .* got ImageSets, JPEGImages, SegmentationClass in .*2010: unpack",
+        match=r"SegmentationClassContext or trainval or .* got ImageSets, JPEGImages, SegmentationClass in .*2010: ",
     ):
         datasets.published("pc59", voc.rename(voc.parent / "VOC2010"))
     (voc.parent / "VOC2010" / "SegmentationClass").rename(voc.parent / "VOC2010" / "trainval")
@@ -301,7 +301,7 @@ def test_damaged_files_are_named_as_they_are_read(voc):
     with pytest.raises(InputError, match=r"labels 0 to 20 or 255, got 21 in .*2007_000042.png"):
         samples[0]
     mask(voc / "SegmentationClass/2007_000042.png", 0, size=(HEIGHT, WIDTH))
-    with pytest.raises(InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: they do not belong to"):
+    with pytest.raises(InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: check that they belong to"):
         samples[0]
     path = voc / "JPEGImages/2007_000033.jpg"
     path.write_bytes(path.read_bytes()[:-20])
@@ -311,11 +311,11 @@ def test_damaged_files_are_named_as_they_are_read(voc):
 
 def test_broken_instances_are_named(tmp_path):
     path = instances(tmp_path)
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     photograph(tmp_path / "val2017/000000000139.jpg", (WIDTH, HEIGHT + 4))
     with pytest.raises(
         InputError,
-        match=r"size \(11, 11\), got \(11, 7\) in .*instances_val2017.json: they do not belong to .*000139.jpg",
+        match=r"size \(11, 11\), got \(11, 7\) in .*instances_val2017.json: check that they belong to .*000139.jpg",
     ):
         datasets.published("coco-object", tmp_path)[0]
     path.write_text(json.dumps(content | {"annotations": [{"id": 1, "image_id": 139, "category_id": 1}]}))
@@ -327,11 +327,23 @@ def test_broken_instances_are_named(tmp_path):
     with pytest.raises(InputError, match=r"expected 000000000285.jpg in .*val2017, which instances_val2017.json lists"):
         datasets.published("coco-object", tmp_path)
     path.write_text(json.dumps(content | {"images": []}))
-    with pytest.raises(InputError, match="expected images in .*instances_val2017.json, got none"):
+    with pytest.raises(InputError, match=r"expected images in .*instances_val2017.json, got none"):
         datasets.published("coco-object", tmp_path)
-    path.write_text(json.dumps({"images": content["images"], "categories": []}))
-    with pytest.raises(InputError, match="COCO's instance format in .*, got one without 'annotations'"):
+    path.write_text(json.dumps({"images": content["images"], "categories": []}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"COCO's instance format in .*, got one without 'annotations'"):
         datasets.published("coco-object", tmp_path)
+
+
+def test_hidden_files_and_a_byte_order_mark_in_a_list(voc, tmp_path, monkeypatch):
+    listing = voc / "ImageSets/Segmentation/val.txt"
+    listing.write_text(listing.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert [sample.name for sample in datasets.published("voc21", voc)] == ["2007_000042.jpg", "2007_000033.jpg"]
+    ade = tmp_path / "ADEChallengeData2016"
+    for name in ("ADE_1", "._ADE_1", ".trash/ADE_2"):
+        photograph(ade / f"images/validation/{name}.jpg")
+        mask(ade / f"annotations/validation/{name}.png", 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [sample.name for sample in datasets.published("ade150", "~")[:9]] == ["ADE_1.jpg"]
 
 
 def test_every_value_has_one_meaning():
@@ -349,16 +361,17 @@ def test_synonyms_are_of_classes():
     names = {name for benchmark in datasets.BENCHMARKS.values() for name in benchmark.class_names}
     assert set(datasets.SYNONYMS) <= names
     for name, words in datasets.SYNONYMS.items():
-        assert len(set(words)) == len(words) and words != (name,), name
+        assert len(set(words)) == len(words), name
+        assert words != (name,), name
     assert datasets.SYNONYMS["tvmonitor"] == ("tv", "monitor", "television")
 
 
 @pytest.mark.skipif(not CLASS_NAMES.is_dir(), reason="needs the class lists of the paper's evaluation: CLASS_NAMES")
 def test_class_names_are_those_of_the_papers_evaluation():
     for name in ("voc20", "voc21", "pc59", "ade150", "cityscapes", "coco-object"):
-        listed = json.loads((CLASS_NAMES / f"{name.replace('-', '_')}.json").read_text())
+        listed = json.loads((CLASS_NAMES / f"{name.replace('-', '_')}.json").read_text(encoding="utf-8"))
         assert [name.strip() for name in listed] == list(datasets.BENCHMARKS[name].class_names)
-    listed = json.loads((CLASS_NAMES / "coco_stuff_27.json").read_text())
+    listed = json.loads((CLASS_NAMES / "coco_stuff_27.json").read_text(encoding="utf-8"))
     words = [name.removesuffix(" stuff") for name in datasets.BENCHMARKS["coco-stuff27"].class_names]
     # that list says mirror where the hierarchy of COCO-Stuff says floor, and mixes the order of stuff
     assert sorted(name.split("-")[0].replace("mirror", "floor") for name in listed) == sorted(words)

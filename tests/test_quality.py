@@ -16,8 +16,8 @@ from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import clip_scores, load_clip
 from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
+from seg4diff_tools.scenes import Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
-from seg4diff_tools.scenes.scenes import Scenes, scene
 
 OPTIONS = {"scenes": 5, "search_scenes": 3, "search_steps": (3, 8), "generated": 3, "steps": 9, "progress": False}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from seg4diff_tools import scenes
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes import scenes
+from seg4diff_tools.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
-from seg4diff_tools.scenes.scenes import Placement, Plan, SceneConfig, Scenes, plan, render, scene
 
 HARD = SceneConfig(concepts=tuple(concepts()), objects=(1, 4), object_side=(0.15, 0.7), twins=0.4, colored=0.6)
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -222,36 +222,120 @@ def test_a_sequence_of_scenes():
     assert len(test) == 7
     assert len(list(test)) == 7
     np.testing.assert_array_equal(test[-1].image, scene("test", 6).image)
-    with pytest.raises(IndexError, match="scene 7 of 7"):
+    with pytest.raises(IndexError, match="index below 7, got 7"):
         test[7]
+    part = test[np.int64(4) :]
+    assert (len(part), part.class_names) == (3, test.class_names)
+    for found, index in ((part[-1], 6), (part[np.int32(0)], 4), (test[::-2][1], 4)):
+        np.testing.assert_array_equal(found.image, scene("test", index).image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_torch_changes_no_scene(dtype):
+    expected = [scene("test", index) for index in range(5)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        drawn = [scene("test", index) for index in range(5)]
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.label_map, other.label_map)
 
 
 def test_the_gallery_is_24_scenes_of_two_or_three_objects():
     gallery = scenes.gallery()
     assert len(gallery) == 24
-    assert {len(plan("gallery", i, SceneConfig(objects=(2, 3))).placements) for i in range(24)} == {2, 3}
+    assert {len(plan("gallery", i).placements) for i in range(24)} == {2, 3}
+    assert gallery[21].caption == "a strawberry, an airplane and a penguin on grass"
     assert len({sample.background for sample in gallery}) >= 6
     assert len({name for sample in gallery for name in sample.objects}) >= 20
-    np.testing.assert_array_equal(gallery[5].image, scenes.gallery()[5].image)
+    # one scene, whichever way it is asked for, and whatever the number of objects elsewhere
+    for config in (SceneConfig(), SceneConfig(size=64, objects=(1, 1))):
+        for sample in (scene("gallery", 21, config), Scenes("gallery", 24, config)[21]):
+            np.testing.assert_array_equal(sample.image, scenes.gallery(config)[21].image)
+            assert sample.caption == gallery[21].caption
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plan("valid", 0), "split must be one of train, test, test-style, gallery, got 'valid'"),
-        (lambda: plan("test", -1), "starts from 0, got -1"),
+        (lambda: plan("valid", 0), "split as one of train, test, test-style, gallery, got 'valid'"),
+        (lambda: plan("test", -1), "index 0 or more, got -1"),
         (lambda: SceneConfig(concepts=("cat", "dragonfruit")), "'dragonfruit'"),
         (lambda: SceneConfig(backgrounds=("lava",)), "'lava'"),
         (lambda: SceneConfig(objects=(0, 2)), "from 1, got"),
         (lambda: SceneConfig(objects=(3, 2)), "least, most"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], background="lava"), "background must be one of .*'lava'"),
-        (lambda: scenes.compose([]), "at least one object"),
-        (lambda: scenes.compose([("dragonfruit", (0.5, 0.5), 0.5)]), "no drawing is named 'dragonfruit'"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], style="oil"), "not in 'oil'"),
-        (lambda: scenes.compose([("cat", (0.5, 0.5), 1.5)]), "share of the image side in 0..1, got 1.5"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], background="lava"), "background as one of .*'lava'"),
+        (lambda: scenes.compose([]), "at least one"),
+        (lambda: scenes.compose([("dragonfruit", (0.5, 0.5), 0.5)]), "that is drawn, got 'dragonfruit'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 0.5)], style="oil"), "for 'cat', got 'oil'"),
+        (lambda: scenes.compose([("cat", (0.5, 0.5), 1.5)]), "share of the image side from 0 to 1, got 1.5"),
         (lambda: scenes.compose([("cat", (0.5, 0.5), 0.0)]), "got 0.0 for 'cat'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rich_captions_tell_the_truth(split):
+    config = SceneConfig(captions="rich", twins=0.3, triples=0.5, colored=0.5, recolorable=0.2, object_side=(0.33, 0.7))
+    kinds = {scenes.phrase(name, color, count, size): (name, color, count, size)
+             for name in config.concepts for color in (None, *COLORS) for count in (1, 2, 3)
+             for size in (None, "small", "large")}  # fmt: skip
+    between = {*scenes.RELATIONS, "in front of", "behind"}
+    told_in_all = Counter()
+    for index in range(400):
+        p = plan(split, index, config)
+        text = re.sub(rf" (on|in|under a) {p.background}$", "", p.caption)
+        assert text != p.caption
+        counted = Counter()
+        things = []
+        for part in re.split(rf", and | and |, | (?={'|'.join(between)})", text):
+            match = re.fullmatch(rf"(?:({'|'.join(between)}) )?(.+?)(?: (at the .+|in the middle))?", part)
+            where, name, place = match.groups()
+            concept, color, count, size = kinds[name]
+            found = [o for o in p.placements if (o.concept, o.color) == (concept, color)]
+            assert len(found) == count
+            assert size != "small" or max(o.side for o in found) < 0.38
+            assert size != "large" or min(o.side for o in found) > 0.52
+            if place:
+                (x, y) = found[0].center
+                assert ("left" in place) == (x < 0.4)
+                assert ("right" in place) == (x > 0.6)
+                assert ("top" in place) == (y < 0.4)
+                assert ("bottom" in place) == (y > 0.6)
+            if where:
+                other = things[-1][0]
+                first, second = p.placements.index(other), p.placements.index(found[0])
+                if where in scenes.RELATIONS:
+                    assert scenes.relation(other.center, found[0].center) == where
+                else:
+                    assert (first > second) == (where == "in front of")
+            things.append(found)
+            counted[concept, color] += count
+            told_in_all.update([size, place and place.split()[1], where, count])
+        assert counted == Counter((o.concept, o.color) for o in p.placements)
+    assert set(told_in_all) >= {"small", "large", *between, 1, 2, 3}
+
+
+def test_both_kinds_of_captions_belong_to_the_same_pictures():
+    for index in range(20):
+        short, rich = (plan("train", index, SceneConfig(captions=kind)) for kind in scenes.CAPTIONS)
+        assert short.placements == rich.placements
+        assert short.background == rich.background
+        np.testing.assert_array_equal(short.noise, rich.noise)
+    with pytest.raises(InputError, match="captions must be one of short, rich"):
+        SceneConfig(captions="long")
+    with pytest.raises(InputError, match="needs a concept that can be recolored"):
+        SceneConfig(concepts=("cat",), recolorable=0.5)
+
+
+def test_a_third_of_a_kind_and_nothing_but_recolored_things():
+    plans = [plan("train", i, SceneConfig(twins=1.0, triples=1.0, recolorable=1.0)) for i in range(60)]
+    assert all(len({o.concept for o in p.placements}) == 1 for p in plans)
+    assert {len(p.placements) for p in plans} == {1, 2, 3}
+    assert all(concepts()[o.concept].recolor for p in plans for o in p.placements)

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.backbones import checks
 from seg4diff_tools.backbones.loading import load_backbone
+from seg4diff_tools.caching import remember
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.segmentation import Segmentation, group, masks, open_segmentation
 from seg4diff_tools.segmentation.class_maps import check_kinds, read_class_maps
@@ -216,6 +217,14 @@ def test_result_is_saved_copied_and_shown(tiny_backbone, photograph, tmp_path):
     assert np.array_equal(np.array(decoded), result.label_map)
     with pytest.raises(TypeError, match="unhashable"):
         hash(result)
+
+
+def test_results_are_remembered(tiny_backbone, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEG4DIFF_CACHE", str(tmp_path))
+    arguments = segment, tiny_backbone, photograph, NAMES, OpenVocabulary(layers=1, synonyms={"cat": ("cat", "dog")})
+    first = remember(*arguments)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert remember(*arguments) == first == segment(*arguments[1:])
 
 
 def test_many_images_and_folders_are_segmented_one_by_one(tiny_backbone, photograph, tmp_path):

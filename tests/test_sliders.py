@@ -31,7 +31,9 @@ def test_map_slider(several):
 
 
 def test_map_slider_stays_small():
-    large = xr.DataArray(np.random.rand(28, 3, 64, 64).astype("f4"), {"step": range(28)}, ("step", "token", "y", "x"))
+    large = xr.DataArray(
+        np.random.default_rng(0).random((28, 3, 64, 64), "f4"), {"step": range(28)}, ("step", "token", "y", "x")
+    )
     large = large.assign_coords(token=list(NAMES))
     image = PIL.Image.new("RGB", (1024, 1024))
     assert len(sliders.map_slider(large, image).to_json()) < 300_000
@@ -44,3 +46,23 @@ def test_map_slider_of_one_token_keeps_its_axes():
         sliders.map_slider(maps(layer=2, token=1), IMAGE, "step")
     with pytest.raises(InputError, match="4 names and images"):
         sliders.map_slider(maps(layer=4, token=1), [IMAGE] * 3, "layer")
+
+
+def test_a_slider_begins_where_it_is_told():
+    recorded = maps(layer=4, token=3)
+    for start, names in ((2, None), (np.int64(2), None), ("third", ["first", "second", "third", "fourth"])):
+        figure = sliders.map_slider(recorded, IMAGE, "layer", names=names, start=start)
+        assert figure.layout.sliders[0].active == 2
+        one = recorded.sel(layer=2, token="tree").values
+        assert (figure.data[2].z == (100 * one / one.max()).round()).all()
+    pictures = [np.full_like(IMAGE, shade) for shade in (0, 60, 120, 180)]
+    figure = sliders.map_slider(recorded, pictures, "layer", start=3)
+    assert figure.data[0].source == figure.frames[3].data[0].source != figure.frames[0].data[0].source
+
+
+def test_a_slider_takes_whatever_segment_takes(tmp_path):
+    PIL.Image.fromarray(IMAGE).save(tmp_path / "own.png")
+    expected = sliders.map_slider(maps(layer=2, token=1), IMAGE, "layer").data[0].source
+    for image in (PIL.Image.fromarray(IMAGE), tmp_path / "own.png", str(tmp_path / "own.png")):
+        assert sliders.map_slider(maps(layer=2, token=1), image, "layer").data[0].source == expected
+    assert sliders.map_slider(maps(layer=2, token=1), np.stack([IMAGE] * 2), "layer").data[0].source == expected

@@ -268,7 +268,7 @@ def test_wrong_samples_are_refused(tiny_backbone, samples, wrong, message):
 
 
 def test_scenes_are_samples(tiny_backbone):
-    from seg4diff_tools.scenes.scenes import Scenes
+    from seg4diff_tools.scenes import Scenes
 
     table = sweep(tiny_backbone, Scenes("test", 2), layers=[1])
     assert table[["object_mIoU", "background_mIoU"]].notna().all(axis=None)

@@ -45,3 +45,29 @@ def test_a_part_of_a_hindi_word_is_no_word(backbone):
     assert prompt.words == ("एक", "हिन्दी", "किताब")
     with pytest.raises(PromptError, match="'हिन' is not in the prompt"):
         prompt.span("हिन")
+
+
+SPACELESS = "一只猫在树上和一只猫, a cat's cat"
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text"),
+    [("猫", ["猫"] * 2), ("树上", ["树上"]), ("cat", ["cat"] * 2), ("cat#2", ["cat"]), ("猫#2", ["猫"])],
+)
+def test_scripts_without_spaces_and_numbered_labels(tiny_backbone, phrase, text):
+    prompt = tiny_backbone.encode_prompt(SPACELESS)
+    tokens = [prompt.tokens[index] for index in prompt.span(phrase)]
+    pieces = {(token.start, token.stop) for token in tokens}
+    letters = sorted({place for start, stop in pieces for place in range(start, stop)})
+    found = "".join(SPACELESS[place] for place in letters)
+    assert found.startswith("".join(text)[: len(found)])
+    first = SPACELESS.index(text[0])
+    second = SPACELESS.index(text[0], first + 1) if "#" in phrase else first
+    assert letters[0] == second
+
+
+def test_latin_words_keep_their_boundaries(tiny_backbone):
+    prompt = tiny_backbone.encode_prompt("concatenate 猫cat")
+    with pytest.raises(PromptError, match="'con' is not in the prompt"):
+        prompt.span("con")
+    assert prompt.span("猫")

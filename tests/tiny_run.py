@@ -7,7 +7,7 @@ from conftest import tiny_tokenizer
 from transformers import CLIPConfig, CLIPModel
 
 from seg4diff_tools.pretrain.config import ModelConfig, RunConfig, StageConfig
-from seg4diff_tools.scenes.scenes import SceneConfig
+from seg4diff_tools.scenes import SceneConfig
 
 SCENES = SceneConfig(size=56, concepts=("cat", "dog", "car", "tree", "fish"), backgrounds=("sand", "snow", "grass"))
 MODEL = ModelConfig(

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 from tqdm.auto import tqdm
 
-from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.forwards import forward_batches, observe
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.prompts import Prompt
 
@@ -234,8 +234,8 @@ def attention_budget(
             def add(call: JointAttention, part: slice, step=step) -> None:
                 keys = call.query.shape[2]
                 for query, direction in (("image", "i2t"), ("text", "t2t")):
-                    columns = call.head_mean(direction).mean(1).double().cpu()
-                    others = call.mass_of_others(direction[0]).mean(1).double().cpu()
+                    columns = call.head_mean(direction).mean(1).cpu().double()
+                    others = call.mass_of_others(direction[0]).mean(1).cpu().double()
                     for row, kinds in enumerate(parts[part]):
                         shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
                         counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
@@ -270,18 +270,13 @@ def _observe(
     """Shows an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
     if len(prompts) != len(latents) or len(latents) == 0:
         raise InputError(f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images")
-    starts = [0]
-    for index in range(1, len(prompts)):
-        # a batch holds prompts of one length
-        if index - starts[-1] == batch or len(prompts[index].tokens) != len(prompts[index - 1].tokens):
-            starts.append(index)
-    for start, stop_before in zip(starts, [*starts[1:], len(prompts)], strict=True):
-        part = slice(start, stop_before)
-        noisy, timestep = backbone.add_noise(latents[part], steps_from_end, steps, seed)
-        stop = None if layers is None else max(layers)
+    forwards = forward_batches(
+        backbone, latents, [[prompt] for prompt in prompts], steps_from_end=[steps_from_end], steps=steps, seed=seed,
+        batch=batch,
+    )  # fmt: skip
+    for forward in forwards:
 
-        def see(call: JointAttention, part=part) -> None:
+        def see(call: JointAttention, part: slice = slice(forward.images[0], forward.images[-1] + 1)) -> None:
             on_attention(call, part)
 
-        with intercept(backbone.transformer, see, layers=layers, stop_after=stop):
-            backbone.predict_velocity(noisy, timestep, prompts[part])
+        observe(backbone, forward.noisy, forward.timestep, forward.prompts, see, layers)

@@ -17,7 +17,7 @@ from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
-from seg4diff_tools.scenes.scenes import Scene
+from seg4diff_tools.scenes import Scene
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.class_maps import read_class_maps
 

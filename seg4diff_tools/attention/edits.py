@@ -1,13 +1,14 @@
-"""Change what the image reads from words inside a layer, exactly and with no N x N map: edits, and guidance by them.
+"""Edit image-to-text attention inside a layer, exactly and without an N x N map, and guide sampling by such edits.
 
 An edit is a matrix M on the text axis, A_I2T becomes A_I2T M, so that the output of an image token changes by
 A_I2T (M - 1) V_text, and only this thin product is computed. The model itself is never touched.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,10 @@ from torch.nn.functional import conv1d, pad
 from seg4diff_tools.attention.intercept import announce, intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.shapes import JointHeads
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.families import family_of, guidance_weight, transformer_of, uncompiled
+from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.families import family_of, sampling_loop, transformer_of, uncompiled
+from seg4diff_tools.families._private import add_hook
+from seg4diff_tools.indices import as_indices, as_int
 
 TextMap = Float[Tensor, "text edited"]
 Keep = Literal["text", "joint", "nothing"]
@@ -49,46 +52,57 @@ def blur(sigma: float = 9.0, kernel: int = 5) -> Edit:
         sigma: deviation in tokens.
         kernel: how many tokens the blur reaches over; odd.
 
-    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of a row
+    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of
+    a row
     a little; it is scaled back, since the paper keeps each image token's share of text.
     """
-    if sigma <= 0 or kernel < 1 or kernel % 2 == 0:
-        raise InputError(f"expected a positive sigma and an odd kernel, got sigma={sigma} and kernel={kernel}")
+    sigma = _positive(sigma, "sigma")
+    kernel = as_int(kernel, "kernel", 1)
+    if kernel % 2 == 0:
+        raise InputError(f"expected kernel, an odd number, got {kernel}: pass kernel={kernel + 1}")
 
     def matrix(tokens: int) -> TextMap:
         if kernel // 2 >= tokens:
-            raise InputError(f"expected a kernel that {tokens} text tokens can reflect, got {kernel}")
-        distance = torch.arange(kernel) - kernel // 2
+            raise InputError(
+                f"expected a kernel below {2 * tokens}, got {kernel}: {tokens} text tokens reflect no more"
+            )
+        distance = torch.arange(kernel, **_PLAIN) - kernel // 2
         weights = (-0.5 * (distance / sigma) ** 2).softmax(0)
-        padded = pad(torch.eye(tokens)[:, None], (kernel // 2, kernel // 2), mode="reflect")
+        padded = pad(_identity(tokens)[:, None], (kernel // 2, kernel // 2), mode="reflect")
         return conv1d(padded, weights[None, None]).squeeze(1)
 
     return Edit(f"blur {sigma:g}", matrix)
 
 
 def drop(tokens: Sequence[int] | None = None, keep: Keep = "joint") -> Edit:
-    """No attention of image tokens to these text tokens.
+    """Remove the attention of image tokens to these text tokens.
 
     Args:
         tokens: positions in the text; None for all of it, which cuts the image off from the words.
         keep: "joint" shares out what they got over all other keys, as masking them would (an image token that gives
             nearly all to them leaves few exact digits); "nothing" lets it be missing.
     """
-    return Edit("drop", lambda count: torch.eye(count).index_fill(1, _positions(tokens, count), 0.0), keep)
+    if keep not in ("joint", "nothing"):
+        raise InputError(f"expected keep, 'joint' or 'nothing', got {keep!r}: pass one of them")
+    chosen = _tokens(tokens, "tokens")
+    return Edit("drop", lambda count: _identity(count).index_fill(1, _positions(chosen, count), 0.0), keep)
 
 
 def swap(first: Sequence[int], second: Sequence[int]) -> Edit:
-    """Two words trade the attention that they get; a span of several tokens shares it out evenly.
+    """Exchange the attention that two words get; a span of several tokens shares it out evenly.
 
     Args:
         first, second: positions in the text, from `Prompt.span`; none may be in both.
     """
+    first, second = as_indices(first, "first"), as_indices(second, "second")
     if set(first) & set(second):
-        raise InputError(f"expected two spans with no token in common, got {tuple(first)} and {tuple(second)}")
+        raise InputError(
+            f"expected first and second without a common token, got {first} and {second}: choose two words"
+        )
 
     def matrix(count: int) -> TextMap:
         one, other = _positions(first, count), _positions(second, count)
-        moved = torch.eye(count)
+        moved = _identity(count)
         moved[torch.cat([one, other])] = 0.0
         moved[one[:, None], other] = 1 / len(other)
         moved[other[:, None], one] = 1 / len(one)
@@ -98,15 +112,16 @@ def swap(first: Sequence[int], second: Sequence[int]) -> Edit:
 
 
 def average(tokens: Sequence[int] | None = None) -> Edit:
-    """All these text tokens get the mean of the attention that they got, so that words cannot be told apart.
+    """Give all these text tokens the mean of their attention, so that words cannot be told apart.
 
     Args:
         tokens: positions in the text; None for all of it.
     """
+    wanted = _tokens(tokens, "tokens")
 
     def matrix(count: int) -> TextMap:
-        chosen = _positions(tokens, count)
-        mean = torch.eye(count)
+        chosen = _positions(wanted, count)
+        mean = _identity(count)
         mean[chosen[:, None], chosen] = 1 / len(chosen)
         return mean
 
@@ -114,7 +129,7 @@ def average(tokens: Sequence[int] | None = None) -> Edit:
 
 
 def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
-    """What the attention would put out if its image-to-text part were edited.
+    """Compute the output of an attention whose image-to-text part is edited.
 
     Args:
         call: the attention as it is computed.
@@ -145,8 +160,8 @@ def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
 
 
 @contextmanager
-def apply_edit(model: Any, edit: Edit, layers: int | Sequence[int] | None = None) -> Iterator[None]:
-    """Edits the image-to-text attention of some layers in every forward inside the `with`.
+def apply_edit(model: Any, edit: Edit, layers: int | Iterable[int] | None = None) -> Iterator[None]:
+    """Edit the image-to-text attention of some layers in every forward inside the `with`.
 
     Recorders inside or around it see the attention before the edit.
 
@@ -160,14 +175,14 @@ def apply_edit(model: Any, edit: Edit, layers: int | Sequence[int] | None = None
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 5 and 18.
     """
-    wanted = [layers] if isinstance(layers, int) else layers
-    with intercept(transformer_of(model), lambda call: edited_output(call, edit), layers=wanted):
+    _check_edit(edit)
+    with intercept(transformer_of(model), lambda call: edited_output(call, edit), layers=layers):
         yield
 
 
 @contextmanager
-def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | None, scale: float) -> Iterator[None]:
-    """Guides every forward inside the `with` away from what the model predicts with its attention perturbed.
+def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | None, scale: float) -> Iterator[None]:
+    """Guide every forward inside the `with` away from what the model predicts with its attention perturbed.
 
     The prediction becomes eps + scale (eps - eps_perturbed). In a pipeline that runs with classifier-free guidance of
     weight w the perturbed prediction is the prompt's, and the whole is
@@ -175,26 +190,35 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
     prompt's part: twice without classifier-free guidance, one and a half times with it.
 
     Args:
-        model: backbone or pipeline (a bare transformer, outside of a sampling loop).
+        model: backbone, pipeline or transformer; the weight w is that of the pipeline that runs.
         edit: the perturbation.
         layers: 0-based layers to perturb; None for all.
         scale: strength; 0 changes nothing.
 
     Raises:
-        InputError: a negative scale, or as in `apply_edit`.
+        InputError: a negative scale, a layer out of range, or tokens that the text does not have.
+        RecordingError: the pipeline runs with perturbed attention guidance of its own (PAG).
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 6 and 32.
     """
-    if scale < 0:
-        raise InputError(f"expected a guidance scale of at least 0, got {scale}")
-    transformer, pipeline = transformer_of(model), getattr(model, "pipe", model)
+    _check_edit(edit)
+    scale = _positive(scale, "scale", zero=True)
+    transformer = transformer_of(model)
     family, turns = family_of(transformer), Counter[float]()
+    if layers is not None:
+        layers = as_indices(layers, "layers", family.layers(transformer))
 
     def guide(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         inputs = family.forward_inputs(module, args, kwargs)
         if inputs.get("skip_layers"):
             return
-        batch, weight = len(inputs[family.latents]), guidance_weight(pipeline)
+        loop = sampling_loop(transformer)
+        batch, weight = len(inputs[family.latents]), None if loop is None else loop.weight
+        if loop is not None and loop.perturbed:
+            raise RecordingError(
+                "expected perturbed_guidance with a plain pipeline, got one with PAG, perturbed attention guidance of "
+                "its own: pass pag_scale=0.0, or leave perturbed_guidance out"
+            )
         rows = slice(0, batch)
         if weight is not None and family.sequential:
             # the branch of this forward follows from how many ran at its timestep before
@@ -214,24 +238,46 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Sequence[int] | Non
             # not module(...): for its hooks, recorders among them, this is no step of its own
             announce(module, (), part)
             worse = module.forward(**(part | {"return_dict": False}))[0]
-        strength = scale / (1.0 if weight is None else weight + family.surplus)
+        strength = scale / (1.0 if weight is None else weight + family.guidance_offset)
         for sample, other in zip(output[0][rows], worse, strict=True):
             sample += strength * (sample - other)
 
-    handle = transformer.register_forward_hook(guide, with_kwargs=True)
+    remove = add_hook(transformer, guide, with_kwargs=True)
     try:
         with uncompiled():
             yield
     finally:
-        handle.remove()
+        remove()
 
 
 def _rows_of(value: Tensor | list) -> int | None:
     return None if isinstance(value, Tensor) and not value.ndim else len(value)
 
 
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+
+
+def _identity(count: int) -> TextMap:
+    return torch.eye(count, **_PLAIN)
+
+
+def _check_edit(edit: Any) -> None:
+    if not isinstance(edit, Edit):
+        raise InputError(f"expected edit, an Edit, got {edit!r}: pass blur(), drop(), swap(...) or average()")
+
+
+def _positive(value: Any, name: str, *, zero: bool = False) -> float:
+    number: Any = value.item() if getattr(value, "shape", None) == () else value
+    if not isinstance(number, Real) or isinstance(number, bool) or not (number > 0 or (zero and number == 0)):
+        wanted = "at least 0" if zero else "above 0"
+        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")
+    return float(number)
+
+
+def _tokens(tokens: Any, name: str) -> list[int] | None:
+    return None if tokens is None else as_indices(tokens, name)
+
+
 def _positions(tokens: Sequence[int] | None, count: int) -> Tensor:
-    chosen = list(range(count) if tokens is None else tokens)
-    if not chosen or min(chosen) < 0 or max(chosen) >= count or len(set(chosen)) < len(chosen):
-        raise InputError(f"expected text tokens from 0 to {count - 1}, each one once, got {chosen}")
-    return torch.tensor(chosen)
+    chosen = list(range(count)) if tokens is None else as_indices(tokens, "tokens", count)
+    return torch.tensor(chosen, dtype=torch.long, device="cpu")

@@ -9,22 +9,23 @@ A_I2T = exp(q_img k_txt^T scale - lse)  (Seg4Diff, arXiv 2509.18096, section 3).
 import functools
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from seg4diff_tools.attention.joint import JointAttention, checked_indices
-from seg4diff_tools.attention.operators import attention_with_lse, autocast_inputs
+from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.operators import autocast_inputs, observed_attention
 from seg4diff_tools.attention.shapes import KeyBias
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of, uncompiled
+from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
+from seg4diff_tools.families._private import add_hook, native_dispatch, native_processors, uncompiled
+from seg4diff_tools.indices import as_indices, as_int
 
 
 class StopForward(Exception):
@@ -52,23 +53,26 @@ def intercept(
     transformer: nn.Module,
     on_attention: Callable[[JointAttention], Tensor | None] | None = None,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Iterable[int] | None = None,
     key_bias: KeyBias | None = None,
     stop_after: int | None = None,
 ) -> Iterator[None]:
     """See, and if wanted change, the joint attention of every forward inside the `with`.
 
     Interceptions of one model can be nested: biases add up, and every observer sees the attention that is computed.
-    Threads take turns: another one's interception or forward of the same model waits. Everything is undone on leaving, also
-    after an exception. What torch.compile has compiled runs as it was written inside
-    the `with`, and another attention backend of diffusers gives way to the native one: neither can be seen.
+    Threads take turns; one that waits for a `with` in which nothing is computed gets a RecordingError that names its
+    thread. Everything is undone on leaving, also after an exception. Inside the `with`, compiled modules run
+    eagerly and
+    diffusers' native attention replaces other backends: neither can be seen. Copies of the model carry no hooks.
 
     Args:
         transformer: a supported diffusers transformer.
-        on_attention: called with each `JointAttention` of the wanted layers, as it is computed. Returns None to observe,
+        on_attention: called with each `JointAttention` of the wanted layers, as it is computed. Returns None to
+            observe,
             or an output [batch heads tokens dim] that the model goes on with instead.
-        layers: layers that `on_attention` wants; None wants all.
-        key_bias: additive log-weight of each joint key, [keys], in every layer: a bias of log n makes one key stand for n
+        layers: layers that `on_attention` wants: one, several or a range; None wants all.
+        key_bias: additive log-weight of each joint key, [keys], in every layer: a bias of log n makes one key stand
+            for n
             identical ones. Gradients flow through the attention to everything else.
         stop_after: end the forward inside this layer's attention, right after `on_attention` has seen it. The forward
             has no result then, and the rest of the `with` body is skipped; the code after it goes on.
@@ -81,13 +85,17 @@ def intercept(
     transformer = transformer_of(transformer)
     family = family_of(transformer)
     depth = family.layers(transformer)
-    wanted: Collection[int] = range(depth) if layers is None else checked_indices(layers, depth, "layer")
+    wanted = range(depth) if layers is None else as_indices(layers, "layers", depth)
     if stop_after is not None:
-        checked_indices([stop_after], depth, "layer")
-    if on_attention is None:
-        wanted = ()
-    request = _Request(on_attention, frozenset(wanted), key_bias, stop_after)
-    with model_lock(transformer):
+        stop_after = as_int(stop_after, "stop_after", 0, depth - 1)
+    if on_attention is not None and not callable(on_attention):
+        raise InputError(
+            f"expected on_attention, a function of a JointAttention, got {on_attention!r}: pass one or None"
+        )
+    if key_bias is not None and (not isinstance(key_bias, Tensor) or key_bias.ndim != 1):
+        raise InputError("expected key_bias, a tensor with one value per joint key, got another: pass a 1-D tensor")
+    request = _Request(on_attention, frozenset(wanted if on_attention else ()), key_bias, stop_after)
+    with model_lock(transformer).hold("an interception of attention"):
         tap = _TAPS.get(transformer)
         if tap is None:
             tap = _TAPS[transformer] = _Tap(transformer, family)
@@ -105,7 +113,7 @@ def intercept(
 
 
 def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Tells interceptions of a forward that goes past the transformer's hooks, as `transformer.forward(...)` does.
+    """Tell interceptions of a forward that bypasses the transformer's hooks, as `transformer.forward(...)` does.
 
     Args:
         transformer: the model.
@@ -113,6 +121,12 @@ def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Non
     """
     if transformer in _TAPS:
         _TAPS[transformer].see_forward(transformer, args, kwargs)
+
+
+def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what is intercepted now: for each `intercept`, its callback, layers, key bias and last layer."""
+    requests = _TAPS[transformer].requests if transformer in _TAPS else []
+    return [(r.on_attention, sorted(r.layers), r.key_bias, r.stop_after) for r in requests]
 
 
 class _Tap(TorchFunctionMode):
@@ -125,30 +139,22 @@ class _Tap(TorchFunctionMode):
         self._layout: Layout | None = None
         self._running: int | None = None
         self._entered = 0
-        self._backends: list[tuple[Any, Any]] = []
-        self._handles = [transformer.register_forward_pre_hook(self.see_forward, with_kwargs=True)]
-        for layer, module in family.joint_attention(transformer):
-            before = functools.partial(self._before, layer)
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(functools.partial(self._after, layer)))
+        self._undo = ExitStack()
+        self._undo.enter_context(uncompiled())
+        self._undo.callback(add_hook(transformer, self.see_forward, before=True, with_kwargs=True))
+        modules = family.joint_attention(transformer)
+        for layer, module in modules:
+            before, after = (functools.partial(method, layer) for method in (self._before, self._after))
+            self._undo.callback(add_hook(module, before, before=True, with_kwargs=True))
+            self._undo.callback(add_hook(module, after))
             # Also after an exception: the mode must not outlive the module's forward.
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-            # Other backends compute attention where it cannot be seen.
-            processor = getattr(module, "processor", None)
-            if getattr(processor, "_attention_backend", None) not in (None, "native"):
-                self._backends.append((processor, processor._attention_backend))
-                processor._attention_backend = "native"
-        self._stance = ExitStack()
-        self._stance.enter_context(uncompiled())
+            self._undo.callback(add_hook(module, self._leave, always_call=True))
+        self._undo.enter_context(native_processors(module for _, module in modules))
 
     def remove(self) -> None:
         while self._entered:
             self._leave()
-        for handle in self._handles:
-            handle.remove()
-        for processor, backend in self._backends:
-            processor._attention_backend = backend
-        self._stance.close()
+        self._undo.close()
 
     def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = self._family.forward_inputs(transformer, args, kwargs)
@@ -157,14 +163,14 @@ class _Tap(TorchFunctionMode):
     def _before(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._layout is None:
             raise RecordingError(
-                f"Layer {layer} ran outside of a forward of its transformer, so that nobody knows where its text tokens "
-                "stand; call the transformer itself."
+                f"expected layer {layer} inside a forward of its transformer, got a call of its own: call the transformer, "
+                "whose inputs tell where text tokens stand"
             )
         if self._layout.text.start == self._layout.text.stop:
-            raise RecordingError(f"Layer {layer} was called without text tokens, so that there is no joint attention.")
+            raise RecordingError(f"expected text tokens in layer {layer}, got none: give the transformer a text")
         self._running = layer
         # Diffusers asks for the backend at each call.
-        self._dispatch = attention_backend("native")
+        self._dispatch = native_dispatch()
         self._dispatch.__enter__()
         self.__enter__()
         self._entered += 1
@@ -172,8 +178,8 @@ class _Tap(TorchFunctionMode):
     def _after(self, layer: int, *_: Any) -> None:
         if self._running is not None and any(request.concerns(layer) for request in self.requests):
             raise RecordingError(
-                f"Layer {layer} did not compute its attention with scaled_dot_product_attention; set the model's "
-                "default attention processor, and leave fused kernels out."
+                f"expected scaled_dot_product_attention in layer {layer}, got another kernel: set the model's default "
+                "attention processor, and leave fused kernels out"
             )
 
     def _leave(self, *_: Any) -> None:
@@ -187,7 +193,7 @@ class _Tap(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or self._running is None:
+        if func is not F.scaled_dot_product_attention or self._running is None or self._layout is None:
             return func(*args, **kwargs)
         # Only the first attention of the module is the joint one; adapters add others after it.
         layer, self._running = self._running, None
@@ -212,19 +218,19 @@ class _Tap(TorchFunctionMode):
             if dropout_p or is_causal or not query.shape[2] == key.shape[2] == layout.tokens:
                 text, image = (part.stop - part.start for part in (layout.text, layout.image))
                 raise RecordingError(
-                    f"Layer {layer} does not compute plain joint attention over {layout.tokens} tokens, {image} of the image "
-                    f"and {text} of the text: it has {query.shape[2]} queries, {key.shape[2]} keys, dropout {dropout_p}, "
-                    f"causal {is_causal}. Use the model's default attention processors."
+                    f"expected plain joint attention over {layout.tokens} tokens in layer {layer}, {image} of the image and "
+                    f"{text} of the text, got {query.shape[2]} queries, {key.shape[2]} keys, dropout {dropout_p}, causal "
+                    f"{is_causal}: use the model's default attention processors"
                 )
             if enable_gqa:
                 key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
             query, key, value, mask = autocast_inputs(query, key, value, mask)
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             with torch.autocast(query.device.type, enabled=False):
-                output, lse = attention_with_lse(query, key, value, mask, scale)
+                output, lse = observed_attention(query, key, value, mask, scale)
                 call = JointAttention(layer, layout.image, layout.text, query, key, value, lse, scale, mask, output)
                 for request in observers:
-                    replacement = request.on_attention(call)
+                    replacement = request.on_attention(call) if request.on_attention else None
                     call.output = call.output if replacement is None else replacement
             output = call.output
         else:
@@ -244,7 +250,8 @@ class _Tap(TorchFunctionMode):
             if request.key_bias is not None:
                 if request.key_bias.shape[0] != key.shape[2]:
                     raise InputError(
-                        f"key_bias needs one value for each of {key.shape[2]} joint keys; it has {request.key_bias.shape[0]}."
+                        f"expected key_bias with {key.shape[2]} values, one per joint key, got {len(request.key_bias)}: "
+                        "count image, text and other tokens"
                     )
                 bias = request.key_bias.to(query).view(1, 1, 1, -1)
                 mask = bias if mask is None else mask + bias

@@ -11,9 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
+from seg4diff_tools.attention.operators import (
+    chunks,
+    default_workspace,
+    differentiable_lse,
+    mask_part,
+    working_dtype,
+)
 from seg4diff_tools.attention.shapes import AttentionBlock, JointHeads, LogSumExp
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import as_indices
 
 Direction = Literal["i2i", "i2t", "t2i", "t2t"]
 DIRECTIONS: tuple[Direction, ...] = ("i2i", "i2t", "t2i", "t2t")
@@ -28,10 +35,11 @@ class JointAttention:
 
     Args:
         layer: 0-based index of the MM-DiT block.
-        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be others, such
+        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be
+            others, such
             as registers or the tokens of a reference image.
         query, key, value: [batch heads tokens dim] as they enter the attention.
-        lse: log-sum-exp of each query's scores, [batch heads tokens].
+        raw_lse: log-sum-exp of each query's scores, [batch heads tokens], with or without a gradient.
         scale: factor on the scores.
         mask: additive mask that broadcasts to [batch heads query key], or None.
         output: [batch heads tokens dim], what the model goes on with.
@@ -43,10 +51,18 @@ class JointAttention:
     query: JointHeads
     key: JointHeads
     value: JointHeads
-    lse: LogSumExp
+    raw_lse: LogSumExp
     scale: float
     mask: Tensor | None
     output: JointHeads
+
+    @property
+    def lse(self) -> LogSumExp:
+        """Log-sum-exp of each query's scores, [batch heads tokens]; read while autograd records, it has its gradient."""
+        # made on demand: an observer without gradients must leave the graph as it is, or checkpointing fails later
+        if self.raw_lse.requires_grad:
+            return self.raw_lse
+        return differentiable_lse(self.query, self.key, self.raw_lse, self.mask, self.scale)
 
     @property
     def image_tokens(self) -> int:
@@ -59,19 +75,19 @@ class JointAttention:
         return _length(self.text)
 
     def i2t(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
-        """Image-to-text attention, [batch heads image text], of some heads (default all) and text tokens (all)."""
+        """Compute image-to-text attention, [batch heads image text], of some heads (default all) and text tokens (all)."""
         return self.weights("i2t", heads=heads, text=text)
 
     def t2i(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
-        """Text-to-image attention, [batch heads text image], of some heads (default all) and text tokens (all)."""
+        """Compute text-to-image attention, [batch heads text image], of some heads (default all) and text tokens (all)."""
         return self.weights("t2i", heads=heads, text=text)
 
     def i2i(self, heads: Sequence[int] | None = None) -> AttentionBlock:
-        """Image-to-image attention, [batch heads image image]: the large part, for small models and tests."""
+        """Compute image-to-image attention, [batch heads image image]: the large part, for small models and tests."""
         return self.weights("i2i", heads=heads)
 
     def t2t(self, heads: Sequence[int] | None = None) -> AttentionBlock:
-        """Text-to-text attention, [batch heads text text]."""
+        """Compute text-to-text attention, [batch heads text text]."""
         return self.weights("t2t", heads=heads)
 
     def weights(
@@ -83,7 +99,7 @@ class JointAttention:
         spans: Float[Tensor, "text span"] | None = None,
         workspace: int | None = None,
     ) -> AttentionBlock:
-        """A part of the joint map, its text side reduced on the way if asked.
+        """Compute a part of the joint map, its text side reduced on the way if asked.
 
         Args:
             name: "i2i", "i2t", "t2i" or "t2t".
@@ -95,7 +111,7 @@ class JointAttention:
         Returns:
             Probabilities, [batch heads query key].
         """
-        _check_block(name)
+        _check_direction(name)
         pieces = self._pieces(name, range(self.query.shape[1]) if heads is None else heads, text, spans, workspace)
         by_rows: dict[int, list[Tensor]] = {}
         for rows, piece in pieces:
@@ -111,14 +127,15 @@ class JointAttention:
         spans: Float[Tensor, "text span"] | None = None,
         workspace: int | None = None,
     ) -> Float[Tensor, "batch query key"]:
-        """The mean of a direction over heads (Seg4Diff, Eq 9), never holding more heads at once than `workspace` allows.
+        """Compute the mean of a direction over heads (Seg4Diff, Eq 9), never holding more heads at once than `workspace` allows.
 
-        Args: as for `direction`.
+        Args:
+            name, heads, text, spans, workspace: see `weights`.
 
         Returns:
             Mean probabilities, [batch query key].
         """
-        _check_block(name)
+        _check_direction(name)
         heads = range(self.query.shape[1]) if heads is None else heads
         sums: dict[int, Tensor] = {}
         for rows, piece in self._pieces(name, heads, text, spans, workspace):
@@ -135,10 +152,11 @@ class JointAttention:
     def masses(
         self, heads: Sequence[int] | None = None, *, workspace: int | None = None
     ) -> Float[Tensor, "batch heads 4"]:
-        """How much attention image and text queries give to image and text keys, in the order of `DIRECTIONS` (Fig 2).
+        """Compute how much attention image and text queries give to image and text keys, in the order of `DIRECTIONS` (Fig 2).
 
         A mass is the sum over keys, averaged over queries. Image keys get what other keys do not, so that neither of
-        the directions with image keys is needed. Where there are registers or reference images beside image and text, what
+        the directions with image keys is needed. Where there are registers or reference images beside image and
+        text, what
         they get is missing from the sums.
         """
         ones = self.query.new_ones(self.text_tokens, 1, dtype=working_dtype(self.query))
@@ -151,13 +169,15 @@ class JointAttention:
     def mass_of_others(
         self, side: Literal["i", "t"], heads: Sequence[int] | None = None, *, workspace: int | None = None
     ) -> Float[Tensor, "batch heads"]:
-        """What queries of a side give to keys that are neither image nor text, summed over keys, averaged over queries.
+        """Compute what queries of a side give to keys that are neither image nor text: sum over keys, mean over queries.
 
-        Args: side is "i" for image queries or "t" for text queries; the others as for `direction`.
+        Args:
+            side: "i" for image queries, "t" for text queries.
+            heads, workspace: see `weights`.
         """
         heads = range(self.query.shape[1]) if heads is None else heads
         if self.image_tokens + self.text_tokens == self.query.shape[2]:
-            return self.lse.new_zeros(len(self.query), len(heads), dtype=working_dtype(self.query))
+            return self.query.new_zeros(len(self.query), len(heads), dtype=working_dtype(self.query))
         sums = [
             sum(piece.sum(dim=(1, 2, 3)) for _, piece in self._pieces(f"{side}2o", [head], None, None, workspace))
             for head in heads
@@ -169,11 +189,11 @@ class JointAttention:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Probabilities of a few heads and queries at a time: (slice of the queries taken, [batch heads query key])."""
         if text is not None and name not in ("i2t", "t2i"):
-            raise InputError(f"Text tokens can be chosen in i2t and t2i, not in {name}.")
-        heads = checked_indices(heads, self.query.shape[1], "head")
+            raise InputError(f"expected text tokens with i2t or t2i, got them with {name}: leave text out")
+        heads = as_indices(heads, "heads", self.query.shape[1])
         sides = [self._positions(side, text) for side in (name[0], name[2])]
         keys, dtype = sides[1], working_dtype(self.query)
-        queries = _length(sides[0])
+        queries, lse = _length(sides[0]), self.lse
         row_bytes = self.query.shape[0] * _length(keys) * dtype.itemsize
         workspace = default_workspace(self.query.device) if workspace is None else workspace
         # Without a text axis among the keys, all text queries are needed to form a span.
@@ -185,7 +205,7 @@ class JointAttention:
             for rows in chunks(queries, rows_at_once):
                 places = _narrowed(sides[0], rows)
                 query = self.query[:, chosen][:, :, places].to(dtype)
-                offset = -self.lse[:, chosen][:, :, places].to(dtype).unsqueeze(-1)
+                offset = -lse[:, chosen][:, :, places].to(dtype).unsqueeze(-1)
                 if self.mask is not None:
                     offset = offset + mask_part(_head_part(self.mask, chosen), places, keys)
                 offset = offset.expand(*query.shape[:3], -1)
@@ -204,14 +224,14 @@ class JointAttention:
             return free.nonzero().flatten()
         if side == "i" or text is None:
             return self.image if side == "i" else self.text
-        chosen = checked_indices(text, self.text_tokens, "text token")
+        chosen = as_indices(text, "text", self.text_tokens)
         positions = _as_slice([self.text.start + index for index in chosen])
         return positions if isinstance(positions, slice) else torch.tensor(positions, device=self.query.device)
 
 
-def _check_block(name: str) -> None:
+def _check_direction(name: str) -> None:
     if name not in DIRECTIONS:
-        raise InputError(f"A direction is one of {', '.join(DIRECTIONS)}; got {name!r}.")
+        raise InputError(f"expected one of the directions {', '.join(DIRECTIONS)}, got {name!r}: pass one of them")
 
 
 def _as_slice(indices: Sequence[int]) -> slice | list[int]:
@@ -233,16 +253,6 @@ def _narrowed(positions: slice | Tensor, part: slice) -> slice | Tensor:
 def _head_part(mask: Tensor, heads: slice | list[int]) -> Tensor:
     mask = mask[(None,) * (4 - mask.ndim)]
     return mask if mask.shape[1] == 1 else mask[:, heads]
-
-
-def checked_indices(indices: Sequence[int], length: int, name: str) -> list[int]:
-    indices = list(indices)
-    if not indices:
-        raise InputError(f"No {name} was chosen; choose at least one of 0 to {length - 1}, or None for all.")
-    wrong = [index for index in indices if not 0 <= index < length]
-    if wrong:
-        raise InputError(f"There is no {name} {wrong[0]}: this model has {length}, from 0 to {length - 1}.")
-    return indices
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:

@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seg4diff_tools.attention.shapes import JointHeads, LogSumExp
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.families._private import sdp_choice, sdp_operator
 
 # Bytes at once. Small pieces stay in a CPU's cache: larger ones are slower there, not faster.
 WORKSPACE = {"cpu": 2 << 20}
@@ -41,12 +43,14 @@ def attention_with_lse(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value, mask = autocast_inputs(query, key, value, mask)
     with torch.autocast(query.device.type, enabled=False):
-        return _attention_with_lse(query, key, value, mask, scale)
+        output, lse = observed_attention(query, key, value, mask, scale)
+        return output, differentiable_lse(query, key, lse, mask, scale)
 
 
-def _attention_with_lse(
+def observed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """Return the output and a log-sum-exp without a gradient: autograd saves what it saves for plain attention."""
     result = None
     backend = _chosen_backend(query, key, value, mask, scale)
     if backend in _OPERATORS and _is_trusted(backend, query.dtype, query.device, mask is not None):
@@ -59,13 +63,17 @@ def _attention_with_lse(
     if result is None:
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         result = output, _chunked_lse(query.detach(), key.detach(), None if mask is None else mask.detach(), scale)
-    output, lse = result
+    return result[0], result[1].detach()
+
+
+def differentiable_lse(query: Tensor, key: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return a log-sum-exp with its gradient, where autograd records; saves query, key and mask for it."""
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        lse = _DifferentiableLSE.apply(query, key, lse.detach(), mask, scale)
-    return output, lse
+        return _DifferentiableLSE.apply(query, key, lse, mask, scale)
+    return lse
 
 
-def autocast_inputs(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
     """What `scaled_dot_product_attention` gets under autocast, which does not reach the operators below it."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
@@ -75,7 +83,7 @@ def autocast_inputs(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    operator = sdp_operator("flash_attention_for_cpu")
     return operator(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
 
 
@@ -83,7 +91,7 @@ def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
     dim = query.shape[-1]
     # As PyTorch itself does: this kernel takes head sizes in multiples of 8.
     padded = [F.pad(x, (0, -dim % 8)) if dim % 8 else x for x in (query, key, value)]
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention(*padded, 0.0, False, False, scale=scale)[:2]
+    output, lse = sdp_operator("flash_attention")(*padded, 0.0, False, False, scale=scale)[:2]
     return output[..., :dim], lse
 
 
@@ -93,13 +101,13 @@ def _efficient_cuda(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         # As PyTorch itself does: rows of the bias have to start at multiples of 16 elements.
         mask = mask.expand(*mask.shape[:-1], keys)
         mask = F.pad(mask, (0, -keys % 16))[..., :keys].expand(*query.shape[:3], keys)
-    operator = torch.ops.aten._scaled_dot_product_efficient_attention
+    operator = sdp_operator("efficient_attention")
     output, lse = operator(query, key, value, mask, True, 0.0, False, scale=scale)[:2]
     return output, lse[..., :tokens]  # the kernel pads its log-sum-exp to a multiple of 32
 
 
 def _cudnn_cuda(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float):
-    operator = torch.ops.aten._scaled_dot_product_cudnn_attention
+    operator = sdp_operator("cudnn_attention")
     output, lse = operator(query, key, value, mask, True, 0.0, False, False, scale=scale)[:2]
     return output, lse.reshape(query.shape[:3])
 
@@ -117,11 +125,11 @@ _OPERATORS: dict[SDPBackend, Callable[..., tuple[Tensor, Tensor]]] = {
 
 def _chosen_backend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> SDPBackend:
     """The backend that `scaled_dot_product_attention` takes for these inputs."""
-    choose = getattr(torch, "_fused_sdp_choice", None)
-    if query.device.type not in ("cpu", "cuda") or choose is None:
+    known = query.device.type in ("cpu", "cuda")
+    number = sdp_choice(query, key, value, mask, 0.0, False, scale=scale) if known else None
+    if number is None:
         _warn_once(f"PyTorch {torch.__version__} does not tell its attention backend on {query.device.type}")
         return SDPBackend.MATH
-    number = choose(query, key, value, mask, 0.0, False, scale=scale)
     return next((backend for backend in _OPERATORS if int(backend.value) == number), SDPBackend.MATH)
 
 
@@ -129,9 +137,10 @@ def _chosen_backend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 def _is_trusted(backend: SDPBackend, dtype: torch.dtype, device: torch.device, masked: bool) -> bool:
     """Whether the operator agrees with a materialized softmax in fp64 and, bit for bit, with PyTorch's attention."""
     # A generator of its own: the user's random numbers must not depend on whether she records.
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 3, 37, 64, generator=generator, dtype=torch.float64).to(device, dtype)
-    mask = torch.randn(37, generator=generator).to(device, dtype).view(1, 1, 1, 37) if masked else None
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    query, key, value = torch.randn(3, 2, 3, 37, 64, **drawn).to(device, dtype)
+    mask = torch.randn(37, **drawn).to(device, dtype).view(1, 1, 1, 37) if masked else None
     scores = query.double() @ key.double().mT / 8 + (0 if mask is None else mask.double())
     tolerance = 1e-4 if dtype.itemsize > 2 else 1e-2
     try:

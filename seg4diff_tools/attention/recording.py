@@ -8,7 +8,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from seg4diff_tools.errors import RecordingError
+from seg4diff_tools.errors import InputError, PromptError, RecordingError
+from seg4diff_tools.prompts import Prompt, Token
 
 FORMAT, FORMAT_VERSION = "seg4diff_tools recording", 1
 
@@ -21,15 +22,20 @@ class Recording:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
             (image, branch, step, layer, head, direction); no head axis where the mean over heads was recorded. Coordinates
             are the token words or span names (`token_index`: position in the text; `token_start` and `token_stop`: its
-            characters in the prompt), and the `timestep` of each step, with a second axis `image` if images of one batch
-            were at different timesteps.
+            characters in the prompt; with a second axis `image`, and -1 for none, where images have different
+            prompts), the
+            `prompt` of each image, and the `timestep` of each step, with a second axis `image` if images of one
+            batch were
+            at different timesteps.
     """
 
     arrays: Mapping[str, xr.DataArray]
 
     def __getitem__(self, name: str) -> xr.DataArray:
         if name not in self.arrays:
-            raise RecordingError(f"{name!r} was not recorded; this recording holds {', '.join(self.arrays)}.")
+            raise RecordingError(
+                f"expected a recorded direction, got {name!r}: choose from {', '.join(self.arrays)}, or record it too"
+            )
         return self.arrays[name]
 
     @property
@@ -37,7 +43,9 @@ class Recording:
         """The recorded maps, if only one of "i2t" and "t2i" was recorded."""
         if len(self.map_blocks) != 1:
             count = len(self.map_blocks)
-            raise RecordingError(f"maps needs one recorded map direction, there are {count}; use recording['i2t'].")
+            raise RecordingError(
+                f"expected maps of one direction, got {count}: use recording['i2t'] or recording['t2i']"
+            )
         return next(iter(self.map_blocks.values()))
 
     @property
@@ -50,9 +58,59 @@ class Recording:
         """The recorded attention masses of the four directions."""
         return self["masses"]
 
+    def __repr__(self) -> str:
+        sizes = next(iter(self.arrays.values())).sizes
+        return f"Recording({', '.join(self.arrays)}: {', '.join(f'{count} {name}' for name, count in sizes.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recording):
+            return NotImplemented
+        return list(self.arrays) == list(other.arrays) and all(
+            array.identical(other.arrays[name]) for name, array in self.arrays.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def phrase(self, phrase: str, direction: str | None = None) -> xr.DataArray:
+        """Return the mean map over the tokens of a word or phrase (Seg4Diff, arXiv 2509.18096, Eq 10).
+
+        Args:
+            phrase: of the prompt, such as "red cat", without regard to case; all of its occurrences count.
+            direction: "i2t" or "t2i"; None for the one that was recorded.
+
+        Returns:
+            The maps without the token axis; NaN for images whose prompt lacks the phrase.
+
+        Raises:
+            PromptError: the phrase is in no prompt of the recording.
+            RecordingError: its tokens were not all recorded, or the recording has no prompt.
+        """
+        if not isinstance(phrase, str):
+            raise InputError(f"expected phrase, a text such as 'red cat', got {phrase!r}: pass phrase='cat'")
+        maps = self.maps if direction is None else self[direction]
+        if "token_start" not in maps.coords:
+            if phrase in maps.token.values.tolist():
+                return maps.sel(token=phrase)
+            raise RecordingError(
+                f"expected one of the recorded tokens {maps.token.values.tolist()}, got {phrase!r}: record with prompt=..."
+            )
+        found, problems = [], []
+        for image in range(maps.sizes["image"]):
+            one = maps.isel(image=[image])
+            try:
+                found.append(one.isel(token=_tokens_of(one, phrase)).mean("token", skipna=False))
+            except PromptError as error:
+                problems.append(error)
+                found.append(one.mean("token") * float("nan"))
+        if len(problems) == maps.sizes["image"]:
+            raise problems[0]
+        return (
+            xr.concat(found, "image").transpose(*(dim for dim in maps.dims if dim != "token")).assign_attrs(maps.attrs)
+        )
+
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a netCDF file (read again with `open_recording`, or by any netCDF 4 reader); returns its path."""
-        path = Path(path)
+        """Write a netCDF file (read again with `open_recording`, or by any netCDF 4 reader); return its path."""
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset = xr.Dataset(dict(self.arrays), attrs={"format": FORMAT, "format_version": FORMAT_VERSION})
         encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in self.arrays}
@@ -70,18 +128,38 @@ def open_recording(path: str | os.PathLike) -> Recording:
     Raises:
         RecordingError: there is no such file, it is damaged, or it is no recording of a version this package reads.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
-        raise RecordingError(f"There is no file {path}; give the path that the recording was saved to.")
+        raise RecordingError(f"expected a recording, got {path}, where there is no file: pass the path it was saved to")
     try:
         dataset = xr.load_dataset(path, engine="h5netcdf")
     except Exception as error:  # each damage of the file has its own error in HDF5
-        raise RecordingError(f"{path} is not a readable netCDF file ({error}); record and save it again.") from error
+        raise RecordingError(
+            f"expected a recording, got {path}, not a readable netCDF file ({error}): record and save it again"
+        ) from error
     found = dataset.attrs.get("format"), dataset.attrs.get("format_version")
     if found != (FORMAT, FORMAT_VERSION):
         raise RecordingError(
-            f"Expected a {FORMAT} of format version {FORMAT_VERSION}; {path} has format {found[0]}, version {found[1]}."
+            f"expected a {FORMAT} of format version {FORMAT_VERSION}, got {path} of format {found[0]}, version {found[1]}: "
+            "record and save it again with this version"
         )
     text = {name: values.astype(str) for name, values in dataset.coords.items() if values.dtype == object}
     dataset = dataset.assign_coords(text)
     return Recording({str(name): array for name, array in dataset.data_vars.items()})
+
+
+def _tokens_of(maps: xr.DataArray, phrase: str) -> list[int]:
+    """Columns of one image's tokens that spell a phrase."""
+    rows = zip(maps.token_start.values.ravel(), maps.token_stop.values.ravel(), strict=True)
+    tokens = [
+        Token(at, "", "word" if start < stop else "pad", int(start), int(stop)) for at, (start, stop) in enumerate(rows)
+    ]
+    prompt = Prompt(str(maps.prompt.values.item()), tuple(tokens), {})
+    chosen = prompt.span(phrase)
+    read = sorted({place for at in chosen for place in range(tokens[at].start, tokens[at].stop)})
+    spelled = "".join(prompt.text[place] for place in read).casefold()
+    if "".join(phrase.split()).casefold() not in "".join(spelled.split()):
+        raise RecordingError(
+            f"expected all tokens of {phrase!r} in the recording, got {spelled!r}: record with tokens='words' or 'all'"
+        )
+    return list(chosen)

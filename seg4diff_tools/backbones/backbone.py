@@ -1,8 +1,8 @@
 """Drive a model: prompts, images, noise, one denoising step, generation."""
 
-import inspect
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -13,10 +13,14 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools.backbones._private import execution_device, scheduler_shift
+from seg4diff_tools.backbones.checks import check_latents, check_timesteps, check_zeros
+from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
-from seg4diff_tools.families.rehearsal import CapturedInputs, capture_inputs
+from seg4diff_tools.families.capture import CapturedInputs, capture_inputs
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
+from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text, rows, stack_prompts
 
 Prompts = str | Prompt | Sequence[str | Prompt]
@@ -24,13 +28,13 @@ Prompts = str | Prompt | Sequence[str | Prompt]
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A diffusion model with the calls that the analyses are made of.
+    """A diffusion model with the operations that analyses need: encode, add noise, predict, generate.
 
     Args:
         pipe: a plain diffusers pipeline; of SD3 without T5, as in the paper.
-        family: where its architecture keeps joint attention.
-        name: what it was loaded as.
-        expert_layer: 0-based layer whose I2T attention segments best; None if nobody has measured it.
+        family: record of its architecture.
+        name: shown in tables.
+        expert_layer: 0-based layer whose I2T attention segments best; None if unknown.
         guidance_scale: default of `generate` (7.5 in the paper).
     """
 
@@ -41,6 +45,10 @@ class Backbone:
     guidance_scale: float = 7.5
     _captured: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        size = f"{self.layers} layers of {self.heads} heads, {self.image_size} px"
+        return f"Backbone({self.name!r}, {self.family.name}, {size}, {self.dtype} on {self.device})"
+
     @property
     def transformer(self) -> ModelMixin:
         """The MM-DiT; of a compiled one, the module that was compiled."""
@@ -48,8 +56,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes (with CPU offload: the accelerator)."""
-        return self.pipe._execution_device
+        """Device that computes (with CPU offload: the accelerator)."""
+        return execution_device(self.pipe)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,28 +75,28 @@ class Backbone:
         return self.family.heads(self.transformer)
 
     @property
-    def footprint(self) -> int:
+    def token_px(self) -> int:
         """Side of an image token in pixels."""
-        return self.family.cell(self.pipe) * self.family.cells
+        return self.family.latent_cell_px(self.pipe) * self.family.patch_size
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
-        return self.family.native(self.pipe)
+        return self.family.default_size(self.pipe)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latent of an image of the native size."""
-        return self._latent_shape(None)
+        return self.latent_size()
 
     def token_grid(self, latents: Float[Tensor, "image channels height width"] | None = None) -> tuple[int, int]:
-        """Rows and columns of image tokens.
+        """Return rows and columns of image tokens.
 
         Args:
-            latents: whose grid; None for the native image size.
+            latents: of any size; None for the native image size.
         """
         rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
-        return rows // self.family.cells, columns // self.family.cells
+        return rows // self.family.patch_size, columns // self.family.patch_size
 
     @overload
     def encode_prompt(  # type: ignore[overload-overlap]
@@ -101,54 +109,69 @@ class Backbone:
     def encode_prompt(
         self, prompt: str | Sequence[str], *, zero_tokens: int = 77, cut: bool = False
     ) -> Prompt | list[Prompt]:
-        """Encodes a prompt with the pipeline's own text encoders.
+        """Encode a prompt with the pipeline's own text encoders.
 
         Args:
             prompt: one prompt, or a list.
-            zero_tokens: of SD3 without T5, how many zero vectors follow CLIP's tokens in place of T5's: 77 in the paper's
-                released code, 256 in a plain `pipe(prompt)`, and 0 leaves them out. Other models have none.
-            cut: leave out the words that CLIP does not read, as a plain `pipe(prompt)` does, in place of an error.
+            zero_tokens: number of zero vectors after CLIP's tokens, in place of T5's, for SD3 without T5: 77 in the
+                released code, 256 in a plain `pipe(prompt)`, 0 for none. Other models have none.
+            cut: drop the words that CLIP does not read, as a plain `pipe(prompt)` does, instead of raising an error.
 
         Returns:
             One Prompt, or a list if a list came.
 
         Raises:
             PromptError: a prompt does not fit; the message names the words that are too many.
+            InputError: no text, or zero_tokens out of range or for a model without them.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts:
-            raise InputError("expected at least one prompt, got an empty list")
-        if not 0 <= zero_tokens <= 512:
-            raise InputError(f"expected zero_tokens from 0 to 512, got {zero_tokens}")
+        texts = [prompt] if isinstance(prompt, str) else as_list(prompt, "prompt", "'a cat'")
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"expected prompt as text, got {text!r}: pass prompt='a cat', or a list of texts")
+        zero_tokens = check_zeros(self, zero_tokens)
         prompts = [self._encode(unicodedata.normalize("NFC", text), zero_tokens, cut) for text in texts]
         return prompts[0] if isinstance(prompt, str) else prompts
 
     def _encode(self, text: str, zero_tokens: int, cut: bool) -> Prompt:
         if not cut:
-            check_prompt(*self.family.reader(self.pipe), text)
+            check_prompt(*self.family.tokenizer_and_limit(self.pipe), text)
         found = self._capture(text, None, zero_tokens=zero_tokens).inputs
         inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
         return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
-        arguments = {"max_sequence_length": zero_tokens} if self.family.zeros else {}
-        with model_lock(self.pipe), torch.no_grad():
+        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text else {}
+        with self.running():
             return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the model's lock, without gradients and in evaluation mode; modes are restored on leaving the `with`."""
+        parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        modules = [module for part in parts if part.training for module in part.modules() if module.training]
+        with model_lock(self.pipe), torch.no_grad():
+            for module in modules:
+                module.training = False
+            try:
+                yield
+            finally:
+                for module in modules:
+                    module.training = True
 
     def class_prompts(
         self, class_names: Sequence[str], *, zero_tokens: int = 77, cut_prompt: bool = False
     ) -> list[Prompt]:
-        """The paper's segmentation prompts: class names joined by a space (section 4.2, Fig 7).
+        """Encode class names joined by spaces, the paper's segmentation prompt (section 4.2, Fig 7).
 
         Args:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
-            cut_prompt: what to do with more names than a prompt holds. False spreads them over as few prompts as hold them
-                all; True cuts the one prompt where the text encoder stops reading, as the released code silently does,
-                so that names past the cut have no token.
+            cut_prompt: False distributes names that exceed one prompt over as few prompts as hold them all; True
+                cuts the one prompt where the text encoder stops reading, as the released code does, so that names past
+                the cut have no token.
 
         Returns:
-            Prompts whose `classes` give every name's token indices, right even where one name contains another.
+            Prompts whose `classes` give every name's token indices, exact even where one name contains another.
 
         Raises:
             InputError: no names, an empty one, or one twice.
@@ -162,7 +185,7 @@ class Backbone:
             text, classes = cut_class_text(self.pipe.tokenizer, class_names)
             return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
         prompts = []
-        for text, ranges in class_texts(*self.family.reader(self.pipe), class_names):
+        for text, ranges in class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names):
             prompt = self.encode_prompt(text, zero_tokens=zero_tokens)
             prompts.append(replace(prompt, classes=class_tokens(prompt.tokens, ranges)))
         return prompts
@@ -170,7 +193,7 @@ class Backbone:
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike], size: Size | None = None, fit: Fit = "resize"
     ) -> Float[Tensor, "image channels height width"]:
-        """Encodes images into scaled latents: the mean of the VAE's posterior, so the same image gives the same latent.
+        """Encode images into scaled latents: the mean of the VAE's posterior, hence deterministic.
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists.
@@ -186,23 +209,32 @@ class Backbone:
         height, width = self._pixels(size)
         pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
         pixels = self.pipe.image_processor.preprocess(pictures, height, width)
-        with torch.no_grad():
-            return self.family.encode(self.pipe, pixels.to(self.device, self.pipe.vae.dtype)).to(self.dtype)
+        with self.running():
+            parts = [
+                self.family.encode(self.pipe, part.to(self.device, self.pipe.vae.dtype))
+                for part in pixels.split(_at_once(height * width))
+            ]
+            return torch.cat(parts).to(self.dtype)
 
     def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]:
-        """Decodes scaled latents into images.
+        """Decode scaled latents into images.
 
         Args:
-            latents: as `encode_image` gives them.
+            latents: from `encode_image`.
         """
-        with torch.no_grad():
-            pixels = self.family.decode(self.pipe, latents.to(self.device, self.pipe.vae.dtype))
-            return self.pipe.image_processor.postprocess(pixels)
+        latents = check_latents(self, latents, "latents").to(self.device, self.pipe.vae.dtype)
+        height, width = self._size(latents)
+        with self.running():
+            parts = [
+                self.pipe.image_processor.postprocess(self.family.decode(self.pipe, part))
+                for part in latents.split(_at_once(height * width))
+            ]
+        return [image for part in parts for image in part]
 
     def schedule(
         self, steps: int = 28, size: Size | None = None
     ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
-        """Timesteps and noise shares of the pipeline's sampling schedule; its own scheduler is left alone.
+        """Return timesteps and noise levels of the pipeline's sampling schedule; its own scheduler is left alone.
 
         Args:
             steps: length of the schedule (28 in the paper).
@@ -211,12 +243,13 @@ class Backbone:
         Returns:
             Timesteps from 1000 down and sigma from 1 down, float32 on the CPU.
         """
-        if steps < 1:
-            raise InputError(f"expected at least one step, got steps={steps}")
-        key = "schedule", self._pixels(size), steps, self.pipe.scheduler
+        steps = as_int(steps, "steps", 1)
+        # a scheduler can be changed in place
+        scheduler, settings = self.pipe.scheduler, repr(sorted(self.pipe.scheduler.config.items()))
+        key = "schedule", self._pixels(size), steps, scheduler, settings, scheduler_shift(scheduler)
         if key not in self._captured:
-            scheduler = self._capture("", size, steps).scheduler
-            self._captured[key] = scheduler.timesteps.cpu().float()[:steps], scheduler.sigmas.cpu().float()[:steps]
+            made = self._capture("", size, steps).scheduler
+            self._captured[key] = made.timesteps.cpu().float()[:steps], made.sigmas.cpu().float()[:steps]
         return self._captured[key]
 
     def add_noise(
@@ -226,7 +259,7 @@ class Backbone:
         steps: int = 28,
         seed: int | Sequence[int] = 0,
     ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, " batch"]]:
-        """Mixes latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise.
+        """Mix latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise.
 
         Args:
             latents: scaled, one per image.
@@ -242,17 +275,18 @@ class Backbone:
         Raises:
             InputError: a step outside the schedule, or a number of seeds that is not the number of images.
         """
-        wanted = [steps_from_end] if isinstance(steps_from_end, int) else list(steps_from_end)
+        latents, steps = check_latents(self, latents, "latents"), as_int(steps, "steps", 1)
+        wanted = as_indices(steps_from_end, "steps_from_end", steps + 1, low=1)
         timesteps, sigmas = self.schedule(steps, self._size(latents))
-        outside = [k for k in wanted if not 1 <= k <= steps]
-        if outside or not wanted:
-            raise InputError(f"expected steps_from_end from 1 to {steps}, got {outside or 'an empty list'}")
-        seeds = [seed] * len(latents) if isinstance(seed, int) else list(seed)
+        seeds = as_seeds(seed)
+        seeds = seeds * len(latents) if is_number(seed) else seeds
         if len(seeds) != len(latents):
-            raise InputError(f"expected one seed or one per image, got {len(seeds)} seeds for {len(latents)} images")
+            raise InputError(
+                f"expected seed, one or one per image, got {len(seeds)} for {len(latents)} images: pass seed=0"
+            )
         index = torch.tensor([-k for k in wanted])
         sigma = rearrange(sigmas[index], "step -> 1 step 1 1 1").to(latents.device)
-        noise = _noise(seeds, latents.shape[1:]).to(latents.device)
+        noise = draw_noise(seeds, latents.shape[1:]).to(latents.device)
         mixed = (1 - sigma) * latents.float()[:, None] + sigma * noise[:, None]
         noisy = rearrange(mixed, "image step ... -> (image step) ...").to(latents.dtype)
         return noisy, repeat(timesteps[index], "step -> (image step)", image=len(latents)).to(latents.device)
@@ -263,18 +297,18 @@ class Backbone:
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> Float[Tensor, "batch ..."]:
-        """One forward pass of the transformer, without gradient and without classifier-free guidance.
+        """Run one forward of the transformer, without gradients and without classifier-free guidance.
 
         Args:
-            noisy: add_noise latents.
+            noisy: latents from `add_noise`.
             timestep: from 0 to 1000, one for all or one each.
-            prompt: one for all, or a list; the latents are then shared out evenly in order, so that with several
-                steps per image (see `add_noise`) there is one prompt per image.
+            prompt: one for all, or a list, distributed evenly over the latents in order: with several steps per image
+                (see `add_noise`) one prompt per image.
 
         Returns:
             The predicted velocity, noise minus image.
         """
-        with model_lock(self.pipe), torch.no_grad():
+        with self.running():
             predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
         return self.family.unpack(self.family.velocity(predicted), self.token_grid(noisy))
 
@@ -284,13 +318,21 @@ class Backbone:
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> dict[str, Any]:
-        """Arguments of one forward pass of the transformer, which gives the velocity as the first of a tuple.
+        """Return the transformer's arguments for one forward, whose result is a tuple with the velocity first.
 
-        Args: as for `predict_velocity`.
+        Args:
+            noisy: see `predict_velocity`.
+            timestep: see `predict_velocity`.
+            prompt: see `predict_velocity`.
+
+        Raises:
+            InputError: latents, timesteps or prompts that do not fit together.
         """
-        prompts = self._prompts(prompt)
+        prompts, noisy = self._prompts(prompt), check_latents(self, noisy, "noisy")
         if len(noisy) % len(prompts):
-            raise InputError(f"expected one prompt or one per image, got {len(prompts)} for {len(noisy)} latents")
+            raise InputError(
+                f"expected prompt, one or one per image, got {len(prompts)} for {len(noisy)} latents: pass one for all"
+            )
         share = len(noisy) // len(prompts)
         # what is kept has the pipeline's device and number format
         key = "inputs", self._size(noisy), self.device, self.dtype
@@ -298,16 +340,20 @@ class Backbone:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
         own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
         shared = {name: value for name, value in self._captured[key].items() if name not in own}
-        start, slope = self.family.clock
-        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=self.device).expand(len(noisy))
+        start, slope = self.family.timestep_affine
+        # in the number format in which the pipeline hands it over
+        like = self._captured[key][self.family.timestep].dtype
+        time = (start + slope * check_timesteps(timestep, len(noisy), self.device)).to(
+            like if like.is_floating_point else torch.float32
+        )
         inputs = {
             **{name: rows([value] * len(noisy)) for name, value in shared.items()},
             **stack_prompts(prompts, share),
             self.family.latents: self.family.pack(noisy.to(self.device, self.dtype)),
-            self.family.timestep: start + slope * timestep,
+            self.family.timestep: time,
             "return_dict": False,
         }
-        return self.family.adjust(inputs)
+        return self.family.finalize_inputs(inputs)
 
     def generate(
         self,
@@ -319,21 +365,23 @@ class Backbone:
         size: Size | None = None,
         negative_prompt: str | None = None,
         zero_tokens: int = 77,
+        batch: int | None = None,
         progress: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
         **arguments: Any,
     ) -> list[PIL.Image.Image]:
-        """Generates images with the pipeline's own sampling loop.
+        """Generate images with the pipeline's own sampling loop.
 
         Args:
             prompt: one, or a list: one image each.
-            steps: sampling steps.
-            guidance_scale: of classifier-free guidance, None takes the backbone's default; 1 or less turns it off. A
+            steps: sampling steps, at least 1.
+            guidance_scale: of classifier-free guidance; None for the backbone's default, 1 or less for no guidance. A
                 guidance-distilled model, such as FLUX.1-dev, reads the number instead.
             seed: one for all images, or a list (with a single prompt: that many images of it).
             size: (height, width) or side in pixels; None for the native size.
             negative_prompt: what guidance moves away from; None for the pipeline's own, mostly the empty prompt.
-            zero_tokens: see `encode_prompt`; of an encoded prompt, its own number.
+            zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
+            batch: images at once; None for all.
             progress: show a progress bar.
             callback: called after every step with the step's index, its timestep and the latents.
             arguments: more of the pipeline's own, such as `true_cfg_scale` of FLUX.1 or the `image` of Kontext.
@@ -343,73 +391,42 @@ class Backbone:
 
         Raises:
             PromptError: a prompt does not fit.
-            InputError: a size that the model cannot take, or seeds that do not match the prompts.
+            InputError: a value out of range, a size that the model cannot take, seeds that do not match the prompts, or
+                an argument that the pipeline lacks or that would have no effect.
         """
-        prompts = _listed(prompt)
-        texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
-        for text in (*texts, negative_prompt or ""):
-            check_prompt(*self.family.reader(self.pipe), text)
-        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
-        texts = texts * len(seeds) if len(texts) == 1 else texts
-        if len(seeds) != len(texts) or not seeds:
-            raise InputError(f"expected one seed or one per prompt, got {len(seeds)} for {len(texts)} prompts")
-        height, width = self._pixels(size)
-        if self.family.zeros:
-            encoded = [len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)]
-            arguments |= {"max_sequence_length": encoded[0] if encoded else zero_tokens}
-        negative = self.family.negative if negative_prompt is None else negative_prompt
-        if negative is not None:
-            arguments |= {"negative_prompt": [negative] * len(texts)}
-        arguments |= {self.family.scale_name: self.guidance_scale if guidance_scale is None else guidance_scale}
-
-        def on_step(pipe, step, timestep, tensors):
-            callback(step, float(timestep), tensors["latents"])
-            return {}
-
-        if callback:
-            arguments |= {"callback_on_step_end": on_step}
-        if unknown := set(arguments) - set(inspect.signature(type(self.pipe).__call__).parameters):
-            raise InputError(f"{type(self.pipe).__name__} takes no {' and no '.join(sorted(unknown))}: leave it out")
-        noise = _noise(seeds, self._latent_shape((height, width)))
-
-        with model_lock(self.pipe):
-            bar = getattr(self.pipe, "_progress_bar_config", {})
-            self.pipe.set_progress_bar_config(**(bar | {"disable": not progress}))
-            try:
-                return self.pipe(
-                    prompt=texts,
-                    **self.family.sized(self.pipe, (height, width)),
-                    num_inference_steps=steps,
-                    latents=self.family.pack(noise) if self.family.takes_packed else noise,
-                    **arguments,
-                ).images
-            finally:
-                self.pipe.set_progress_bar_config(**bar)
+        return sample(
+            self,
+            as_prompts(prompt),
+            as_int(steps, "steps", 1),
+            guidance_scale,
+            seed,
+            self._pixels(size),
+            negative_prompt,
+            zero_tokens,
+            batch,
+            progress,
+            callback,
+            arguments,
+        )
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
-        most = self.family.widest(self.transformer)
-        return check_size(self.image_size if size is None else size, self.footprint, most)
+        most = self.family.max_tokens_per_side(self.transformer)
+        return check_size(self.image_size if size is None else size, self.token_px, most)
 
-    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
-        rows, columns = (side // self.family.cell(self.pipe) for side in self._pixels(size))
+    def latent_size(self, size: Size | None = None) -> tuple[int, int, int]:
+        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native one."""
+        rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
         return self.family.channels(self.pipe), rows, columns
 
     def _size(self, latents: Tensor) -> tuple[int, int]:
-        """Height and width in pixels of the image that latents stand for."""
-        height, width = (side * self.family.cell(self.pipe) for side in latents.shape[-2:])
+        """Height and width in pixels of the image of these latents."""
+        height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
         return height, width
 
     def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:
-        return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in _listed(prompt)]
+        return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in as_prompts(prompt)]
 
 
-def _listed(prompt: Prompts) -> list[str | Prompt]:
-    prompts = [prompt] if isinstance(prompt, (str, Prompt)) else list(prompt)
-    if not prompts:
-        raise InputError("expected at least one prompt, got an empty list")
-    return prompts
-
-
-def _noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:
-    drawn = (torch.Generator().manual_seed(seed) for seed in seeds)
-    return torch.stack([torch.randn(*shape, dtype=torch.float32, generator=generator) for generator in drawn])
+def _at_once(pixels: int) -> int:
+    """Images that a VAE takes at once: it needs much more memory than the transformer."""
+    return max(1, (1 << 20) // pixels)

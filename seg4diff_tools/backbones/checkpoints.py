@@ -1,9 +1,11 @@
 """Reading a model folder or a hub model: whole, of a known kind, in one number format, or one clear error."""
 
 import contextlib
+import difflib
 import importlib
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import diffusers
 import huggingface_hub
 import torch
 import transformers
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from seg4diff_tools.errors import CheckpointError, UnknownArchitectureError
@@ -21,7 +25,7 @@ MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transforme
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
-    """Tells a folder from a hub name.
+    """Tell a folder from a hub name.
 
     Args:
         name_or_path: "mini" for the embedded model, a folder, or "owner/model" on the hub.
@@ -37,7 +41,9 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
         return folder
     if isinstance(name_or_path, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):
         return name_or_path
-    raise CheckpointError(f"no model folder '{folder}': check the path, or give a hub name 'owner/model'")
+    near = difflib.get_close_matches(str(name_or_path), ["mini"], n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise CheckpointError(f"no model folder '{folder}': check the path, or give a hub name 'owner/model'{hint}")
 
 
 def load_pipeline(
@@ -46,7 +52,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> diffusers.DiffusionPipeline:
-    """Loads a pipeline, all its parts in one number format, from safetensors only.
+    """Load a pipeline, all its parts in one number format, from safetensors only.
 
     Args:
         source: from `find_checkpoint`; a hub name is downloaded once its index shows a supported pipeline.
@@ -69,10 +75,15 @@ def load_pipeline(
         known = hasattr(diffusers, pipeline)
     if not known:
         raise CheckpointError(
-            f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U diffusers"
+            f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U "
+            "diffusers"
         )
     device = torch.device(device or best_device())
     dtype = dtype or _best_dtype(device)
+    if dtype == torch.float16 and device.type == "cpu":
+        warnings.warn(
+            "float16 is about ten times slower than float32 on a CPU: pass dtype='bf16' or 'fp32'", stacklevel=3
+        )
     try:
         with _quiet(isinstance(source, Path)):
             dropped = dict.fromkeys(supported[pipeline])
@@ -104,7 +115,7 @@ def load_pipeline(
 
 
 def read_card(source: Path | str) -> dict:
-    """What the folder's model_card.json says; empty if there is none.
+    """Read the folder's model_card.json; empty if there is none.
 
     Args:
         source: from `find_checkpoint`.
@@ -135,6 +146,7 @@ def _as_argument(dtype: torch.dtype, library: str = "diffusers") -> dict[str, to
 
 
 def best_device() -> str:
+    """Return CUDA, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -157,10 +169,18 @@ def _model_index(source: Path | str) -> dict:
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"'{source}' is not a folder here, and the hub does not give its model_index.json: {reason}"
+            f"'{source}' is not a folder here, and the hub does not give its model_index.json: {_hub_reason(error)}"
         ) from error
+
+
+def _hub_reason(error: Exception) -> str:
+    """Why a file cannot be had from the hub, and what to do."""
+    if isinstance(error, GatedRepoError):
+        return "the model is gated: accept its licence on its page, then log in with `hf auth login`"
+    if constants.HF_HUB_OFFLINE:
+        return "it is not in the local cache and HF_HUB_OFFLINE=1 forbids downloads: unset it to download the model"
+    return str(error).strip().split("\n")[0]
 
 
 def _json(path: Path) -> dict:

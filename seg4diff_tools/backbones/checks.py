@@ -1,57 +1,100 @@
-"""TODO."""
+"""Checks of arguments against a model, made at the call."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from seg4diff_tools.backbones.backbone import Backbone
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import as_indices, as_int
+
+if TYPE_CHECKING:
+    from seg4diff_tools.backbones.backbone import Backbone
 
 Head = Literal["mean"] | int
 
 
-def check_layers(backbone: Backbone, layers: Sequence[int | Literal["expert"]] | None) -> list[int]:
-    """Layer indices, the expert's name resolved; None stands for all.
+def check_layers(backbone: "Backbone", layers: Any) -> list[int]:
+    """Return layer indices.
 
     Args:
         backbone: the model.
-        layers: 0-based indices, each one once, or "expert".
+        layers: 0-based, one or several, each once; "expert" for the model's expert layer; None for all.
 
     Raises:
-        InputError: an index out of range or twice, none at all, or an expert that nobody has measured.
+        InputError: an index out of range or twice, none at all, or "expert" where it is unknown.
     """
     if layers is None:
         return list(range(backbone.layers))
-    if "expert" in layers and backbone.expert_layer is None:
-        raise InputError(
-            f"expected a model whose expert layer is known, got '{backbone.name}': pass layer=0 to "
-            f"{backbone.layers - 1}, or find the best one with sweeps.layer_step_sweep"
-        )
-    indices = [backbone.expert_layer if layer == "expert" else layer for layer in layers]
-    return _check_indices(indices, backbone.layers, "layer", "'expert'")
+    several = isinstance(layers, (list, tuple))
+    if "expert" in (layers if several else [layers] if isinstance(layers, str) else []):
+        if backbone.expert_layer is None:
+            raise InputError(
+                f"expected a model whose expert layer is known, got '{backbone.name}': pass layers=0 to "
+                f"{backbone.layers - 1}, or find the best one with layer_step_sweep"
+            )
+        layers = [backbone.expert_layer if layer == "expert" else layer for layer in (layers if several else [layers])]
+    return as_indices(layers, "layers", backbone.layers)
 
 
-def check_heads(backbone: Backbone, heads: Sequence[Head] | Literal["mean", "all"]) -> list[Head]:
-    """Heads as a list: "mean" for the mean over all, "all" for each one on its own, or any mixture of both.
+def check_heads(backbone: "Backbone", heads: Any) -> list[Head]:
+    """Return heads as a list.
 
     Args:
         backbone: the model.
-        heads: "mean", "all", or a list of "mean" and indices.
+        heads: "mean" for the mean over all, "all" for each one, 0-based indices, or a list of "mean" and indices.
 
     Raises:
         InputError: an index out of range or twice, or none at all.
     """
-    if isinstance(heads, str):
-        heads = list(range(backbone.heads)) if heads == "all" else [heads]
-    _check_indices([head for head in heads if head != "mean"] or [0], backbone.heads, "head", "'mean'")
-    if not heads or len(set(heads)) < len(heads):
-        raise InputError(f"expected heads, each one once, got {list(heads)}")
-    return list(heads)
+    if isinstance(heads, str) and heads == "all":
+        return list(range(backbone.heads))
+    if isinstance(heads, str) and heads == "mean":
+        return ["mean"]
+    if isinstance(heads, (list, tuple)) and "mean" in heads:
+        rest = [head for head in heads if not (isinstance(head, str) and head == "mean")]
+        indices = iter(as_indices(rest, "heads", backbone.heads) if rest else [])
+        if len(rest) < len(heads) - 1:
+            raise InputError(f"expected heads, each one once, got {list(heads)}: name 'mean' once")
+        return [head if head == "mean" else next(indices) for head in heads]
+    return list(as_indices(heads, "heads", backbone.heads))
 
 
-def _check_indices(indices: Sequence[Any], length: int, name: str, word: str) -> list[int]:
-    wrong = [index for index in indices if type(index) is not int or not 0 <= index < length]
-    if wrong or not indices or len(set(indices)) < len(indices):
+def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
+    """Return a number of zero vectors, if it is one that has an effect; raise an InputError otherwise."""
+    zero_tokens = as_int(zero_tokens, "zero_tokens", 0, 512)
+    if not backbone.family.zero_text and zero_tokens != 77:
         raise InputError(
-            f"expected {name}s from 0 to {length - 1} or {word}, each one once, got {wrong[0] if wrong else indices!r}"
+            f"expected zero_tokens with SD3 alone, got {zero_tokens} with {backbone.family.name}: leave zero_tokens out"
         )
-    return list(indices)
+    return zero_tokens
+
+
+def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
+    """Return latents, if they are a batch of the model's; raise an InputError otherwise."""
+    channels = backbone.family.channels(backbone.pipe)
+    shape = tuple(getattr(latents, "shape", ()))
+    if not isinstance(latents, Tensor) or len(shape) != 4 or not len(latents) or shape[1] != channels:
+        kind = f"shape {shape}" if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(f"expected {name} [image {channels} rows columns], got {kind}: pass what encode_image returns")
+    if shape[2] % backbone.family.patch_size or shape[3] % backbone.family.patch_size:
+        raise InputError(
+            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[2:]}: encode "
+            f"an image whose sides are multiples of {backbone.token_px} px"
+        )
+    return latents
+
+
+def check_timesteps(timestep: Any, count: int, device: torch.device) -> Float[Tensor, " batch"]:
+    """Return timesteps, one for each of `count` latents, or raise an InputError."""
+    try:
+        found = torch.as_tensor(timestep, dtype=torch.float32, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected timestep as numbers from 0 to 1000, got {timestep!r}: pass timestep=500") from error
+    if not bool(((found >= 0) & (found <= 1000)).all()) or found.shape not in ((), (1,), (count,)):
+        raise InputError(
+            f"expected timestep from 0 to 1000, one or one for each of {count} latents, got {found.tolist()}: take "
+            "those of add_noise"
+        )
+    return found.expand(count)

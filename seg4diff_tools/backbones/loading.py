@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checkpoints import find_checkpoint, load_pipeline, read_card
+from seg4diff_tools.backbones.checkpoints import best_device, find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError, UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, family_of
 
@@ -14,15 +14,17 @@ from seg4diff_tools.families import FAMILIES, family_of
 def load_backbone(
     name_or_path: str | Path = "mini",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Backbone:
-    """Loads a pipeline of a supported family; Stable Diffusion 3 and 3.5 without T5, the paper's setting.
+    """Load a pipeline of a supported family; Stable Diffusion 3 and 3.5 without T5, the paper's setting.
 
     Args:
         name_or_path: "mini" (comes with the package), a folder in diffusers' layout, or a hub name such as
-            "stabilityai/stable-diffusion-3-medium-diffusers", which is downloaded.
+            "stabilityai/stable-diffusion-3-medium-diffusers", which is downloaded (that one is gated: accept its
+            licence on its page and log in with `hf auth login`).
         device: default: CUDA, else Apple's MPS, else the CPU.
-        dtype: of every part; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
+        dtype: of every part, as torch.bfloat16 or "bf16"; default: float32 on the CPU, bfloat16 on a GPU that has it,
+            else float16. On a CPU with bfloat16 instructions "bf16" halves time and memory.
 
     Returns:
         The backbone, frozen (no gradients), in evaluation mode.
@@ -31,9 +33,57 @@ def load_backbone(
         CheckpointError: no such folder, not a diffusers folder, or weights that are missing or cut off.
         UnknownArchitectureError: a pipeline of another architecture.
     """
+    if not isinstance(name_or_path, (str, Path)):
+        raise InputError(
+            f"expected name_or_path, a name or a folder, got {type(name_or_path).__name__}: pass 'mini', or wrap a "
+            "pipeline with wrap_pipeline"
+        )
     source = find_checkpoint(name_or_path)
-    pipe = load_pipeline(source, _supported(), device, dtype)
+    pipe = load_pipeline(source, _supported(), as_device(device), None if dtype is None else as_dtype(dtype))
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
     return wrap_pipeline(pipe, str(name_or_path), read_card(source))
+
+
+def as_dtype(dtype: torch.dtype | str, name: str = "dtype") -> torch.dtype:
+    """Return a floating-point number format.
+
+    Args:
+        dtype: such as torch.bfloat16, "bfloat16" or "bf16".
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: another one.
+    """
+    found = _DTYPES.get(dtype.removeprefix("torch.").lower()) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"expected {name} from fp32, bf16 and fp16, got {dtype!r}: pass {name}='bf16'")
+    return found
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """Return a device that is there: the given one; for None CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: no such device.
+    """
+    if device is None:
+        return torch.device(best_device())
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found, dtype=torch.float32)
+    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise InputError(f"expected device of this machine, got {device!r}: pass device='{best_device()}'") from error
+    return found
+
+
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    "float64": torch.float64,
+}
 
 
 def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
@@ -59,29 +109,30 @@ def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
 
 
 def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | None = None) -> Backbone:
-    """Makes a Backbone of a pipeline that is already in memory (with a LoRA, quantized, offloaded, ...).
+    """Make a Backbone of a pipeline in memory (with a LoRA, quantized, offloaded, ...), which is left as it is.
 
     Args:
         pipe: a diffusers pipeline; of SD3 one without T5.
-        name: what to call it.
-        card: "expert_layer" and "guidance_scale" are read from it.
+        name: shown in tables.
+        card: sets "expert_layer" and "guidance_scale".
 
     Raises:
         UnknownArchitectureError: no family is known for its transformer.
-        InputError: it has a part that the family leaves out, such as SD3's T5 encoder.
+        InputError: no pipeline, or one with a part that the family leaves out, such as SD3's T5 encoder.
     """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise InputError(
+            f"expected a diffusers pipeline, got {type(pipe).__name__}: pass one, or use load_backbone for a name"
+        )
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, torch.nn.Module):
         raise UnknownArchitectureError(
             f"expected a pipeline with a transformer, got {type(pipe).__name__}: pass one of {', '.join(_supported())}"
         )
     family = family_of(transformer)
-    if left := [name for name in family.dropped if getattr(pipe, name, None) is not None]:
-        kinds = ", ".join(type(getattr(pipe, name)).__name__ for name in left)
+    if left := [part for part in family.omitted_parts if getattr(pipe, part, None) is not None]:
+        kinds = ", ".join(type(getattr(pipe, part)).__name__ for part in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
     published = family.expert_layers.get(family.layers(pipe.transformer))
     card = card or {}
     return Backbone(
@@ -95,4 +146,4 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
 
 def _supported() -> dict[str, tuple[str, ...]]:
     """Classes of pipelines, each with the names of the parts that are left out."""
-    return {pipeline: family.dropped for family in FAMILIES for pipeline in family.pipelines}
+    return {pipeline: family.omitted_parts for family in FAMILIES for pipeline in family.pipelines}

@@ -1,4 +1,4 @@
-"""Does a family's record describe a model rightly? Checked on the model itself, before its maps are believed."""
+"""Verify on a model itself that its family's record describes it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ LEAK = 1e-2
 
 
 def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
-    """Changes a cell of the latent and the features of a word, and looks at which keys of the first layer move.
+    """Change a cell of the latent and the features of a word, and compare which keys of the first layer move.
 
     Four forwards of random latents, on an image one token wider than high.
 
@@ -34,8 +34,10 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
         RecordingError: tokens stand elsewhere than the record says; it names the key that moved instead.
     """
     channels, rows, columns = backbone.latent_shape
-    side = backbone.family.cells
-    latents = torch.randn(1, channels, rows, columns + side, generator=torch.Generator().manual_seed(0))
+    side = backbone.family.patch_size
+    latents = torch.randn(
+        1, channels, rows, columns + side, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
     encoded = backbone.encode_prompt(prompt)
     inputs = backbone.inputs(latents, 500.0, encoded)
     with torch.no_grad():
@@ -89,8 +91,8 @@ def _check(moved: Tensor, expected: int, other: slice, name: str) -> float:
     leak = float(moved[other].max() / moved.max())
     if leak > LEAK:
         raise RecordingError(
-            f"expected a change of the {name} to leave keys of the other side alone, but they moved by {leak:.1%} of it: "
-            "the family's layout is not that of the model, or its first layer is no joint attention"
+            f"expected a change of the {name} to leave keys of the other side alone, but they moved by {leak:.1%} of "
+            "it: the family's layout is not that of the model, or its first layer is no joint attention"
         )
     return leak
 

@@ -150,7 +150,7 @@ def evaluate(
 
 def _samples(dataset: str, root: Path | None, split: str, classes: Path | None) -> Sequence:
     from seg4diff_tools import datasets
-    from seg4diff_tools.scenes.scenes import Scenes
+    from seg4diff_tools.scenes import Scenes
 
     if dataset in ("scenes", "scenes-style"):
         return Scenes("test" if dataset == "scenes" else "test-style", 500)

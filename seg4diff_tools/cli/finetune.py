@@ -65,7 +65,7 @@ def finetune(
     from seg4diff_tools import datasets, magnet
     from seg4diff_tools._runs import processes
     from seg4diff_tools.backbones.loading import load_backbone
-    from seg4diff_tools.scenes.scenes import Scenes
+    from seg4diff_tools.scenes import Scenes
 
     if coco and sa1b:
         raise InputError("expected one data set, got both --coco and --sa1b: choose one")

@@ -1,23 +1,17 @@
 """Pictures for benchmarks of generation."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from seg4diff_tools.cli.options import Lora, ModelName
 
 
-class Layout(StrEnum):
-    """Of a benchmark's folders."""
-
-    geneval = "geneval"
-    t2i_compbench = "t2i-compbench"
-
-
 def generate(
-    layout: Annotated[Layout, typer.Option(help="Benchmark whose judge is to read the pictures.")],
+    layout: Annotated[
+        Literal["geneval", "t2i-compbench"], typer.Option(help="Benchmark whose judge is to read the pictures.")
+    ],
     prompts: Annotated[
         Path, typer.Option(help="GenEval's evaluation_metadata.jsonl, or a text file of T2I-CompBench++.")
     ],
@@ -32,7 +26,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of each prompt's first picture; the next one has the next seed.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
 ) -> None:
-    """Write a benchmark's pictures (GenEval, T2I-CompBench++); several GPUs: accelerate launch -m seg4diff_tools generate.
+    """Write pictures for GenEval or T2I-CompBench++; several GPUs: accelerate launch -m seg4diff_tools generate
 
     A run that was stopped goes on where it was when the same command is given again.
     """
@@ -47,7 +41,7 @@ def generate(
     with apply_lora(backbone, lora) if lora else nullcontext():
         folder = generate_benchmark(
             backbone,
-            layout.value,
+            layout,
             prompts,
             out,
             images=images,

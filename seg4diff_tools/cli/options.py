@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from seg4diff_tools.errors import Seg4DiffError
+from seg4diff_tools.errors import Seg4DiffError, missing_extra
 
 
 class _Group(TyperGroup):
@@ -17,6 +17,11 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except Seg4DiffError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+        except ModuleNotFoundError as error:
+            if (named := missing_extra(error)) is error:
+                raise
+            typer.echo(f"error: {named}", err=True)
             raise typer.Exit(2) from None
 
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from seg4diff_tools.errors import InputError
 
 pretrain = typer.Typer(
     **SHARED,
-    help="Train a small Stable Diffusion 3 on captioned scenes: clip, then vae, then transformer, then export and report. "
+    help="Train a small Stable Diffusion 3 on captioned scenes: clip, vae, transformer, then export and report. "
     "A run that was stopped goes on where it was when the same command is given again.",
 )
 
@@ -21,6 +21,8 @@ class Preset(StrEnum):
 
     cpu = "cpu"
     gpu = "gpu"
+    cpu_rich = "cpu-rich"
+    gpu_rich = "gpu-rich"
 
 
 Run = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs.")]
@@ -38,22 +40,80 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; b
 Model = Annotated[Path | None, typer.Option(help="Folder of the exported model; by default RUN/model.")]
 
 
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        help="Start a new run from the finished weights in this folder (of a model or a run), with fresh optimizers."
+    ),
+]
+Cores = Annotated[
+    str | None, typer.Option(help="CPU cores to run on, such as 0,1: one thread on each; by default all, unpinned.")
+]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints; a kill loses at most so many.")]
+
+
 @pretrain.command()
-def clip(run: Run, preset: ForPreset = None, steps: Steps = None, device: Device = None) -> None:
+def clip(
+    run: Run,
+    preset: ForPreset = None,
+    steps: Steps = None,
+    device: Device = None,
+    init: Init = None,
+    cores: Cores = None,
+    save_every: SaveEvery = 500,
+) -> None:
     """Train text and image towers contrastively; the text tower then steers the transformer."""
-    _train("clip", run, preset, steps, device)
+    _train("clip", run, preset, steps, device, cores, init=init, save_every=save_every)
 
 
 @pretrain.command()
-def vae(run: Run, preset: ForPreset = None, steps: Steps = None, device: Device = None) -> None:
+def vae(
+    run: Run,
+    preset: ForPreset = None,
+    steps: Steps = None,
+    device: Device = None,
+    init: Init = None,
+    cores: Cores = None,
+    save_every: SaveEvery = 500,
+) -> None:
     """Train the autoencoder between images and 16-channel latents."""
-    _train("vae", run, preset, steps, device)
+    _train("vae", run, preset, steps, device, cores, init=init, save_every=save_every)
 
 
 @pretrain.command()
-def transformer(run: Run, preset: ForPreset = None, steps: Steps = None, device: Device = None) -> None:
+def transformer(
+    run: Run,
+    preset: ForPreset = None,
+    steps: Steps = None,
+    device: Device = None,
+    init: Init = None,
+    cores: Cores = None,
+    save_every: SaveEvery = 200,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep averaged weights at this number of images, such as 0.02M; may be given several times."),
+    ] = None,
+    watch_every: Annotated[
+        str, typer.Option(help="Images between two looks: object mIoU by layer and four pictures; 0 for none.")
+    ] = "50k",
+    cache: Annotated[Path | None, typer.Option(help="Folder for latents; by default RUN/latents.")] = None,
+    cache_size: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Gigabytes of latents to keep on disk in a new run: so many scenes are trained on; 0 for none."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="By default, wherever a compiler is found.")
+    ] = None,
+) -> None:
     """Train the MM-DiT by flow matching; needs the finished clip and vae."""
-    _train("transformer", run, preset, steps, device)
+    from ..pretrain import images_of
+
+    numbers = [images_of(text) for text in keep or ()]
+    every = 0 if watch_every == "0" else images_of(watch_every)
+    more = {"keep": numbers, "watch_every": every, "cache": cache, "init": init, "save_every": save_every}
+    _train("transformer", run, preset, steps, device, cores, cache_size, compiled, **more)
 
 
 @pretrain.command()
@@ -102,20 +162,54 @@ def report(
     typer.echo(f"Layer {quality.layer}, {quality.steps_from_end} steps from the end. Card: {folder / 'README.md'}")
 
 
-def _train(part: str, run: Path, name: Preset | None, steps: int | None, device: str | None) -> None:
+def _train(
+    part: str,
+    run: Path,
+    name: Preset | None,
+    steps: int | None,
+    device: str | None,
+    cores: str | None,
+    cache_size: float | None = None,
+    compiled: bool | None = None,
+    **options: Any,
+) -> None:
+    import logging
     from dataclasses import replace
 
-    from seg4diff_tools.pretrain import RunConfig, preset, run_stage
+    from seg4diff_tools.pretrain import RunConfig, pin, pool_size, preset, run_stage
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("seg4diff_tools.pretrain").setLevel(logging.INFO)
+    if cores:
+        pin(_cores(cores))
     if (run / "config.json").exists():
         config = RunConfig.load(run)
-        if name and preset(name.value).model != config.model:
+        if name and preset(name.value).model != replace(config.model, recipe=preset(name.value).model.recipe):
             raise InputError(f"the run in {run} has other sizes than the preset {name.value!r}: leave out --preset")
     else:
         config = preset((name or Preset.cpu).value)
+    if cache_size is not None:
+        pool = pool_size(cache_size, config.model) if cache_size else 0
+        if (run / part / "state.pt").exists() and pool != config.model.recipe.pool:
+            raise InputError(f"the run in {run} trains on {config.model.recipe.pool} scenes: leave out --cache-size")
+        recipe = replace(config.model.recipe, pool=pool)
+        config = replace(config, model=replace(config.model, recipe=recipe))
     if steps:
         config = replace(config, **{part: replace(getattr(config, part), steps=steps)})
-    typer.echo(run_stage(part, run, config, _usable(device)))
+    typer.echo(run_stage(part, run, config, _usable(device), compiled=compiled, **options))
+
+
+def _cores(text: str) -> list[int]:
+    import os
+
+    known = set(range(os.cpu_count() or 1))
+    try:
+        found = [int(number) for number in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not known.issuperset(found):
+        raise InputError(f"--cores takes numbers of CPU cores from 0 to {max(known)}, such as 0,1; got {text!r}")
+    return found
 
 
 def _usable(device: str | None) -> str | None:

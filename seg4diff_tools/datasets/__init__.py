@@ -1,4 +1,4 @@
-"""Images with label maps or masks: folders of index PNGs, published benchmarks, COCO's panoptic format, SA-1B's files."""
+"""Data sets of images with label maps or masks: index PNGs, published benchmarks, COCO's formats, SA-1B."""
 
 from seg4diff_tools.datasets.benchmarks import BENCHMARKS, Benchmark, published
 from seg4diff_tools.datasets.coco import CocoInstances, CocoPanoptic, coco_panoptic

@@ -1,4 +1,4 @@
-"""Benchmarks of segmentation, read from the folders in which they are published."""
+"""Segmentation benchmarks, read from the folders in which they are published."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,21 +7,21 @@ from typing import Any
 
 from seg4diff_tools.datasets import classes
 from seg4diff_tools.datasets.coco import CocoInstances, coco_instances
-from seg4diff_tools.datasets.files import require_folder
+from seg4diff_tools.datasets.files import as_folder, visible_files
 from seg4diff_tools.datasets.folders import Folder, Labels
 from seg4diff_tools.errors import InputError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the annotations of a benchmark are, in one of the forms in which they are found.
+    """One of the forms in which a benchmark's annotations are published, and where its files are.
 
-    Paths are relative to the benchmark's base; of several, the first that exists counts; "{split}" stands for the split.
+    Paths are relative to the benchmark's base, with "{split}" for the split; of several, the first that exists counts.
 
     Attributes:
         masks: folders of masks, or COCO's JSON of instances.
         lookup: class of each value of a mask; None is left out.
-        mask_end: how the name of a mask ends after what it shares with its image's.
+        mask_end: end of a mask's file name, after the part that it shares with its image's.
         listing: file that lists the images of the split; without one, all images count.
         listing_required: whether it must be there.
         annotated_only: whether listed images without a mask are left out.
@@ -37,7 +37,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What one has to know of a benchmark to read it.
+    """The vocabulary and the files of a benchmark.
 
     Attributes:
         class_names: the whole vocabulary.
@@ -46,8 +46,8 @@ class Benchmark:
         images: folders of the images, relative to the base; the first that exists counts.
         layouts: the forms of the annotations; the first that is there counts.
         bases: where, from the root, images and annotations may lie.
-        image_end: how the name of an image ends after what it shares with its mask's.
-        splits: the benchmark's words for splits, where they are others.
+        image_end: end of an image's file name, after the part that it shares with its mask's.
+        splits: the benchmark's own names of splits, by ours.
     """
 
     class_names: tuple[str, ...]
@@ -63,8 +63,9 @@ class Benchmark:
 def _lookup(
     numbers: Iterable[int], names: Iterable[str], rest: Iterable[int], other: str | None = None
 ) -> dict[int, str | None]:
-    """Class of each number; the rest of the numbers mean `other`."""
-    return dict.fromkeys(rest, other) | dict(zip(numbers, names, strict=True))
+    """Return the class of each number; the rest of the numbers mean `other`."""
+    lookup: dict[int, str | None] = dict.fromkeys(rest, other)
+    return lookup | dict(zip(numbers, names, strict=True))
 
 
 def _voc(background: tuple[str, ...]) -> Benchmark:
@@ -166,30 +167,29 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoInstances:
-    """Reads a benchmark of segmentation from the folders in which it is published; nothing has to be prepared.
+    """Read a segmentation benchmark from the folders in which it is published; nothing has to be prepared.
 
     Args:
         name: "voc20", "voc21": PASCAL VOC 2012 without and with the class "background".
             "pc59": PASCAL Context with 59 classes; either `trainval/*.mat` as published beside VOC 2010, of whose split
             the annotated images count, or, where `SegmentationClassContext` is there, the PNGs into which most code
             bases convert them, with their own lists.
-            "coco-object", "coco-object80": COCO's 80 objects with and without the class "background". Where COCO-Stuff's
-            pixel maps are there they are read as the usual conversion does (`convert_coco_object.py` of GroupViT, used by
-            TCL and others): stuff and unlabeled pixels are background. Otherwise things are drawn from
-            `annotations/instances_<split>2017.json`, crowds first, then larger before smaller, which comes close to it.
+            "coco-object", "coco-object80": COCO's 80 objects with and without the class "background". COCO-Stuff's
+            pixel maps, if present, are read as by GroupViT's `convert_coco_object.py`: stuff and unlabeled pixels are
+            background. Otherwise things are drawn from `annotations/instances_<split>2017.json`, crowds first, then
+            larger before smaller, which comes close to it.
             "coco-stuff27": COCO-Stuff's 182 classes in its 27 coarse ones. IIC, PiCIE and STEGO evaluate a part of the
-            images: if `curated/<split>2017/Coco164kFull_Stuff_Coarse_7.txt` of IIC is there, those that it lists are read,
-            otherwise all.
+            images: those in IIC's `curated/<split>2017/Coco164kFull_Stuff_Coarse_7.txt`, if present, otherwise all.
             "ade150": ADE20K as in the scene parsing challenge of 2016; its value 0, other, is left out.
             "cityscapes": the 19 classes of Cityscapes' evaluation; other labels are left out.
-        root: the folder with the benchmark's own folders, or, for VOC and ADE20K, one above: `VOC2012`, `VOCdevkit` or its
-            parent. COCO's photographs may be in `val2017` or `images/val2017`, its pixel maps in
+        root: the folder with the benchmark's own folders, or, for VOC and ADE20K, one above (`VOC2012`, `VOCdevkit` or
+            its parent). COCO's photographs may be in `val2017` or `images/val2017`, its pixel maps in
             `stuffthingmaps_trainval2017/val2017`, `stuffthingmaps/val2017` or `annotations/val2017`.
         split: "train" or "val", or another one of the benchmark's own, such as VOC's "trainval".
 
     Returns:
-        A sequence of samples. Each one names the classes that it shows, and numbers its label map by them; `class_names`
-        of the sequence is the whole vocabulary, and `background` the classes that are stuff: "background" itself,
+        A sequence of samples. Each one names the classes that it shows, and numbers its label map by them. Of the
+        sequence, `class_names` is the whole vocabulary, and `background` the classes that are stuff: "background",
         COCO-Stuff's stuff, Cityscapes' groups flat, construction, nature and sky, and the 35 of ADE20K's own list.
         PASCAL Context's files do not say which of the 59 are stuff, so there it is empty. Only lists and names of files
         (and COCO's JSON) are read at first, images and masks as they are asked for.
@@ -198,10 +198,11 @@ def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoI
         InputError: an unknown name, a missing folder, list, image or mask, and on reading a damaged file, a mask of
             another size, or a value that the benchmark does not have.
     """
-    if name not in BENCHMARKS:
-        raise InputError(f"expected one of {', '.join(BENCHMARKS)}, got '{name}'")
-    benchmark, root = BENCHMARKS[name], Path(root).expanduser()
-    require_folder(root)
+    if not isinstance(name, str) or name not in BENCHMARKS:
+        raise InputError(f"expected one of {', '.join(BENCHMARKS)}, got {name!r}: choose a benchmark of these")
+    if not isinstance(split, str):
+        raise InputError(f"expected split as text, got {split!r}: pass split='val'")
+    benchmark, root = BENCHMARKS[name], as_folder(root, "root")
     word = benchmark.splits.get(split, split)
     remedy = f"unpack {benchmark.archives.format(split=word)} there"
     places = {str(Path(base, path)): base for base in benchmark.bases for path in benchmark.images}
@@ -215,7 +216,7 @@ def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoI
     listing = root / base / layout.listing.format(split=word)
     if layout.listing and (layout.listing_required or listing.is_file()):
         _first(root / base, {layout.listing: None}, word, remedy)
-        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         # VOC's lists of a class have a second column
         keys, origin = [line.split()[0] for line in lines if line.strip()], f"which {listing} lists"
     else:
@@ -232,7 +233,7 @@ def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoI
 
 
 def _first(base: Path, meanings: Mapping[str, Any], split: str, remedy: str) -> tuple[Path, Any]:
-    """The first of some paths below the base that exists, and what it means."""
+    """Return the first path below the base that exists, and its meaning."""
     named = {path.format(split=split): meaning for path, meaning in meanings.items()}
     for path, meaning in named.items():
         if (base / path).exists():
@@ -247,5 +248,6 @@ def _first(base: Path, meanings: Mapping[str, Any], split: str, remedy: str) -> 
 
 
 def _files(folder: Path, end: str) -> dict[str, Path]:
-    """The files in and below a folder whose names end so, by the path before that end."""
-    return {path.relative_to(folder).as_posix().removesuffix(end): path for path in folder.rglob(f"*{end}")}
+    """Return the files in and below a folder whose names end so, by the path before that end."""
+    files = visible_files(folder, end, below=True)
+    return {path.relative_to(folder).as_posix()[: -len(end)]: path for path in files}

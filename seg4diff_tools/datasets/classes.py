@@ -18,35 +18,11 @@ CONTEXT = _names(
     "keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves, "
     "sidewalk, sign, sky, snow, sofa, diningtable, track, train, tree, truck, tvmonitor, wall, water, window, wood"
 )
-CONTEXT_NUMBERS = (
-    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159),
-    *(
-        162,
-        187,
-        189,
-        207,
-        220,
-        232,
-        258,
-        259,
-        260,
-        284,
-        295,
-        296,
-        308,
-        324,
-        326,
-        347,
-        349,
-        354,
-        355,
-        360,
-        366,
-        368,
-        397,
-    ),
-    *(415, 416, 420, 424, 427, 440, 445, 454, 458),
+_CONTEXT_NUMBERS = (
+    "2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98 104 105 113 115 144 158 159 162 187 189 207 220 "
+    "232 258 259 260 284 295 296 308 324 326 347 349 354 355 360 366 368 397 415 416 420 424 427 440 445 454 458"
 )
+CONTEXT_NUMBERS = tuple(map(int, _CONTEXT_NUMBERS.split()))
 
 # COCO numbers its categories from 1 and left gaps where categories were dropped.
 COCO_OBJECTS = _names(
@@ -61,8 +37,8 @@ COCO_OBJECTS = _names(
 _DROPPED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_NUMBERS = tuple(number for number in range(1, 91) if number not in _DROPPED)
 
-# The hierarchy of COCO-Stuff (Caesar et al., 2018): categories 1 to 182 by coarse class, first things, then stuff. Names
-# are the words before "-things" and "-stuff"; food and furniture are both, so there the stuff keeps its ending.
+# The hierarchy of COCO-Stuff (Caesar et al., 2018): categories 1 to 182 by coarse class, first things, then stuff.
+# Names are the words before "-things" and "-stuff"; food and furniture are both, so there the stuff keeps its ending.
 _COARSE_THINGS = {
     "electronic": range(72, 78),
     "appliance": range(78, 84),
@@ -118,8 +94,8 @@ ADE_STUFF = _names(
     "escalator, stage, conveyer belt, swimming pool, waterfall, lake, pier"
 )
 
-# Cityscapes (Cordts et al., 2016): the 19 classes of the evaluation and their numbers among the 34 labels; stuff are its
-# groups flat, construction, nature and sky.
+# Cityscapes (Cordts et al., 2016): the 19 classes of the evaluation and their numbers among the 34 labels; stuff are
+# its groups flat, construction, nature and sky.
 CITYSCAPES = _names(
     "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
     "rider, car, truck, bus, train, motorcycle, bicycle"

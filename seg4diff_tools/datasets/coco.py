@@ -1,6 +1,6 @@
-"""COCO's formats: panoptic PNGs with the class of each segment, and instances as outlines in a JSON."""
+"""COCO's formats: panoptic PNGs with the class of each segment, and instances as polygons in a JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from seg4diff_tools.datasets.files import open_photograph, open_png, read_captions, read_json, require_folder
+from seg4diff_tools._runs import as_path
+from seg4diff_tools.datasets.files import as_folder, open_photograph, open_png, read_captions, read_json
 from seg4diff_tools.datasets.folders import Labeled, Labels
-from seg4diff_tools.datasets.samples import IGNORE, LabeledImage
+from seg4diff_tools.datasets.labels import IGNORE
+from seg4diff_tools.datasets.samples import LabeledImage
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import LazySequence
 
 
 @dataclass(frozen=True)
-class CocoPanoptic(Sequence):
+class CocoPanoptic(LazySequence[LabeledImage]):
     """Images annotated in COCO's panoptic format, read one by one; made by `coco_panoptic`.
 
     Attributes:
@@ -37,7 +40,7 @@ class CocoPanoptic(Sequence):
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, index: int) -> LabeledImage:
+    def _item(self, index: int) -> LabeledImage:
         entry = self.annotations[index]
         path = self.masks / entry["mask"]
         colors = np.asarray(open_png(path, "panoptic PNG").convert("RGB")).astype(np.int64)
@@ -58,7 +61,7 @@ class CocoPanoptic(Sequence):
 def coco_panoptic(
     images: str | Path, masks: str | Path, annotations: str | Path, captions: str | Path | None = None
 ) -> CocoPanoptic:
-    """Reads a data set in COCO's panoptic format.
+    """Read a data set in COCO's panoptic format.
 
     Args:
         images: folder of the photographs, such as `train2017`.
@@ -74,39 +77,40 @@ def coco_panoptic(
     Raises:
         InputError: no such folder, a JSON that is not in this format, and on reading a damaged image or PNG.
     """
-    for path in (Path(images), Path(masks)):
-        require_folder(path)
-    content = read_json(Path(annotations))
+    photographs, segmented = as_folder(images, "images"), as_folder(masks, "masks")
+    content = read_json(as_path(annotations, "annotations"))
     try:
         classes = {entry["id"]: _spoken(entry["name"]) for entry in content["categories"]}
         stuff = tuple(dict.fromkeys(classes[entry["id"]] for entry in content["categories"] if not entry["isthing"]))
         files = {entry["id"]: entry["file_name"] for entry in content["images"]}
         entries = []
-        told = {} if captions is None else read_captions(Path(captions), files)
+        texts = {} if captions is None else read_captions(as_path(captions, "captions"), files)
         for annotation in content["annotations"]:
             file = files[annotation["image_id"]]
             segments = tuple(
                 (s["id"], classes[s["category_id"]], bool(s["iscrowd"])) for s in annotation["segments_info"]
             )
-            caption = told.get(file) or " ".join(dict.fromkeys(name for _, name, _ in segments))
+            caption = texts.get(file) or " ".join(dict.fromkeys(name for _, name, _ in segments))
             entries.append({"image": file, "mask": annotation["file_name"], "segments": segments, "caption": caption})
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"expected COCO's panoptic format in {annotations} (categories, images, annotations with segments_info), got "
-            f"one without {error}"
+            f"expected COCO's panoptic format in {annotations} (categories, images, annotations with segments_info), "
+            f"got one without {error}: pass a file such as panoptic_train2017.json"
         ) from error
     if not entries:
-        raise InputError(f"expected annotated images in {annotations}, got none")
+        raise InputError(f"expected annotated images in {annotations}, got none: check the path")
+    if same := [entry["image"] for entry in entries if photographs / entry["image"] == segmented / entry["mask"]]:
+        raise InputError(f"expected an image and its mask, got {same[0]} for both: keep masks in a folder of their own")
     entries.sort(key=lambda entry: entry["image"])
-    return CocoPanoptic(Path(images), Path(masks), tuple(entries), tuple(dict.fromkeys(classes.values())), stuff)
+    return CocoPanoptic(photographs, segmented, tuple(entries), tuple(dict.fromkeys(classes.values())), stuff)
 
 
 @dataclass(frozen=True)
 class CocoInstances(Labeled):
-    """Images whose classes are drawn from the outlines of single things, read one by one; made by `published`.
+    """Images whose label maps are drawn from the polygons of single things, read one by one; made by `published`.
 
-    A thing's value is its category's number less one, as in COCO-Stuff's pixel maps, and other pixels are 255. Crowds are
-    drawn first and then things, larger before smaller, so that what lies on a table stays visible.
+    A thing's value is its category's number less one, as in COCO-Stuff's pixel maps, and other pixels are 255. Crowds
+    are drawn first and then things, larger before smaller, so that what lies on a table stays visible.
 
     Attributes:
         images: path of each image.
@@ -123,7 +127,7 @@ class CocoInstances(Labeled):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> LabeledImage:
+    def _item(self, index: int) -> LabeledImage:
         photograph, number = self.images[index], self.numbers[index]
         try:
             shape = self.coco.imgs[number]["height"], self.coco.imgs[number]["width"]
@@ -134,7 +138,8 @@ class CocoInstances(Labeled):
         # what pycocotools raises depends on what is wrong
         except Exception as error:
             raise InputError(
-                f"expected instances in COCO's format for {photograph.name} in {self.source}, got others ({error!r})"
+                f"expected instances in COCO's format for {photograph.name} in {self.source}, got others ({error!r}): "
+                "fetch the file again"
             ) from error
         values = np.full(shape, IGNORE, dtype=np.int64)
         for _, value, mask in sorted(things, key=lambda thing: (not thing[0], -int(thing[2].sum()))):
@@ -145,7 +150,7 @@ class CocoInstances(Labeled):
 
 
 def coco_instances(images: Path, annotations: Path, labels: Labels) -> CocoInstances:
-    """Reads images annotated in COCO's instance format: all that the JSON lists, also those that show no thing.
+    """Read images annotated in COCO's instance format: all that the JSON lists, also those that show no thing.
 
     Args:
         images: folder of the photographs.
@@ -166,20 +171,23 @@ def coco_instances(images: Path, annotations: Path, labels: Labels) -> CocoInsta
         listed = sorted((entry["file_name"], entry["id"]) for entry in coco.dataset["images"])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"expected COCO's instance format in {annotations} (categories, images, annotations), got one without {error}"
+            f"expected COCO's instance format in {annotations} (categories, images, annotations), got one without "
+            f"{error}: fetch the file again"
         ) from error
     present = {path.name for path in images.iterdir()}
     for name, _ in listed:
         if name not in present:
-            raise InputError(f"expected {name} in {images}, which {annotations.name} lists, got no such file")
+            raise InputError(
+                f"expected {name} in {images}, which {annotations.name} lists, got no such file: unpack it"
+            )
     if not listed:
-        raise InputError(f"expected images in {annotations}, got none")
+        raise InputError(f"expected images in {annotations}, got none: fetch the file again")
     paths, numbers = tuple(images / name for name, _ in listed), tuple(number for _, number in listed)
     return CocoInstances(labels, paths, numbers, coco, annotations)
 
 
 def _spoken(name: str) -> str:
-    """A class name of COCO's stuff as a word of a prompt."""
+    """Return a class name of COCO's stuff as words of a prompt."""
     for suffix in ("-merged", "-other", "-stuff"):
         name = name.removesuffix(suffix)
     return name.replace("-", " ")

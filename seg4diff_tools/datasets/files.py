@@ -1,7 +1,8 @@
-"""Files of annotations, each opened or named in an error: index PNGs, MATLAB's label maps, JSON, captions."""
+"""Readers of annotation files, which name a damaged file: index PNGs, MATLAB label maps, JSON, captions, lists."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from jaxtyping import Integer
 from PIL import Image
 from scipy.io import loadmat
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import open_image
 
 
 def open_photograph(path: Path, shape: tuple[int, int], source: Path) -> Image.Image:
-    """Opens the photograph that masks belong to.
+    """Open the photograph that masks belong to.
 
-    Published data sets annotate pixels as they are stored, whatever Exif says of their orientation. Where only the upright
-    picture has the size of the masks, they were drawn on that.
+    Published data sets annotate pixels as they are stored, whatever the Exif orientation is. The image is turned
+    upright only if that alone fits the size of the masks.
 
     Args:
         path: of the photograph.
@@ -33,18 +35,62 @@ def open_photograph(path: Path, shape: tuple[int, int], source: Path) -> Image.I
         if (picture.height, picture.width) == shape:
             return picture
     raise InputError(
-        f"expected masks of the image's size {picture.size}, got {shape[::-1]} in {source}: they do not belong to {path}"
+        f"expected masks of the image's size {picture.size}, got {shape[::-1]} in {source}: "
+        f"check that they belong to {path}"
     )
 
 
-def require_folder(path: Path) -> None:
-    """Raises: InputError if the path is no folder."""
+def as_folder(value: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a folder, its `~` expanded.
+
+    Args:
+        value: text or a path.
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: no such folder.
+    """
+    path = as_path(value, name)
     if not path.is_dir():
-        raise InputError(f"expected a folder, got {path}: check the path")
+        found = "a file" if path.exists() else "no such path"
+        raise InputError(f"expected a folder for {name}, got {path}, {found}: check the path")
+    return path
+
+
+def visible_files(folder: Path, end: str = "", *, below: bool = False) -> Iterator[Path]:
+    """Yield the files of a folder in the order of their names, but for hidden ones such as `._picture.png`.
+
+    Args:
+        folder: to look into.
+        end: how their names end, in small or capital letters.
+        below: also look into the folders below it, hidden ones excepted.
+    """
+    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.name.lower().endswith(end.lower()) and path.is_file():
+            yield path
+
+
+def read_text(path: Path, kind: str) -> str:
+    """Read a user's text file in UTF-8, without the byte order mark that some editors write.
+
+    Args:
+        path: of the file.
+        kind: what it should be, for the error.
+
+    Raises:
+        InputError: missing, or in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"expected {kind}, got {path}, no such file: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected {kind} in UTF-8, got {path}, which cannot be read ({error}): save it so") from error
 
 
 def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
-    """Reads a mask whose values are classes: a grey or palette PNG, or PASCAL Context's `.mat` with its `LabelMap`.
+    """Read a mask whose values are classes: a grey or palette PNG, or PASCAL Context's `.mat` with its `LabelMap`.
 
     Raises:
         InputError: missing or damaged, or no single integer for each pixel.
@@ -54,7 +100,7 @@ def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
         if image.mode not in ("P", "L", "I", "I;16", "1"):
             raise InputError(f"expected one class index for each pixel in {path}, got a picture of mode {image.mode}")
         # Pillow stretches grey values of 2 and 4 bits over 8
-        return np.asarray(image).astype(np.int64) // {2: 85, 4: 17}.get(_grey_bits(path), 1)
+        return np.asarray(image).astype(np.int64) // {2: 85, 4: 17}.get(_grey_bits(path) or 8, 1)
     try:
         labels = np.asarray(loadmat(path)["LabelMap"])
     # what scipy raises depends on where the damage is
@@ -66,14 +112,14 @@ def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
 
 
 def _grey_bits(path: Path) -> int | None:
-    """Bits of a grey value, from the header of a PNG; None for one of another kind."""
+    """Return the bits of a grey value from the header of a PNG; None if it is not grey."""
     with path.open("rb") as file:
         header = file.read(26)
     return header[24] if header[25] == 0 else None
 
 
 def open_png(path: Path, kind: str) -> Image.Image:
-    """Opens a PNG as it is.
+    """Open a PNG as it is.
 
     Args:
         path: the file.
@@ -91,22 +137,22 @@ def open_png(path: Path, kind: str) -> Image.Image:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
         InputError: missing or damaged, or no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected readable JSON, got {path} ({error})") from error
+        content = json.loads(read_text(path, "readable JSON"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"expected readable JSON, got {path} ({error}): fetch the file again") from error
     if not isinstance(content, dict):
-        raise InputError(f"expected a JSON object in {path}, got a {type(content).__name__}")
+        raise InputError(f"expected a JSON object in {path}, got a {type(content).__name__}: check the path")
     return content
 
 
 def read_captions(path: Path, files: Mapping[int, str]) -> dict[str, str]:
-    """Caption of each file: the first of an image in COCO's format, or an object from file names to captions.
+    """Return the caption of each file: the first one in COCO's format, or an object from file names to captions.
 
     Args:
         path: the JSON.
@@ -115,8 +161,13 @@ def read_captions(path: Path, files: Mapping[int, str]) -> dict[str, str]:
     content = read_json(path)
     if not isinstance(content.get("annotations"), list):
         return {name: text for name, text in content.items() if isinstance(text, str)}
-    told: dict[str, str] = {}
-    for entry in content["annotations"]:
-        if entry["image_id"] in files:
-            told.setdefault(files[entry["image_id"]], entry["caption"].strip())
-    return told
+    captions: dict[str, str] = {}
+    try:
+        for entry in content["annotations"]:
+            if entry["image_id"] in files:
+                captions.setdefault(files[entry["image_id"]], entry["caption"].strip())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected annotations with image_id and caption in {path}, got others ({error!r}): pass COCO's captions"
+        ) from error
+    return captions

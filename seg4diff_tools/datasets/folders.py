@@ -1,4 +1,4 @@
-"""Pairs of an image and a mask, read one by one, and the table that turns a mask's values into classes."""
+"""Folders of images and masks, read pair by pair, and the table from a mask's values to classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from PIL import Image
 
-from seg4diff_tools.datasets.files import open_photograph, read_labels, require_folder
-from seg4diff_tools.datasets.samples import IGNORE, LabeledImage
+from seg4diff_tools.datasets.files import as_folder, open_photograph, read_labels, visible_files
+from seg4diff_tools.datasets.labels import IGNORE, check_image_names, check_names
+from seg4diff_tools.datasets.samples import LabeledImage
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import LazySequence, as_int
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Labels:
         source: Path,
         masks: Bool[np.ndarray, "mask y x"] | None = None,
     ) -> LabeledImage:
-        """A sample that names the classes that it shows, and numbers its label map by them.
+        """Make a sample that names the classes that it shows, and numbers its label map by them.
 
         Args:
             photograph: the image.
@@ -53,7 +55,7 @@ class Labels:
                 f"expected labels {_spans(self.lookup)}, got {unknown[-1]} in {source}: each label needs a class name"
             )
         meanings = [self.lookup[int(value)] for value in raw]
-        names = tuple(name for name in self.class_names if name in meanings)
+        names = check_image_names([name for name in self.class_names if name in meanings])
         numbers = np.array([IGNORE if name is None else names.index(name) for name in meanings], dtype=np.int64)
         stuff = tuple(name for name in names if name in self.background)
         label_map = numbers[inverse].reshape(values.shape)
@@ -61,8 +63,8 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Labeled(Sequence):
-    """A sequence of samples that knows its whole vocabulary.
+class Labeled(LazySequence[LabeledImage]):
+    """A sequence of samples with a vocabulary.
 
     Attributes:
         labels: what the values of a mask mean.
@@ -94,7 +96,7 @@ class Folder(Labeled):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> LabeledImage:
+    def _item(self, index: int) -> LabeledImage:
         photograph, mask = self.pairs[index]
         return self.labels.sample(photograph, read_labels(mask), mask)
 
@@ -103,48 +105,76 @@ def folder(
     images: str | Path,
     masks: str | Path,
     class_names: Sequence[str],
-    background: Sequence[str] = (),
-    ignore: int = IGNORE,
+    background: str | Sequence[str] = (),
+    ignore: int | np.integer = IGNORE,
 ) -> Folder:
-    """Reads a data set: a folder of images and a folder of index PNGs with the same names.
+    """Read a data set: a folder of images and a folder of index PNGs with the same names.
 
     Args:
-        images: folder of images in any format that Pillow reads.
+        images: folder of images in any format that Pillow reads; hidden files do not count.
         masks: folder of PNGs, grey or with a palette, whose values are class indices. Images without one are left out.
         class_names: value i of a mask means class_names[i].
         background: those of the names that are stuff (grass, sky) and not objects.
-        ignore: the value of pixels to leave out.
+        ignore: the value of pixels to leave out, which is no class; -1 if there are none.
 
     Returns:
         A sequence of samples sorted by name. Each one names the classes that it shows, and numbers its label map by
         them; `class_names` of the sequence is the whole vocabulary.
 
     Raises:
-        InputError: no such folder, no pair, and on reading an unreadable image, a mask of another size, or a value
-            without a name.
+        InputError: no such folder, no pair, two images or masks of one name, an image that is its own mask, an ignore
+            value that is a class; on reading, a damaged image, a mask of another size, or a value without a name.
     """
-    if not class_names or len(set(class_names)) < len(class_names):
-        raise InputError(f"expected class names, each one once, got {list(class_names)}")
-    if unknown := set(background) - set(class_names):
-        raise InputError(f"expected background names among the class names, got {sorted(unknown)} outside them")
-    for path in (Path(images), Path(masks)):
-        require_folder(path)
-    readable = set(Image.registered_extensions())
-    photographs = {path.stem: path for path in Path(images).iterdir() if path.suffix.lower() in readable}
+    names = check_names(class_names)
+    stuff = check_names((background,) if isinstance(background, str) else background, "background")
+    if not names:
+        raise InputError("expected class_names, at least one and each one once, got none: name what each value means")
+    if unknown := sorted(set(stuff) - set(names)):
+        raise InputError(f"expected background among the class_names, got {unknown} outside them: add them there")
+    ignore = as_int(ignore, "ignore", -(1 << 31))
+    if 0 <= ignore < len(names):
+        raise InputError(
+            f"expected an ignore value that is no class of {len(names)}, got ignore={ignore}, which is "
+            f"'{names[ignore]}': pass ignore=-1 if no pixel is left out, or another value such as ignore=65535"
+        )
+    readable = tuple(Image.registered_extensions())
+    photographs = _by_stem(as_folder(images, "images"), readable)
+    annotated = _by_stem(as_folder(masks, "masks"), (".png",))
+    pairs = []
     # only images with a mask count: data sets often annotate a part of their images
-    found = ((photographs.get(mask.stem), mask) for mask in sorted(Path(masks).glob("*.png")))
-    pairs = tuple((photograph, mask) for photograph, mask in found if photograph)
+    for stem in sorted(photographs.keys() & annotated.keys()):
+        for files in (photographs[stem], annotated[stem]):
+            if len(files) > 1:
+                found = " and ".join(file.name for file in files)
+                raise InputError(
+                    f"expected one file named {stem} in {files[0].parent}, got {found}: "
+                    "keep images and masks in folders of their own, and one file of each name"
+                )
+        (photograph,), (mask,) = photographs[stem], annotated[stem]
+        if photograph.samefile(mask):
+            raise InputError(
+                f"expected an image and its mask, got {mask} for both: keep masks in a folder of their own"
+            )
+        pairs.append((photograph, mask))
     if not pairs:
         raise InputError(
             f"expected images in {images} and index PNGs of the same names in {masks}, got no pair: "
             "name the mask of a.jpg a.png"
         )
-    lookup = dict(enumerate(class_names)) | {ignore: None}
-    return Folder(Labels(tuple(class_names), lookup, tuple(background)), pairs)
+    return Folder(Labels(names, dict(enumerate(names)) | {ignore: None}, stuff), tuple(pairs))
+
+
+def _by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Return the files with one of these endings by their names without it."""
+    files: dict[str, list[Path]] = {}
+    for path in visible_files(folder):
+        if path.suffix.lower() in endings:
+            files.setdefault(path.stem, []).append(path)
+    return files
 
 
 def _spans(values: Mapping[int, str | None]) -> str:
-    """Numbers as a person writes them: "0 to 20 or 255"."""
+    """Write numbers as spans: "0 to 20 or 255"."""
     runs = [
         [value for _, value in run]
         for _, run in groupby(enumerate(sorted(values)), key=lambda numbered: numbered[1] - numbered[0])

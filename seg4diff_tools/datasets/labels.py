@@ -1,6 +1,7 @@
-"""TODO."""
+"""Label maps: checks of their values, and class indices of another vocabulary."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,62 @@ from torch import Tensor
 from seg4diff_tools.errors import InputError
 
 IGNORE = 255
+"""Label of the pixels to leave out of a score."""
+
+
+def check_names(class_names: Sequence[str], name: str = "class_names") -> tuple[str, ...]:
+    """Return class names as a tuple.
+
+    Args:
+        class_names: of one image or of a whole set, at least none, each one once.
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: one text in place of a list, something that is no text, or a name twice.
+    """
+    if isinstance(class_names, str) or not isinstance(class_names, (Sequence, np.ndarray)):
+        raise InputError(f"expected {name} as a list of names, got {class_names!r}: pass {name}=['cat', 'dog']")
+    names = tuple(class_names)
+    if wrong := [value for value in names if not isinstance(value, str)]:
+        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}=['cat', 'dog']")
+    if len(set(names)) < len(names):
+        raise InputError(f"expected {name}, each one once, got {list(names)}: name each one once")
+    return names
+
+
+def check_image_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names of one image, of which there are fewer than `IGNORE`, so that this value is no class.
+
+    Raises:
+        InputError: as `check_names`, or too many names.
+    """
+    names = check_names(class_names)
+    if len(names) > IGNORE:
+        raise InputError(
+            f"expected at most {IGNORE} classes in one image, since label {IGNORE} means ignore, got {len(names)}: "
+            "name the classes that the image shows, and number its label map by them"
+        )
+    return names
+
+
+def label_array(label_map: Any) -> Integer[np.ndarray, "y x"]:
+    """Return a label map as an array: from an array, a tensor, a palette image or nested lists.
+
+    Raises:
+        InputError: no whole numbers [y x].
+    """
+    labels = np.asarray(label_map.detach().cpu() if isinstance(label_map, Tensor) else label_map)
+    if labels.dtype.kind not in "iub" or labels.ndim != 2:
+        raise InputError(
+            f"expected a label map of integers [y x], got {labels.dtype} of shape {labels.shape}: pass class indices"
+        )
+    return labels.astype(np.int64)
 
 
 def renumber(
     label_map: Integer[Tensor, "y x"], names: Sequence[str], vocabulary: Sequence[str], ignore: int = IGNORE
 ) -> Int[Tensor, "y x"]:
-    """A label map whose values mean `vocabulary[value]` instead of `names[value]`.
+    """Return a label map whose values mean `vocabulary[value]` instead of `names[value]`.
 
     Args:
         label_map: class indices into `names`, or `ignore`.
@@ -35,7 +86,8 @@ def renumber(
         raise InputError(
             f"expected an ignore label that is no class of {len(vocabulary)}, got {ignore}: pass ignore=-1"
         )
-    table = torch.tensor([list(vocabulary).index(name) for name in names] + [ignore], device=label_map.device)
+    numbers = [list(vocabulary).index(name) for name in names] + [ignore]
+    table = torch.tensor(numbers, dtype=torch.int64, device=label_map.device)
     values = label_map.long()
     check_labels(values, len(names), ignore)
     return table[torch.where(values == ignore, len(names), values)]
@@ -44,27 +96,27 @@ def renumber(
 def true_classes(
     label_map: Integer[np.ndarray, "y x"], names: Sequence[str], vocabulary: Sequence[str]
 ) -> Int[Tensor, "y x"]:
-    """The label map of an image as class indices into the vocabulary of its set, -1 where it says `IGNORE`.
+    """Return the label map of an image as class indices into the vocabulary of its set, -1 in place of `IGNORE`.
 
     Unlike 255, -1 is no class in a set of hundreds of them.
 
     Args:
         label_map: class indices into `names`, or `IGNORE`.
-        names: the classes of this image.
+        names: the classes of this image, at most 255.
         vocabulary: the classes of the whole set.
 
     Returns:
         Class indices into `vocabulary`, or -1.
 
     Raises:
-        InputError: as `renumber`.
+        InputError: more classes in the image, a class that the vocabulary lacks, or a value without a name.
     """
-    labels = torch.from_numpy(np.array(label_map)).long()
-    return renumber(torch.where(labels == IGNORE, -1, labels), names, vocabulary, ignore=-1)
+    labels = torch.from_numpy(label_array(label_map))
+    return renumber(torch.where(labels == IGNORE, -1, labels), check_image_names(names), vocabulary, ignore=-1)
 
 
 def check_labels(label_map: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE) -> None:
-    """Refuses a label map with values that stand for no class.
+    """Check that every value of a label map is a class or the ignore label.
 
     Args:
         label_map: class indices.

@@ -1,16 +1,15 @@
-"""TODO."""
+"""Samples read and checked, with a fingerprint of all that their scores depend on."""
 
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import PIL.Image
 import torch
 
-from seg4diff_tools.datasets import Sample, background_of
-from seg4diff_tools.datasets.labels import check_labels
+from seg4diff_tools.datasets.labels import check_image_names, check_labels, label_array
+from seg4diff_tools.datasets.samples import Sample, background_of
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import open_images
+from seg4diff_tools.images import open_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +20,7 @@ class OpenedSample:
         index: its place in the data set.
         sample: with its label map.
         picture: the image, as large as the label map.
-        fingerprint: of all that its counts depend on.
+        fingerprint: hash of the pixels, the labels and the class names.
     """
 
     index: int
@@ -31,24 +30,30 @@ class OpenedSample:
 
 
 def open_sample(sample: Sample, index: int) -> OpenedSample:
-    """Reads a sample and checks it.
+    """Read a sample and check it.
 
     Args:
         sample: an image with a label map.
         index: its place in the data set.
 
     Raises:
-        InputError: an unreadable image, a label map of another size, or a class index out of range.
+        InputError: something that is no sample, an unreadable image, a label map of another size, or a class index
+            out of range.
     """
-    (picture,) = open_images(sample.image)
-    labels = np.asarray(sample.label_map)
+    if not isinstance(sample, Sample):
+        raise InputError(
+            f"expected a sample with image, class_names, label_map and caption at index {index}, got "
+            f"{type(sample).__name__}: make a datasets.LabeledImage"
+        )
+    picture = open_image(sample.image)
+    labels, names = label_array(sample.label_map), check_image_names(sample.class_names)
     if labels.shape != (picture.height, picture.width):
         raise InputError(
             f"expected a label map of the image's size {(picture.height, picture.width)} for sample {index}, got "
             f"{labels.shape}: check that it belongs to this image"
         )
-    check_labels(torch.from_numpy(labels.astype(np.int64)), len(sample.class_names))
+    check_labels(torch.from_numpy(labels), len(names))
     content = hashlib.sha256(picture.tobytes())
-    content.update(labels.astype(np.int64).tobytes())
-    content.update(repr((list(sample.class_names), background_of(sample))).encode())
+    content.update(labels.tobytes())
+    content.update(repr((list(names), background_of(sample))).encode())
     return OpenedSample(index, sample, picture, content.hexdigest())

@@ -1,13 +1,16 @@
-"""What segmentation needs to know of an image: the image, its classes, a label map."""
+"""Samples: an image, its class names and its label map."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from seg4diff_tools.datasets.labels import IGNORE
+from seg4diff_tools.datasets.labels import IGNORE, check_image_names, label_array
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import LazySequence
 
 
 @runtime_checkable
@@ -15,9 +18,9 @@ class Sample(Protocol):
     """What segmentation needs to know of an image; scenes, and anything else with these attributes, will do.
 
     Attributes:
-        image: PIL image, path, or uint8 array [height, width, 3].
-        class_names: the classes of this image.
-        label_map: integers [height, width]; value i means class_names[i], 255 means ignore.
+        image: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] from 0 to 1.
+        class_names: the classes of this image, at most 255.
+        label_map: integers [y x]; value i means class_names[i], 255 means ignore.
         caption: what the image shows.
 
     A sample may also have `background`: the one name, or the names, of its classes that are stuff and not objects.
@@ -30,7 +33,7 @@ class Sample(Protocol):
 
 
 def background_of(sample: Sample) -> tuple[str, ...]:
-    """Names of a sample's classes that are stuff and not objects.
+    """Return the names of a sample's classes that are stuff and not objects.
 
     Args:
         sample: its `background` is one name or several, or is missing.
@@ -44,26 +47,32 @@ class LabeledImage:
     """An image with its label map.
 
     Attributes:
-        image: PIL image, path, or uint8 array [height, width, 3].
-        class_names: the classes of this image.
+        image: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] from 0 to 1.
+        class_names: the classes of this image, at most 255.
         label_map: value i means class_names[i], 255 means ignore.
         caption: what the image shows; may be empty.
         background: names of classes that are stuff (grass, sky) and not objects.
         name: where it came from; may be empty.
         masks: of single things, which may overlap and need no class; None where there are none.
+
+    Raises:
+        InputError: class names that are no list of different names, or too many of them.
     """
 
-    image: Any
+    image: Any = field(repr=False)
     class_names: tuple[str, ...]
-    label_map: Integer[np.ndarray, "y x"]
+    label_map: Integer[np.ndarray, "y x"] = field(repr=False)
     caption: str = ""
     background: tuple[str, ...] = ()
     name: str = ""
-    masks: Bool[np.ndarray, "mask y x"] | None = None
+    masks: Bool[np.ndarray, "mask y x"] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", check_image_names(self.class_names))
 
 
 @dataclass(frozen=True)
-class Renamed(Sequence):
+class Renamed(LazySequence[LabeledImage]):
     """Samples whose classes have other names; made by `renamed`.
 
     Attributes:
@@ -79,29 +88,52 @@ class Renamed(Sequence):
         """The whole vocabulary."""
         return self._new(self.samples.class_names)
 
+    @property
+    def background(self) -> tuple[str, ...]:
+        """Those of the names that are stuff."""
+        return self._new(self.samples.background)
+
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> LabeledImage:
+    def _item(self, index: int) -> LabeledImage:
         sample = self.samples[index]
-        names, old = self._new(sample.class_names), np.asarray(sample.label_map)
+        names, old = self._new(sample.class_names), label_array(sample.label_map)
         label_map = np.full(old.shape, IGNORE, dtype=np.int64)
         for value, name in enumerate(sample.class_names):
             label_map[old == value] = names.index(self.names.get(name, name))
-        return LabeledImage(sample.image, names, label_map, sample.caption, self._new(background_of(sample)))
+        return LabeledImage(
+            image=sample.image,
+            class_names=names,
+            label_map=label_map,
+            caption=sample.caption,
+            background=self._new(background_of(sample)),
+            name=getattr(sample, "name", ""),
+            masks=getattr(sample, "masks", None),
+        )
 
     def _new(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.names.get(name, name) for name in names))
 
 
 def renamed(samples: Sequence, names: Mapping[str, str]) -> Renamed:
-    """Gives classes other names, such as those of another data set; classes of one name become one.
+    """Give classes other names, such as those of another data set; classes of one name become one.
 
     Args:
         samples: images with label maps, with `class_names` for their vocabulary.
         names: new name of each class that gets one.
 
     Returns:
-        A sequence of samples, read from the old one as they are asked for.
+        A sequence of samples, read from the old one as they are asked for; everything but the names stays.
+
+    Raises:
+        InputError: no names, or the new name of a class that the vocabulary lacks.
     """
+    if not isinstance(names, Mapping) or not all(isinstance(text, str) for pair in names.items() for text in pair):
+        raise InputError(f"expected names as old: new, got {names!r}: pass names={{'sofa': 'couch'}}")
+    known = getattr(samples, "class_names", tuple(names))
+    if unknown := [name for name in names if name not in known]:
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise InputError(f"expected classes of the samples as keys of names, got {unknown[0]!r}: {hint}")
     return Renamed(samples, dict(names))

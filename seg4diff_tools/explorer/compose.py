@@ -10,7 +10,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.explorer.live import STEPS, LiveExplorer
 from seg4diff_tools.images import ImageLike
-from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
+from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
 
 DEFAULTS = {"mode": "masks", "opacity": 0.5}
 Objects = Sequence[tuple[str, tuple[float, float], float]]

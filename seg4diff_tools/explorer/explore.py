@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import PIL.Image
 import xarray as xr
@@ -18,7 +18,16 @@ from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
 from seg4diff_tools.images import ImageLike, open_image, open_images
 
-Source = Backbone | AttentionRecorder | Recording | xr.DataArray | str | os.PathLike | Mapping[str, Any]
+
+@runtime_checkable
+class Segmented(Protocol):
+    """A `segmentation.Segmentation`, which stands on this package's floor."""
+
+    class_maps: xr.DataArray
+    image: Any
+
+
+Source = Backbone | AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike | Mapping[str, Any]
 
 
 def explore(
@@ -37,7 +46,8 @@ def explore(
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of image,
-            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side; or
+            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side;
+            a segmentation, shown as masks over its image; or
             a backbone, which records what `prompt`, `seed` and the picture say.
         image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
             backbone, the picture that it looks at, at every step's noise; None lets it draw one.
@@ -74,6 +84,9 @@ def explore(
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)
     if prompt is not None or record is not None:
         raise InputError(f"expected a backbone with prompt or record, got a {type(source).__name__}")
+    if isinstance(source, Segmented):
+        image = source.image if image is None else image
+        settings = {"mode": "masks"} | settings
     named = source if isinstance(source, Mapping) else {"": source}
     atlas = MapSource({str(name): _blocks(part) for name, part in named.items()})
     pictures = [] if image is None else open_images(image)
@@ -93,10 +106,13 @@ def _blocks(source: Any) -> dict[str, xr.DataArray]:
         source = source.recording
     if isinstance(source, Recording):
         return source.map_blocks
+    if isinstance(source, Segmented):
+        source = source.class_maps
     if isinstance(source, xr.DataArray):
         return {str(source.name or "maps"): source}
     raise InputError(
-        f"expected a backbone, a recorder, a recording, its path or a DataArray, got a {type(source).__name__}"
+        f"expected a backbone, a recorder, a recording, its path, a segmentation or a DataArray, "
+        f"got a {type(source).__name__}"
     )
 
 
@@ -104,4 +120,6 @@ def _source_name(source: Source) -> str:
     """What the source is called in a line of code."""
     if isinstance(source, (str, os.PathLike)):
         return json.dumps(str(source))
+    if isinstance(source, Segmented):
+        return "segmentation"
     return {dict: "recordings", xr.DataArray: "maps", AttentionRecorder: "recorder"}.get(type(source), "recording")

@@ -314,7 +314,9 @@ def _words(maps: xr.DataArray) -> tuple[Word, ...]:
         last = groups[-1][-1] if groups else 0
         joined = groups and token.kind == tokens[last].kind
         if joined and token.kind == "word":
-            joined = starts[i] is not None and starts[i] == stops[last] and _spells(tokens[last]) and _spells(token)
+            # tokens of one letter's bytes have the same range; no word holds a part of a letter
+            overlap = starts[i] is not None and starts[i] < stops[last]
+            joined = overlap or (starts[i] == stops[last] is not None and _spells(tokens[last]) and _spells(token))
         elif joined:
             joined = token.kind in GROUPS
         if joined:
@@ -322,20 +324,30 @@ def _words(maps: xr.DataArray) -> tuple[Word, ...]:
         else:
             groups.append([i])
     taken = {token.label for token in tokens}
-    return tuple(_join([tokens[i] for i in group], taken) for group in groups)
+    ranges = list(zip(starts, stops, strict=True))
+    return tuple(_join([tokens[i] for i in group], [ranges[i] for i in group], taken) for group in groups)
 
 
 def _spells(token: Word) -> bool:
     return regex.search(r"[\w\p{N}]", token.label.split("#")[0] or "#") is not None
 
 
-def _join(parts: Sequence[Word], taken: set[str]) -> Word:
+def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[str]) -> Word:
     if len(parts) == 1 and parts[0].kind not in GROUPS:
         return parts[0]
-    plain = GROUPS.get(parts[0].kind) or "".join(part.label.split("#")[0] for part in parts)
+    plain = GROUPS.get(parts[0].kind) or _spelling(parts, ranges)
     label, count = plain, 1
     while label in taken:
         count += 1
         label = f"{plain}#{count}"
     taken.add(label)
     return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)
+
+
+def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
+    """Return the letters of some tokens in order, those that several tokens share once."""
+    text, end = "", ranges[0][0]
+    for part, (start, stop) in zip(parts, ranges, strict=True):
+        text += part.label.split("#")[0][max(0, end - start) :]
+        end = max(end, stop)
+    return text

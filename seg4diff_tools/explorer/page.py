@@ -15,18 +15,18 @@ STORED = "application/vnd.seg4diff.explorer+json"
 
 def module() -> str:
     """The widget's module: the files of `static`, joined."""
-    return "\n".join((STATIC / f"{part}.js").read_text() for part in PARTS)
+    return "\n".join((STATIC / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
 
 
 def script() -> str:
     """The widget's module as a classic script, since a browser imports no module from a file: page."""
     explorer = module().replace("export default", "const explorer =")
-    return f"(() => {{\n{explorer}\n{(STATIC / 'page.js').read_text()}\n}})();\n"
+    return f"(() => {{\n{explorer}\n{(STATIC / 'page.js').read_text(encoding='utf-8')}\n}})();\n"
 
 
 def style() -> str:
     """The widget's style sheet."""
-    return (STATIC / "explorer.css").read_text()
+    return (STATIC / "explorer.css").read_text(encoding="utf-8")
 
 
 def fragment(stored: Mapping[str, Any]) -> str:

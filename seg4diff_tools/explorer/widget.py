@@ -168,10 +168,15 @@ class Explorer(anywidget.AnyWidget):
             found = found.isel({"class": 0}, drop=True)
         return found if self.beside else found.isel(panel=0)
 
-    def stored(self) -> dict[str, Any]:
-        """What a page needs to show this view without Python, of about `store` characters; see `MapSource.stored`."""
+    def stored(self, limit: int | None = None) -> dict[str, Any]:
+        """Return what a page needs to show this view without Python; see `MapSource.stored`.
+
+        Args:
+            limit: of the maps, in characters; None for `store` of `explore`.
+        """
+        limit = self._store if limit is None else limit
         told = {name: getattr(self, name) for name in (*self.SETTINGS, "pictures", "palette", "call", "defaults")}
-        kept = self._atlas.stored(self._store, self.selection, *([self.selection | self.beside] if self.beside else []))
+        kept = self._atlas.stored(limit, self.selection, *([self.selection | self.beside] if self.beside else []))
         labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
         group = {
             self._atlas.tokens[i].label: word.label for word in self._atlas.words for i in word.tokens
@@ -187,10 +192,18 @@ class Explorer(anywidget.AnyWidget):
             ]
         return told | kept
 
-    def save_html(self, path: str | os.PathLike) -> Path:
-        """Writes the view as a page in one file, which needs no Python and no network; returns its path."""
-        path = Path(path)
-        path.write_text(page(self.stored(), f"Attention to {self.token!r}"))
+    def save_html(self, path: str | os.PathLike, store: int = 1 << 23) -> Path:
+        """Write the view as a page in one file, which needs no Python and no network.
+
+        Args:
+            path: of the page; "~" is expanded.
+            store: characters of maps that the page keeps; 8 MiB hold all steps' worth of one full-size recording.
+
+        Returns:
+            The path.
+        """
+        path = Path(path).expanduser()
+        path.write_text(page(self.stored(store), f"Attention to {self.token!r}"), encoding="utf-8")
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:

@@ -1,11 +1,11 @@
 """FLUX.2 dev and klein: [language model's tokens, image, reference images], double blocks first, then single ones."""
 
-import sys
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools.families._private import module_function, patchify, unpatchify
 from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
 from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Latents
@@ -17,8 +17,7 @@ TOKENS = 512
 def _chat(pipe: Any) -> tuple[Any, Render]:
     """The tokenizer, and what puts a prompt into the template: dev has a system message, klein none."""
     if hasattr(pipe, "system_message"):
-        # the pipeline's own; its module is slow to import for those who use another model
-        format_input = sys.modules[type(pipe).__module__].format_input
+        format_input = module_function(pipe, "format_input")
 
         def render(text: str) -> str:
             messages = format_input([text], pipe.system_message)
@@ -60,7 +59,7 @@ def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps
         pixels: from -1 to 1.
         eps: what the pipeline adds to the variance; None for what the VAE's configuration says.
     """
-    latents = pipe._patchify_latents(pipe.vae.encode(pixels).latent_dist.mode())
+    latents = patchify(pipe, pipe.vae.encode(pixels).latent_dist.mode())
     mean, deviation = _statistics(pipe, latents, eps)
     return (latents - mean) / deviation
 
@@ -68,7 +67,7 @@ def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps
 def decode_patches(pipe: Any, latents: Latents, eps: float | None = None) -> Float[Tensor, "image 3 height width"]:
     """Pixels from -1 to 1 of what `encode_patches` gave."""
     mean, deviation = _statistics(pipe, latents, eps)
-    return pipe.vae.decode(pipe._unpatchify_latents(latents * deviation + mean), return_dict=False)[0]
+    return pipe.vae.decode(unpatchify(pipe, latents * deviation + mean), return_dict=False)[0]
 
 
 # Its latents are cut into patches of 2 x 2 cells and normalized by the VAE: one cell for a token.
@@ -78,19 +77,19 @@ FLUX2 = Family(
     transformer="Flux2Transformer2DModel",
     layout=packed_layout,
     label=_label,
-    reader=_reader,
-    stacks=DOUBLE_AND_SINGLE,
-    clock=(0.0, 1e-3),
+    tokenizer_and_limit=_reader,
+    block_lists=DOUBLE_AND_SINGLE,
+    timestep_affine=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "txt_ids"),
-    cells=1,
+    patch_size=1,
     packed=True,
     takes_packed=False,
-    cell=lambda pipe: 2 * pipe.vae_scale_factor,
+    latent_cell_px=lambda pipe: 2 * pipe.vae_scale_factor,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     encode=encode_patches,
     decode=decode_patches,
     # dev reads the scale; klein's first forward is the prompt's in any case
-    plain={},
+    no_guidance_kwargs={},
     guidance_scale=4.0,
     branches=("cond", "uncond"),
     sequential=True,

@@ -1,10 +1,10 @@
 """HunyuanImage 2.1: [image, ByT5 tokens of quoted text, language model's tokens, pads of both]; pads are masked."""
 
-import sys
 from typing import Any
 
 from torch import nn
 
+from seg4diff_tools.families._private import module_function
 from seg4diff_tools.families.chat import chat_room
 from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Inputs, Layout, image_then_text, patch_grid
 from seg4diff_tools.prompts import Token, label_template, numbered
@@ -21,7 +21,7 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
     template, skipped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
     words = label_template(pipe.tokenizer, text, length - glyphs, template, skipped=skipped)
     # the pipeline's own search for text in quotes, which ByT5 reads letter by letter
-    quoted = sys.modules[type(pipe).__module__].extract_glyph_text(text)
+    quoted = module_function(pipe, "extract_glyph_text")(text)
     ids = [] if quoted is None else pipe.tokenizer_2(quoted, truncation=True, max_length=glyphs).input_ids
     letters = [Token(0, pipe.tokenizer_2.decode([number]), "template", reader="ByT5") for number in ids]
     read = [token for token in words if token.kind != "pad"]
@@ -49,13 +49,13 @@ HUNYUAN_IMAGE = Family(
     transformer="HunyuanImageTransformer2DModel",
     layout=_layout,
     label=_label,
-    reader=_reader,
-    stacks=DOUBLE_AND_SINGLE,
+    tokenizer_and_limit=_reader,
+    block_lists=DOUBLE_AND_SINGLE,
     text_inputs=(*STREAMS, "encoder_attention_mask", "encoder_attention_mask_2"),
     streams=STREAMS,
-    cells=1,
-    adjust=_at_an_instant,
-    plain={},
+    patch_size=1,
+    finalize_inputs=_at_an_instant,
+    no_guidance_kwargs={},
     scale_name="distilled_guidance_scale",
     guidance_scale=3.25,
     branches=("cond", "uncond"),

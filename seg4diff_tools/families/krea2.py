@@ -36,7 +36,7 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 
 
 def _with_places_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Position ids are those of text and image together, and the text may be longer than the rehearsed one."""
+    """Position ids are those of text and image together, and the text may be longer than the captured one."""
     text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
     places = inputs["position_ids"][-image:]
     return inputs | {"position_ids": torch.cat([places.new_zeros(text, 3), places])}
@@ -48,17 +48,17 @@ KREA2 = Family(
     transformer="Krea2Transformer2DModel",
     layout=_layout,
     label=_label,
-    reader=_reader,
-    clock=(0.0, 1e-3),
+    tokenizer_and_limit=_reader,
+    timestep_affine=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "encoder_attention_mask"),
     packed=True,
     channels=lambda pipe: pipe.vae.config.z_dim,
     encode=encode_frame,
     decode=decode_frame,
-    adjust=_with_places_of_the_image,
-    plain={"guidance_scale": 0.0},
+    finalize_inputs=_with_places_of_the_image,
+    no_guidance_kwargs={"guidance_scale": 0.0},
     guidance_scale=4.5,
-    surplus=1.0,
+    guidance_offset=1.0,
     branches=("cond", "uncond"),
     sequential=True,
 )

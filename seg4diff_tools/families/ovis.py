@@ -1,7 +1,9 @@
 """Ovis-Image: [language model's tokens, image], double blocks first, then single ones; pads are zero vectors."""
 
+from functools import partial
 from typing import Any
 
+from seg4diff_tools.families._private import ovis_message
 from seg4diff_tools.families.chat import Render, chat_room, label_chat
 from seg4diff_tools.families.flux import packed_layout
 from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family
@@ -11,7 +13,7 @@ TOKENS = 256
 
 
 def _chat(pipe: Any) -> tuple[Any, Render]:
-    return pipe.tokenizer, lambda text: pipe._get_messages(text)[0]
+    return pipe.tokenizer, partial(ovis_message, pipe)
 
 
 def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
@@ -29,9 +31,9 @@ OVIS_IMAGE = Family(
     transformer="OvisImageTransformer2DModel",
     layout=packed_layout,
     label=_label,
-    reader=_reader,
-    stacks=DOUBLE_AND_SINGLE,
-    clock=(0.0, 1e-3),
+    tokenizer_and_limit=_reader,
+    block_lists=DOUBLE_AND_SINGLE,
+    timestep_affine=(0.0, 1e-3),
     text_inputs=("encoder_hidden_states", "txt_ids"),
     packed=True,
     guidance_scale=5.0,

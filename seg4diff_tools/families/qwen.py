@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn, tensor
+from torch import Tensor, float32, nn, tensor
 
 from seg4diff_tools.families.chat import chat_room
 from seg4diff_tools.families.record import Family, Inputs, Latents, Layout, text_then_image
@@ -31,7 +31,8 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     config = pipe.vae.config
     mean, deviation = (
-        tensor(values).view(1, -1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
+        tensor(values, dtype=float32, device="cpu").view(1, -1, 1, 1).to(like)
+        for values in (config.latents_mean, config.latents_std)
     )
     return mean, deviation
 
@@ -55,15 +56,15 @@ QWEN_IMAGE = Family(
     transformer="QwenImageTransformer2DModel",
     layout=_layout,
     label=_label,
-    reader=_reader,
-    clock=(0.0, 1e-3),
+    tokenizer_and_limit=_reader,
+    timestep_affine=(0.0, 1e-3),
     # the last one before diffusers 0.37
     text_inputs=("encoder_hidden_states", "encoder_hidden_states_mask", "txt_seq_lens"),
     packed=True,
     channels=lambda pipe: pipe.vae.config.z_dim,
     encode=encode_frame,
     decode=decode_frame,
-    plain={"true_cfg_scale": 1.0},
+    no_guidance_kwargs={"true_cfg_scale": 1.0},
     scale_name="true_cfg_scale",
     guidance_scale=4.0,
     negative=" ",

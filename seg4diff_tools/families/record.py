@@ -97,34 +97,37 @@ class Family:
         transformer: name of the diffusers transformer class.
         layout: from the transformer and a forward's inputs to where the tokens stand.
         label: from the pipeline, a prompt and the number of text tokens to a name for each of them.
-        reader: from the pipeline to the tokenizer that reads the prompt, and how many tokens of a prompt fit.
-        stacks: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block that holds
+        tokenizer_and_limit: from the pipeline to the tokenizer that reads the prompt, and how many tokens of a
+            prompt fit.
+        block_lists: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block
+            that holds
             its joint attention; a `layer` is an index through all stacks. Image-only attention lives elsewhere.
         latents, timestep: names of the transformer's arguments.
-        clock: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
+        timestep_affine: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.
         streams: those of `text_inputs` that hold features of text tokens; the first one alone where none are named.
-        cells: latent cells along the side of an image token.
+        patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
         takes_packed: whether the `latents` that the pipeline takes are cut too.
-        adjust: from a forward's inputs, put together of what the prompt and what the image gives, to what fits together.
-        native: from the pipeline to the side in pixels of the square images that it was trained on.
-        widest: from the transformer to the most image tokens along a side, None where any number will do.
-        cell: from the pipeline to the side of a latent cell in pixels.
+        latents_as_given: whether the pipeline hands the `latents` that it takes to its transformer without casting them.
+        finalize_inputs: from a forward's inputs, put together of what the prompt and what the image gives, to what fits together.
+        default_size: from the pipeline to the side in pixels of the square images that it was trained on.
+        max_tokens_per_side: from the transformer to the most image tokens along a side, None where any number will do.
+        latent_cell_px: from the pipeline to the side of a latent cell in pixels.
         channels: from the pipeline to the number of latent channels.
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
         decode: the way back.
         velocity: from the transformer's prediction to noise minus image, as it is packed.
-        plain: arguments of a pipeline call without classifier-free guidance.
+        no_guidance_kwargs: arguments of a pipeline call without classifier-free guidance.
         scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
         guidance_scale: default of it.
-        surplus: what has to be added to that scale to make it the weight w of uncond + w (cond - uncond).
+        guidance_offset: what has to be added to that scale to make it the weight w of uncond + w (cond - uncond).
         negative: negative prompt that the pipeline gets where the user has none; None leaves that to the pipeline.
         branches: order of the branches of classifier-free guidance.
         sequential: whether branches come one forward after the other, and not in one batch.
-        zeros: whether zero vectors can stand for the tokens of a text encoder that was left out.
+        zero_text: whether zero vectors can stand for the tokens of a text encoder that was left out.
         clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
-        dropped: names of parts of the pipeline that are left out.
+        omitted_parts: names of parts of the pipeline that are left out.
         expert_layers: layer that segments best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers.
     """
 
@@ -133,46 +136,47 @@ class Family:
     transformer: str
     layout: Callable[[nn.Module, Inputs], Layout]
     label: Callable[[Any, str, int], tuple[Token, ...]]
-    reader: Callable[[Any], tuple[Any, int]]
-    stacks: tuple[tuple[str, str], ...] = (("transformer_blocks", "attn"),)
+    tokenizer_and_limit: Callable[[Any], tuple[Any, int]]
+    block_lists: tuple[tuple[str, str], ...] = (("transformer_blocks", "attn"),)
     latents: str = "hidden_states"
     timestep: str = "timestep"
-    clock: tuple[float, float] = (0.0, 1.0)
+    timestep_affine: tuple[float, float] = (0.0, 1.0)
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
     streams: tuple[str, ...] = ()
-    cells: int = 2
+    patch_size: int = 2
     packed: bool = False
     takes_packed: bool = True
-    adjust: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
-    native: Callable[[Any], int] = native_side
-    widest: Callable[[nn.Module], int | None] = lambda transformer: None
-    cell: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
+    latents_as_given: bool = False
+    finalize_inputs: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
+    default_size: Callable[[Any], int] = native_side
+    max_tokens_per_side: Callable[[nn.Module], int | None] = lambda transformer: None
+    latent_cell_px: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
     encode: Callable[[Any, Tensor], Tensor] = encode_with_mode
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
     velocity: Callable[[Any], Tensor] = lambda output: output
-    plain: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    no_guidance_kwargs: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     scale_name: str = "guidance_scale"
     guidance_scale: float = 7.5
-    surplus: float = 0.0
+    guidance_offset: float = 0.0
     negative: str | None = None
     branches: tuple[str, ...] = ("uncond", "cond")
     sequential: bool = False
-    zeros: bool = False
+    zero_text: bool = False
     clip_tokens: int = 0
-    dropped: tuple[str, ...] = ()
+    omitted_parts: tuple[str, ...] = ()
     expert_layers: Mapping[int, int] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
         """The joint-attention modules with their layer index, first layer first."""
         modules = [
-            getattr(block, attention) for stack, attention in self.stacks for block in getattr(transformer, stack)
+            getattr(block, attention) for stack, attention in self.block_lists for block in getattr(transformer, stack)
         ]
         return list(enumerate(modules))
 
     def layers(self, transformer: nn.Module) -> int:
         """Number of layers with joint attention, of all stacks together."""
-        return sum(len(getattr(transformer, stack)) for stack, _ in self.stacks)
+        return sum(len(getattr(transformer, stack)) for stack, _ in self.block_lists)
 
     def heads(self, transformer: nn.Module) -> int:
         """Number of attention heads in each layer."""
@@ -200,7 +204,7 @@ class Family:
         """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token channels]."""
         if not self.packed:
             return latents
-        return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.cells, q=self.cells)
+        return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch_size, q=self.patch_size)
 
     def unpack(self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]) -> Latents:
         """The way back of `pack`.
@@ -211,10 +215,10 @@ class Family:
         """
         if not self.packed:
             return packed
-        cells, (y, x) = self.cells, grid
+        cells, (y, x) = self.patch_size, grid
         return rearrange(packed[:, : y * x], "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=cells, q=cells)
 
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""
-        start, slope = self.clock
+        start, slope = self.timestep_affine
         return (torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1) - start) / slope

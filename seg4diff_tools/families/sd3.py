@@ -23,13 +23,13 @@ SD3 = Family(
     transformer="SD3Transformer2DModel",
     layout=_layout,
     label=_label,
-    reader=lambda pipe: (pipe.tokenizer, pipe.tokenizer.model_max_length - 2),
+    tokenizer_and_limit=lambda pipe: (pipe.tokenizer, pipe.tokenizer.model_max_length - 2),
     # it cuts its position table from a square of this many tokens
-    widest=lambda transformer: transformer.config.pos_embed_max_size,
+    max_tokens_per_side=lambda transformer: transformer.config.pos_embed_max_size,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     negative="",
-    zeros=True,
+    zero_text=True,
     clip_tokens=77,
-    dropped=("text_encoder_3", "tokenizer_3"),
+    omitted_parts=("text_encoder_3", "tokenizer_3"),
     expert_layers={24: 9},
 )

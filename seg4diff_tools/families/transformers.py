@@ -1,36 +1,87 @@
-"""The transformer behind whatever holds it, and torch.compile kept from running it while hooks have to see it."""
+"""The transformer behind a backbone or a pipeline, and the lock with which threads take turns."""
 
-import sys
+import threading
+import time
 import weakref
-from _thread import RLock
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
+
+from seg4diff_tools.errors import RecordingError
+from seg4diff_tools.families._private import is_computing, unwrapped
+
+PATIENCE = 3.0
+"""Seconds for which the holder of a lock may compute nothing before a waiting thread gives up."""
 
 
 def transformer_of(model: Any) -> nn.Module:
-    """The transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module that it wraps."""
-    transformer = getattr(model, "transformer", model)
-    return getattr(transformer, "_orig_mod", transformer)
+    """Return the transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module inside."""
+    return unwrapped(getattr(model, "transformer", model))
 
 
-def model_lock(model: Any) -> RLock:
-    """What a thread holds while it runs or watches a model, so that threads take turns."""
-    return _TURNS.setdefault(transformer_of(model), RLock())
+class ModelLock:
+    """Reentrant lock of one model; a thread holds it while it runs or records the model."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._uses: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._entered: list[AbstractContextManager] = []
+
+    def acquire(self, timeout: float = -1, use: str = "a forward") -> bool:
+        """Take the lock within `timeout` seconds (-1: wait for ever); return whether it was taken."""
+        if not self._lock.acquire(timeout=timeout):
+            return False
+        self._uses.append(use)
+        self._thread = threading.current_thread()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._uses.pop()
+        if not self._uses:
+            self._thread = None
+        self._lock.release()
+
+    @contextmanager
+    def hold(self, use: str) -> Iterator[None]:
+        """Hold the lock inside the `with`; wait for a thread that computes, but not for one that only holds on.
+
+        Args:
+            use: what for, to name it to threads that wait.
+
+        Raises:
+            RecordingError: another thread holds the lock and has computed nothing for `PATIENCE` seconds.
+        """
+        since = time.monotonic()
+        while not self.acquire(0.05, use):
+            thread, now = self._thread, time.monotonic()
+            if thread is None or is_computing(thread.ident or 0):
+                since = now
+            elif now - since > PATIENCE:
+                raise RecordingError(
+                    f"expected a free model for {use} in thread {threading.current_thread().name!r}, got one that "
+                    f"{self._uses[0]} holds in thread {thread.name!r}: leave that `with` first, or run both in one thread"
+                )
+        try:
+            yield
+        finally:
+            self.release()
+
+    def __enter__(self) -> None:
+        held = self.hold("a forward")
+        held.__enter__()
+        self._entered.append(held)
+
+    def __exit__(self, *exception: object) -> None:
+        self._entered.pop().__exit__(*exception)
 
 
-_TURNS: weakref.WeakKeyDictionary[nn.Module, RLock] = weakref.WeakKeyDictionary()
+def model_lock(model: Any) -> ModelLock:
+    """Return the lock that a thread holds while it runs or records a model (backbone, pipeline or transformer)."""
+    return _LOCKS.setdefault(transformer_of(model), ModelLock())
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs what torch.compile has compiled as it was written: compiled code skips hooks that came after it, in silence."""
-    # what was never imported has compiled nothing, and its import takes seconds
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, ModelLock] = weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ from seg4diff_tools.generation.composition import (
     prompts,
     summary,
 )
-from seg4diff_tools.generation.detector import SceneDetector, load_detector
+from seg4diff_tools.generation.detector import SceneDetector, detector_accuracy, load_detector, save_detector
 from seg4diff_tools.generation.distances import clip_features, frechet_distance, kernel_distance, picture_distances
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "clip_features",
     "clip_scores",
     "composition_scores",
+    "detector_accuracy",
     "frechet_distance",
     "generate_benchmark",
     "generate_pictures",
@@ -31,5 +32,6 @@ __all__ = [
     "prompts",
     "read_prompts",
     "retrieval_accuracy",
+    "save_detector",
     "summary",
 ]

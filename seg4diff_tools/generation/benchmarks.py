@@ -1,4 +1,4 @@
-"""Writes pictures for GenEval and T2I-CompBench++, in the folders that the benchmarks' own judges read."""
+"""Pictures for GenEval and T2I-CompBench++, in the folders that the benchmarks' own judges read."""
 
 import hashlib
 import io
@@ -11,10 +11,13 @@ from typing import Any, Literal
 import PIL.Image
 from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import open_run, processes, replace_file
+from seg4diff_tools._runs import as_path, open_run, processes, replace_file
+from seg4diff_tools.backbones import as_backbone
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
+from seg4diff_tools.datasets.files import read_text
 from seg4diff_tools.errors import InputError, PromptError
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import check_prompt
 
 Layout = Literal["geneval", "t2i-compbench"]
@@ -32,7 +35,7 @@ class BenchmarkPrompt:
 
 
 def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
-    """Reads a benchmark's prompts.
+    """Read a benchmark's prompts.
 
     Args:
         path: GenEval's `evaluation_metadata.jsonl`, one JSON object with "prompt" a line; or a text file of
@@ -43,15 +46,14 @@ def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
     Raises:
         InputError: no such file, none or broken lines, or a prompt that cannot be part of a file's name.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a text file of prompts, got {path}, which cannot be read: {error}") from error
+    if layout not in IMAGES:
+        raise InputError(f"expected layout as one of {', '.join(IMAGES)}, got {layout!r}: choose one of these")
+    path = as_path(path, "prompts")
+    lines = read_text(path, "a text file of prompts").splitlines()
     read = _from_json if layout == "geneval" else _from_text
     found = [read(line, number, path) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise InputError(f"expected prompts in {path}, got an empty file")
+        raise InputError(f"expected prompts in {path}, got an empty file: write one prompt a line")
     return found
 
 
@@ -89,7 +91,7 @@ def generate_benchmark(
     batch: int = 8,
     progress: bool = True,
 ) -> Path:
-    """Generates the pictures of a benchmark, or those that a run which was stopped has not made yet.
+    """Generate the pictures of a benchmark, or those that a run which was stopped has not made yet.
 
     Under `accelerate launch`, process i of n makes the pictures of prompts i, i + n, i + 2n and so on. Picture k of
     every prompt starts from the noise of seed + k, whichever process or batch makes it, as the benchmarks' own scripts
@@ -115,21 +117,22 @@ def generate_benchmark(
         InputError: as in `read_prompts`; or the folder holds something else, or pictures with other settings.
         PromptError: a prompt does not fit; the message names its line.
     """
-    out, images = Path(out), IMAGES[layout] if images is None else images
-    if images < 1 or batch < 1 or steps < 1:
-        raise InputError(f"expected at least one image, step and batch, got {images}, {steps} and {batch}")
+    out, prompts = as_path(out, "out"), as_path(prompts, "prompts")
     asked = read_prompts(prompts, layout)
-    _check_length(backbone, asked, Path(prompts))
+    images = as_int(IMAGES[layout] if images is None else images, "images", 1)
+    batch, steps, seed = as_int(batch, "batch", 1), as_int(steps, "steps", 1), as_int(seed, "seed", 0)
+    backbone = as_backbone(backbone)
+    _check_length(backbone, asked, prompts)
     guidance_scale = backbone.guidance_scale if guidance_scale is None else guidance_scale
     settings = {
         "layout": layout,
-        "prompts": hashlib.sha256(Path(prompts).read_bytes()).hexdigest()[:16],
+        "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()[:16],
         "images": images,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "seed": seed,
         "model": backbone.name,
-        "weights": model_fingerprint(backbone)[:16],
+        "weights": model_fingerprint(backbone),
     }
     state = processes()
     open_run(out, settings, "a benchmark's pictures")
@@ -148,8 +151,10 @@ def generate_benchmark(
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="picture", desc=layout, disable=not shown) as bar:
         for start in range(0, len(waiting), batch):
             texts, seeds, paths = zip(*waiting[start : start + batch], strict=True)
-            sampling = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
-            for path, picture in zip(paths, backbone.generate(list(texts), seed=list(seeds), **sampling), strict=True):
+            pictures = backbone.generate(
+                list(texts), seed=list(seeds), steps=steps, guidance_scale=guidance_scale, progress=False
+            )
+            for path, picture in zip(paths, pictures, strict=True):
                 content = io.BytesIO()
                 picture.save(content, "PNG")
                 replace_file(path, content.getvalue())
@@ -166,7 +171,7 @@ def _check_length(backbone: Backbone, prompts: list[BenchmarkPrompt], path: Path
     """Before hours of work, not in their midst."""
     for prompt in prompts:
         try:
-            check_prompt(*backbone.family.reader(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
+            check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), unicodedata.normalize("NFC", prompt.text))
         except PromptError as error:
             raise PromptError(f"line {prompt.line} of {path}: {error}") from error
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import ImageLike, fit_image, open_images
 
@@ -37,7 +38,7 @@ class Clip:
 
     @torch.no_grad()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], normalize: bool = True) -> ImageVectors:
-        """Vectors of images of any size; each is stretched to the tower's square.
+        """Return vectors of images of any size; each is stretched to the tower's square.
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
@@ -57,27 +58,32 @@ class Clip:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Unit vectors of texts.
+        """Return unit vectors of texts.
 
         Args:
             texts: captions; what does not fit into the tower's positions is cut.
         """
         if isinstance(texts, str) or not texts:
-            raise InputError(f"expected a list of texts, got {texts!r}")
-        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").input_ids
+            raise InputError(f"expected texts as a list, at least one, got {texts!r}: pass ['a cat on grass']")
+        # the tokenizer's own limit may be larger than the tower's positions
+        limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        cut = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        ids = self.tokenizer(list(texts), **cut).input_ids
         features = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image 3 side side"]:
         side = self.model.config.vision_config.image_size
         pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device) / 255
-        mean, deviation = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std))
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device).float() / 255
+        mean, deviation = (
+            torch.tensor(each, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std)
+        )
         return (pixels - mean) / deviation
 
 
 def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """Loads the CLIP that an embedded model carries beside its pipeline, or any CLIP of transformers.
+    """Load the CLIP that an embedded model carries beside its pipeline, or any CLIP of transformers.
 
     Args:
         name: a model folder as `pretrain export` writes it, with the CLIP in `clip` and the pipeline's tokenizer; or a
@@ -87,18 +93,19 @@ def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
     Raises:
         CheckpointError: there is no CLIP, or a damaged one.
     """
-    folder = Path(name)
+    folder = as_path(name, "name")
+    hub = folder if folder.is_dir() else str(name)
     embedded = folder.is_dir() and not (folder / "config.json").is_file()
     for part in ("clip/config.json", "tokenizer/tokenizer.json") if embedded else ():
         if not (folder / part).is_file():
             raise CheckpointError(f"expected a model folder with {part}, got {folder}: make it with `pretrain export`")
-    weights, words = (folder / "clip", folder / "tokenizer") if embedded else (name, name)
+    weights, words = (folder / "clip", folder / "tokenizer") if embedded else (hub, hub)
     try:
         model = CLIPModel.from_pretrained(weights, dtype=torch.float32).to(device).eval()
         tokenizer = CLIPTokenizer.from_pretrained(words)
         if embedded:
             return Clip(model, tokenizer)
-        processor = CLIPImageProcessorPil.from_pretrained(name)
+        processor = CLIPImageProcessorPil.from_pretrained(hub)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         again = "Export the model again" if embedded else "Give a model folder, or the name of a CLIP of transformers"
@@ -119,7 +126,7 @@ def clip_scores(images: ImageVectors, texts: TextVectors) -> Float[Tensor, " ima
     Source: Hessel et al., "CLIPScore", EMNLP 2021, equation 1, there with OpenAI's CLIP.
     """
     if len(images) != len(texts):
-        raise InputError(f"expected one text for each image, got {len(texts)} for {len(images)} images")
+        raise InputError(f"expected one text for each image, got {len(texts)} for {len(images)} images: pass as many")
     return WEIGHT * torch.nn.functional.cosine_similarity(images, texts, dim=-1).clamp(min=0)
 
 

@@ -2,7 +2,7 @@
 
 In the spirit of GenEval (Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment",
 NeurIPS 2023) and T2I-CompBench++ (Huang et al., arXiv 2307.06350), for models that are trained on captions of scenes:
-prompts are worded as these captions are, and things are found by `parser` in place of detectors trained on photographs.
+prompts are worded like these captions, and `detector` finds things in place of detectors trained on photographs.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,9 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.generation.detector import ParsedScene, SceneDetector
+from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
 from seg4diff_tools.images import ImageLike
-from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
-from seg4diff_tools.scenes.scenes import (
+from seg4diff_tools.scenes import (
     BACKGROUNDS,
     BASE_CONCEPTS,
     RELATIONS,
@@ -31,6 +30,7 @@ from seg4diff_tools.scenes.scenes import (
     relation,
     sentence,
 )
+from seg4diff_tools.scenes.drawings import COLORS, concepts, drawing, styles
 from seg4diff_tools.scenes.textures import NOISE_SIDE
 
 CATEGORIES = ("single object", "two objects", "counting", "color binding", "relation", "complex")
@@ -133,7 +133,7 @@ def _colors(concept: str) -> tuple[str, ...]:
 
 
 def judge(
-    parser: SceneDetector, images: ImageLike | Sequence[ImageLike], prompts: Sequence[CompositionPrompt]
+    detector: SceneDetector, images: ImageLike | Sequence[ImageLike], prompts: Sequence[CompositionPrompt]
 ) -> pd.DataFrame:
     """Judges whether all that is asked for is in the picture.
 
@@ -143,18 +143,18 @@ def judge(
     for do no harm. The background counts in the category "complex" alone.
 
     Args:
-        parser: finds things.
+        detector: finds things.
         images: one for each prompt.
         prompts: what was asked for.
 
     Returns:
         A row for each picture: category, prompt, correct, wrong (the first thing that is, or nothing), found (what the
-        parser saw), background.
+        detector saw), background.
 
     Raises:
         InputError: not one image for each prompt.
     """
-    scenes = parser.parse(images)
+    scenes = detector.detect(images)
     if len(scenes) != len(prompts):
         raise InputError(f"expected one image for each prompt, got {len(scenes)} images for {len(prompts)} prompts")
     rows = []
@@ -165,7 +165,7 @@ def judge(
     return pd.DataFrame(rows, columns=["category", "prompt", "correct", "wrong", "found", "background"])
 
 
-def _wrong(prompt: CompositionPrompt, scene: ParsedScene) -> str:
+def _wrong(prompt: CompositionPrompt, scene: DetectedScene) -> str:
     """The first thing that is not as it was asked for, or nothing."""
     surest = []
     for asked in prompt.objects:
@@ -209,15 +209,16 @@ def generate_pictures(
     with tqdm(total=len(jobs), unit="picture", desc=backbone.name, disable=not progress) as bar:
         for start in range(0, len(jobs), batch):
             texts, noise = zip(*jobs[start : start + batch], strict=True)
-            settings = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
-            made += backbone.generate(list(texts), seed=list(noise), **settings)
+            made += backbone.generate(
+                list(texts), seed=list(noise), steps=steps, guidance_scale=guidance_scale, progress=False
+            )
             bar.update(len(texts))
     return made
 
 
 def composition_scores(
     backbone: Backbone,
-    parser: SceneDetector,
+    detector: SceneDetector,
     prompts: Sequence[CompositionPrompt],
     seeds: Sequence[int] = (0,),
     *,
@@ -230,7 +231,7 @@ def composition_scores(
 
     Args:
         backbone: the model.
-        parser: finds things.
+        detector: finds things.
         prompts: from `prompts`.
         seeds: a picture of each prompt for each.
         steps: of sampling.
@@ -241,9 +242,10 @@ def composition_scores(
     Returns:
         What `judge` returns, and the columns model and seed; `summary` sums it up.
     """
-    settings = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
-    made = generate_pictures(backbone, prompts, seeds, **settings)
-    table = judge(parser, made, [*prompts] * len(seeds))
+    made = generate_pictures(
+        backbone, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch, progress=progress
+    )
+    table = judge(detector, made, [*prompts] * len(seeds))
     return table.assign(model=backbone.name, seed=np.repeat(seeds, len(prompts)))
 
 
@@ -328,7 +330,7 @@ def near_miss(prompt: CompositionPrompt, seed: int = 0) -> CompositionPrompt:
 
 
 def validation(
-    parser: SceneDetector,
+    detector: SceneDetector,
     prompts: Sequence[CompositionPrompt],
     seed: int = 0,
     through: Callable[[list[np.ndarray]], Sequence[ImageLike]] | None = None,
@@ -336,7 +338,7 @@ def validation(
     """How often the judge finds drawn scenes correct that are so, and others that are not.
 
     Args:
-        parser: finds things.
+        detector: finds things.
         prompts: from `prompts`, more than one of each category.
         seed: of the scenes.
         through: what to do with the drawn pictures first, such as a VAE's round trip.
@@ -348,9 +350,9 @@ def validation(
     """
 
     def judged(shown: Sequence[CompositionPrompt]) -> pd.DataFrame:
-        scenes = draw_scenes([fitting_plan(prompt, seed + k) for k, prompt in enumerate(shown)], parser.config.side)
+        scenes = draw_scenes([fitting_plan(prompt, seed + k) for k, prompt in enumerate(shown)], detector.config.side)
         images = [scene.image for scene in scenes]
-        return judge(parser, images if through is None else through(images), prompts)
+        return judge(detector, images if through is None else through(images), prompts)
 
     groups = pd.DataFrame({"category": [prompt.category for prompt in prompts]}).groupby("category", sort=False).groups
     following = {

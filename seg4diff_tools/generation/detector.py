@@ -1,4 +1,4 @@
-"""Reads a picture of a scene back: which things are where, in which color, over which background.
+"""Scene detector, which reads a picture of a scene: which things are where, in which color, over which background.
 
 A small convolutional network in the manner of CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures
 of 96 x 96 pixels go down to 6 x 6 cells and up again to 24 x 24; in each of these cells it tells, for each of the 32
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seg4diff_tools._runs import replace_file
+from seg4diff_tools._runs import as_path, replace_file
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
 from seg4diff_tools.scenes.drawings import COLORS, concepts
-from seg4diff_tools.scenes.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
 
 FOLDER = Path(__file__).parents[1] / "models" / "scene-parser"
 NEAR = 0.15
@@ -32,8 +33,8 @@ NEAR = 0.15
 
 
 @dataclass(frozen=True)
-class ParserConfig:
-    """What a parser knows, its size, and when a peak is a thing.
+class DetectorConfig:
+    """Words, size and thresholds of a detector.
 
     Attributes:
         concepts, colors, backgrounds: words in the order of the network's outputs; before the colors comes "its own".
@@ -63,17 +64,17 @@ class Found:
 
 
 @dataclass(frozen=True)
-class ParsedScene:
+class DetectedScene:
     """What a picture shows: its things, the surest first, and its background."""
 
     objects: tuple[Found, ...]
     background: str
 
 
-class ParserNet(nn.Module):
+class DetectorNet(nn.Module):
     """The network: images to logits of centers, colors and backgrounds."""
 
-    def __init__(self, config: ParserConfig) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         a, b, c, d = config.widths
         self.quarter = nn.Sequential(_block(3, a, 2), _block(a, b, 2), _Residual(b))
@@ -120,16 +121,16 @@ def _doubled(features: Tensor) -> Tensor:
 class SceneDetector:
     """A trained network with its words."""
 
-    net: ParserNet
-    config: ParserConfig = ParserConfig()
+    net: DetectorNet
+    config: DetectorConfig = DetectorConfig()
 
     @torch.no_grad()
-    def parse(self, images: ImageLike | Sequence[ImageLike], batch: int = 64) -> list[ParsedScene]:
-        """What each picture shows.
+    def detect(self, images: ImageLike | Sequence[ImageLike], batch: int = 64) -> list[DetectedScene]:
+        """Return what each picture shows.
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these; each
-                is stretched to the square that the parser reads.
+                is stretched to the square that the detector reads.
             batch: pictures at once.
 
         Raises:
@@ -143,16 +144,16 @@ class SceneDetector:
             centers, colors, backgrounds = (logits.cpu() for logits in self.net(pixels.to(device)))
             named = [self.config.backgrounds[number] for number in backgrounds.argmax(1).tolist()]
             for scores, color, background in zip(centers.sigmoid(), colors, named, strict=True):
-                found.append(ParsedScene(self._things(scores, color), background))
+                found.append(DetectedScene(self._things(scores, color), background))
         return found
 
     def _things(self, scores: Float[Tensor, "concept y x"], colors: Float[Tensor, "color y x"]) -> tuple[Found, ...]:
-        """Peaks of square maps, the highest first."""
+        """Return the peaks of square maps, the highest first."""
         highest = nn.functional.max_pool2d(scores, 3, 1, 1)
         peaks = torch.nonzero((scores == highest) & (scores > self.config.threshold)).tolist()
         things: list[Found] = []
         cells = scores.shape[-1]
-        middles = (torch.arange(cells) + 0.5) / cells
+        middles = (torch.arange(cells, dtype=scores.dtype) + 0.5) / cells
         for number, y, x in sorted(peaks, key=lambda peak: -scores[tuple(peak)].item()):
             rows, columns = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
             near = scores[number, rows, columns] / scores[number, rows, columns].sum()
@@ -166,52 +167,55 @@ class SceneDetector:
 
 
 def load_detector(folder: str | Path | None = None, device: str | torch.device = "cpu") -> SceneDetector:
-    """Loads a parser.
+    """Load a scene detector.
 
     Args:
-        folder: as `save_parser` writes it; None for the one that comes with the package.
+        folder: as `save_detector` writes it; None for the one that comes with the package.
         device: where to compute.
 
     Raises:
         CheckpointError: there is none, or a damaged one.
     """
-    folder = FOLDER if folder is None else Path(folder)
+    folder = FOLDER if folder is None else as_path(folder, "folder")
     try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = ParserConfig(
+        told: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = DetectorConfig(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
         )
-        net = ParserNet(config)
-        net.load_state_dict(load_file(folder / "model.safetensors"))
+        net = DetectorNet(config)
+        # taken as they are and then widened, whatever the default dtype of new layers is
+        net.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"expected the folder of a scene parser, got {folder}: {reason}") from error
-    return SceneDetector(net.to(device).eval().requires_grad_(False), config)
+        raise CheckpointError(
+            f"expected the folder of a scene detector, got {folder} ({reason}): check the path"
+        ) from error
+    return SceneDetector(net.to(device, torch.float32).eval().requires_grad_(False), config)
 
 
-def save_parser(parser: SceneDetector, folder: str | Path) -> None:
-    """Writes `config.json` and, in half precision, `model.safetensors`.
+def save_detector(detector: SceneDetector, folder: str | Path) -> None:
+    """Write `config.json` and, in half precision, `model.safetensors`.
 
     Args:
-        parser: to write.
+        detector: to write.
         folder: made if it is not there.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     half = {
-        name: value.half() if value.is_floating_point() else value for name, value in parser.net.state_dict().items()
+        name: value.half() if value.is_floating_point() else value for name, value in detector.net.state_dict().items()
     }
     save_file({name: value.cpu().contiguous() for name, value in half.items()}, folder / "model.safetensors")
-    replace_file(folder / "config.json", json.dumps(asdict(parser.config), indent=1).encode())
+    replace_file(folder / "config.json", json.dumps(asdict(detector.config), indent=1).encode())
 
 
-def parser_accuracy(
-    parser: SceneDetector, plans: Sequence[Plan], images: Sequence[ImageLike] | None = None
+def detector_accuracy(
+    detector: SceneDetector, plans: Sequence[Plan], images: Sequence[ImageLike] | None = None
 ) -> pd.DataFrame:
-    """How often a parser is right about scenes of which everything is known.
+    """Measure how often a detector is right about scenes of which everything is known.
 
     Args:
-        parser: to test.
+        detector: to test.
         plans: of the scenes, from `scenes.plan`; things that are too hidden to be listed do not count.
         images: pictures of them, such as after a VAE; None draws them.
 
@@ -227,12 +231,14 @@ def parser_accuracy(
         InputError: no plans, or not one image for each.
     """
     if not plans or (images is not None and len(images) != len(plans)):
-        raise InputError(f"expected plans and an image for each, got {len(plans)} plans and {len(images or ())} images")
-    drawn, owners = render(plans, parser.config.side)
+        raise InputError(
+            f"expected plans and an image for each, got {len(plans)} plans and {len(images or ())} images: pass as many"
+        )
+    drawn, owners = render(plans, detector.config.side)
     results: dict[str, list[bool]] = {
         measure: [] for measure in ("precision", "recall", "counting", "color", "relation", "background")
     }
-    parsed = parser.parse(drawn if images is None else images)
+    parsed = detector.detect(drawn if images is None else images)
     for plan, owner, scene in zip(plans, owners.numpy(), parsed, strict=True):
         true = [plan.placements[number] for number in visible(plan, owner)]
         pairs = _pairs(true, scene.objects)
@@ -252,7 +258,7 @@ def parser_accuracy(
 
 
 def _pairs(true: Sequence[Placement], found: Sequence[Found]) -> list[tuple[Placement, Found]]:
-    """Things with what was found of them, the nearest first."""
+    """Pair things with what was found of them, the nearest first."""
     near = [(_distance(a.center, b.center), i, j) for i, a in enumerate(true) for j, b in enumerate(found)]
     pairs: dict[int, int] = {}
     for distance, i, j in sorted(near):

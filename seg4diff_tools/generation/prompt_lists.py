@@ -1,6 +1,6 @@
 """Prompts to measure with, in the style of benchmarks of composition: colors, counts, places, and odd pairs.
 
-They are this project's own. All of their words belong to the embedded model's vocabulary, so that every model reads them.
+They are this project's own. All of their words belong to the embedded model's vocabulary.
 """
 
 COMPOSITIONAL = (

@@ -52,7 +52,7 @@ def mask_logits(
         clip_tokens: how many text tokens come from CLIP; 0 where the text has none of them, and all its tokens are candidates.
 
     Returns:
-        For each image its maps; gradients flow to queries and keys.
+        For each image its maps (with `conv_first` those of each token of its classes, in order); gradients flow to queries and keys.
     """
     if config.maps == "heads":
         found = _head_maps(call, config, clip_tokens)
@@ -62,9 +62,16 @@ def mask_logits(
         return [call.query.new_zeros(0, *grid) for _ in targets]
     columns = sorted({column for span in spans for column in span})
     weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
+    if config.conv_first:
+        # a map for each token: the mean over a class's tokens follows the convolution
+        weights = torch.eye(len(columns))
     reading = "scores" if config.reading == "scores" else "softmax"
     maps = span_maps(call, "i2t", reading, ["mean"], columns, weights.to(call.query.device))[:, 0]
-    chosen = [one[[spans.index(span) for span in target.spans]] for one, target in zip(maps, targets, strict=True)]
+    if config.conv_first:
+        order = [[columns.index(column) for span in one.spans for column in span] for one in targets]
+    else:
+        order = [[spans.index(span) for span in one.spans] for one in targets]
+    chosen = [one[rows] for one, rows in zip(maps, order, strict=True)]
     if config.reading != "scores":
         chosen = [_log_odds(one) if config.reading == "softmax" else _log_shares(one) for one in chosen]
     return [one.unflatten(-1, grid) for one in chosen]
@@ -95,37 +102,43 @@ def mask_losses(
     targets: Sequence[Target],
     config: MagnetConfig,
     head: ConvHead | None = None,
+    count: float | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Focal and dice loss of a batch: the mean over an image's masks, then over images.
+    """Return the focal and dice loss of a batch, averaged as `config.average` says.
 
-    Images without a mask count 0 in it. A departure from the paper's code, which averages over all masks of a batch: so
-    each image weighs the same, and batches can be cut between processes without changing the loss.
+    "images": the mean over an image's masks, then over images, of which those without a mask count 0. "masks": the mean over
+    all masks of the batch, as in the paper's code.
 
     Args:
         logits: from `mask_logits`.
         targets: the images' masks.
         config: which losses, and the matching.
         head: changes the maps first.
+        count: number of masks to divide by with average="masks"; None for that of these images.
 
     Returns:
         "focal" and "dice", without their weights.
 
     Source: Seg4Diff, arXiv 2509.18096, equation 14.
     """
+    count = max(1.0, sum(len(one.masks) for one in targets) if count is None else count)
     totals = {name: logits[0].new_zeros(()) for name in ("focal", "dice")}
     for maps, target in zip(logits, targets, strict=True):
         masks_of_image = target.masks.to(maps.device)
         if config.maps == "heads":
             maps, masks_of_image = _matched(maps, masks_of_image, config, head)
+        maps = head(maps) if head is not None and len(maps) else maps
+        if config.conv_first and config.maps == "words" and len(maps):
+            maps = torch.stack([part.mean(0) for part in maps.split([len(span) for span in target.spans])])
         # with one class of its own, an image has no share to learn
         if len(maps) == 0 or len(maps) != len(masks_of_image):
             continue
-        maps = head(maps) if head is not None else maps
         large = interpolate(maps[:, None], size=masks_of_image.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         known = target.known.to(maps.device)
         pair = large[:, known], masks_of_image[:, known]
-        totals["focal"] = totals["focal"] + losses.focal_loss(*pair, focal=config.focal).mean() / len(targets)
-        totals["dice"] = totals["dice"] + losses.dice_loss(*pair).mean() / len(targets)
+        share = 1 / count if config.average == "masks" else 1 / (len(maps) * len(targets))
+        totals["focal"] = totals["focal"] + losses.focal_loss(*pair, focal=config.focal).sum() * share
+        totals["dice"] = totals["dice"] + losses.dice_loss(*pair).sum() * share
     return totals
 
 
@@ -140,7 +153,7 @@ def _matched(
         seen = maps.detach()
         if head is not None:
             seen = torch.cat([head(some) for some in seen.split(MAPS_AT_ONCE)])
-        small = interpolate(true[:, None].float(), size=maps.shape[-2:], mode="nearest-exact")[:, 0] > 0.5
+        small = interpolate(true[:, None].float(), size=maps.shape[-2:], mode=config.match_resize)[:, 0] > 0.5
         cost = losses.matching_cost(
             seen.flatten(1),
             small.flatten(1),

@@ -1,7 +1,7 @@
 """What MAGNET trains, by which losses and for how long: the paper's settings, those of its code, and one for the embedded model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.magnet.losses import Focal
@@ -9,6 +9,10 @@ from seg4diff_tools.magnet.losses import Focal
 Maps = Literal["words", "heads"]
 Reading = Literal["scores", "softmax", "shares"]
 Text = Literal["classes", "caption"]
+Average = Literal["images", "masks"]
+Unlabeled = Literal["ignored", "outside"]
+ClassTokens = Literal["span", "any"]
+Resize = Literal["nearest-exact", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ class MagnetConfig:
         conv_head: add a 3-layer convolution of the map to it, trained along, as the paper's code does.
         head_learning_rate: of that convolution.
         focal: "published" or "released", see `losses.focal_loss`.
+        average: of the mask losses: "images", the mean over an image's masks, then over images; "masks", over all masks
+            of the batch, as the released code does.
+        unlabeled: pixels without a label: "ignored", or "outside" of every mask as in the released code.
+        class_tokens: of a class with maps="words": "span", where its name stands in the prompt; "any", every position with
+            a token of its name, as in the released code ("traffic" in "traffic sign" is one of "traffic light").
+        conv_first: apply the convolution to each token's map before the mean over a class's tokens, as the released code
+            does (reading="scores" only; with heads every map is one token's).
+        match_resize: how masks come to the grid of tokens before they are matched: "nearest-exact", or "nearest" as in the
+            released code, which takes the corner of each cell.
         flow_weight, focal_weight, dice_weight: of the three losses; without a mask loss (both 0) it is plain LoRA
             fine-tuning, the control.
         match_focal, match_dice: weights of the matching cost.
@@ -41,6 +54,7 @@ class MagnetConfig:
         least_area: share of the image below which a mask is dropped.
         sigma_mean, sigma_std: of the logit of the noise level, before the scheduler's shift.
         mask_side: side of the square at which maps and masks are compared, in pixels; None for the image's own.
+        size: side of the square training images in pixels; None for the model's own.
         zero_tokens: zero vectors that stand for T5's tokens.
         seed: of everything random.
 
@@ -62,6 +76,11 @@ class MagnetConfig:
     conv_head: bool = False
     head_learning_rate: float = 1e-4
     focal: Focal = "published"
+    average: Average = "images"
+    unlabeled: Unlabeled = "ignored"
+    class_tokens: ClassTokens = "span"
+    conv_first: bool = False
+    match_resize: Resize = "nearest-exact"
     flow_weight: float = 1.0
     focal_weight: float = 0.1
     dice_weight: float = 0.2
@@ -72,6 +91,7 @@ class MagnetConfig:
     sigma_mean: float = 0.0
     sigma_std: float = 0.5
     mask_side: int | None = None
+    size: int | None = None
     zero_tokens: int = 77
     seed: int = 0
 
@@ -83,6 +103,11 @@ class MagnetConfig:
             raise InputError(
                 "expected reading='scores' or 'softmax' with maps='heads': masks without names have no shares"
             )
+        if self.conv_first and (self.reading != "scores" or not self.conv_head):
+            raise InputError(
+                f"expected conv_head=True and reading='scores' with conv_first=True, got conv_head={self.conv_head} and "
+                f"reading={self.reading!r}: leave conv_first out"
+            )
         if not self.has_masks and self.flow_weight == 0:
             raise InputError("expected at least one loss with a weight above 0, got none")
 
@@ -92,16 +117,28 @@ class MagnetConfig:
         return self.focal_weight > 0 or self.dice_weight > 0
 
 
+_CODE: dict[str, Any] = {
+    "conv_head": True,
+    "conv_first": True,
+    "focal": "released",
+    "average": "masks",
+    "unlabeled": "outside",
+    "class_tokens": "any",
+    "match_resize": "nearest",
+}
 PRESETS = {
     "coco": MagnetConfig(),
     "sa1b": MagnetConfig(steps=1000, maps="heads", text="caption", least_area=0.005),
-    "coco-released": MagnetConfig(conv_head=True, focal="released"),
-    "sa1b-released": MagnetConfig(
-        steps=1000, batch=8, maps="heads", text="caption", least_area=0.005, conv_head=True, focal="released"
-    ),
+    "coco-released": MagnetConfig(batch=8, **_CODE),
+    "sa1b-released": MagnetConfig(steps=1000, batch=4, maps="heads", text="caption", least_area=0.005, **_CODE),
     "mini": MagnetConfig(steps=600, batch=8, learning_rate=1e-3, warmup=20, clip_gradients=1.0, reading="shares"),
 }
-"""Settings by name: the paper's two data sets, each by the paper's text and by its code, and the embedded model's."""
+"""Settings by name: the paper's two data sets, each by the paper's text and by its code, and the embedded model's.
+
+The released presets have the code's losses, averages, tokens, matching and effective batch (detectron2 ignores its gradient
+accumulation). They differ from it in the pictures of COCO: it trains on the top left 640 pixels of a random 1024 crop, half of
+them flipped, these on the whole image stretched to the model's square. Noise and order of images are other draws.
+"""
 
 
 def preset(name: str) -> MagnetConfig:

@@ -29,11 +29,13 @@ from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.backbones.lora import ADAPTER, LoraWeights, attach, check_free, save_lora, trained
+from seg4diff_tools.backbones.lora import ADAPTER, attach, check_free, trained
+from seg4diff_tools.backbones.lora_files import LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target, noise, target
@@ -42,6 +44,10 @@ from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
+NO_CHECKPOINTING = ("hunyuan-image",)
+"""Families whose blocks diffusers calls with arguments that its checkpointing does not take."""
+VALUES_PER_CHANNEL = 30
+"""Numbers kept for the backward pass for each token, block and channel (measured with SD3-medium, 512 px, bf16)."""
 PICTURES = 3
 """Evaluation images that are drawn with their label maps."""
 
@@ -76,7 +82,7 @@ def finetune(
         evaluate_every: steps between two evaluations; one is made before the first step.
         save_every: steps between two checkpoints.
         images_at_once: for a forward on one process; the rest of a batch follows in further forwards (gradient
-            accumulation). None for all at once.
+            accumulation). None for as many as the free memory holds by an estimate.
         mixed_precision: "bf16" or "fp16", as accelerate takes it; None leaves it to `accelerate launch`.
         gradient_checkpointing: compute each block again in the backward pass instead of keeping what it computed.
         tensorboard: log for TensorBoard too.
@@ -96,6 +102,13 @@ def finetune(
         raise InputError("expected at least one sample, got none")
     if tensorboard and not is_tensorboard_available():
         raise InputError("expected TensorBoard for tensorboard=True, got none: pip install tensorboard")
+    if gradient_checkpointing and backbone.family.name in NO_CHECKPOINTING:
+        raise InputError(
+            f"expected gradient_checkpointing=False with {backbone.family.name}, whose blocks diffusers cannot compute "
+            "again, got True: lower images_at_once instead"
+        )
+    if images_at_once is not None:
+        images_at_once = as_int(images_at_once, "images_at_once", 1)
     check_free(backbone.transformer)
     folder, transformer = Path(out), backbone.transformer
     settings = asdict(config) | {
@@ -153,6 +166,7 @@ class _Student(nn.Module):
     def __init__(self, backbone: Backbone, config: MagnetConfig, head: ConvHead | None) -> None:
         super().__init__()
         self.transformer, self.head, self.config = backbone.transformer, head, config
+        self.read_velocity = backbone.family.velocity
         self.clip_tokens = backbone.family.clip_tokens
         self.layers = check_layers(backbone, list(config.layers) or ["expert"]) if config.has_masks else []
 
@@ -162,16 +176,17 @@ class _Student(nn.Module):
         velocity: Float[Tensor, "image ..."],
         targets: Sequence[Target],
         grid: tuple[int, int],
+        count: float | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The losses of a batch, not yet weighted; differentiate them inside of `watching`."""
         self._seen: dict[int, list[Tensor]] = {}
         self._read = functools.partial(
             mask_logits, targets=targets, config=self.config, grid=grid, clip_tokens=self.clip_tokens
         )
-        predicted = self.transformer(**inputs)[0]
+        predicted = self.read_velocity(self.transformer(**inputs)[0])
         found = {"flow": (predicted.float() - velocity).square().mean()}
         with torch.autocast(predicted.device.type, enabled=False):
-            parts = [mask_losses(self._seen[layer], targets, self.config, self.head) for layer in self.layers]
+            parts = [mask_losses(self._seen[layer], targets, self.config, self.head, count) for layer in self.layers]
         for name in ("focal", "dice") if parts else ():
             found[name] = torch.stack([part[name] for part in parts]).mean()
         return found
@@ -199,7 +214,7 @@ class _Run:
         self.backbone, self.samples, self.config, self.folder = backbone, samples, config, folder
         self.accelerator = accelerator
         self.share = _divided(config.batch, accelerator.num_processes, "processes")
-        self.at_once = images_at_once or self.share
+        self.at_once = images_at_once or _images_at_once(backbone, self.share, config.size)
         accelerator.gradient_accumulation_steps = _divided(self.share, self.at_once, "images at once")
         cast_training_params(backbone.transformer)
         self.student = _Student(backbone, config, head)
@@ -241,15 +256,18 @@ class _Run:
         """One update of the weights; the losses of the whole batch."""
         accelerator, config = self.accelerator, self.config
         sums: dict[str, Tensor] = {}
-        unnamed = 0
         rate = self.schedule.get_last_lr()[0]
         start = step * config.batch + accelerator.process_index * self.share
-        for at in range(start, start + self.share, self.at_once):
-            numbers = range(at, at + self.at_once)
-            targets = [self._target(number) for number in numbers]
-            unnamed += sum(one.unnamed for one in targets)
+        batch = [self._target(number) for number in range(start, start + self.share)]
+        unnamed = sum(one.unnamed for one in batch)
+        # masks of one forward, on average over the whole batch: so cuts change nothing
+        masks = torch.tensor(float(sum(len(one.masks) for one in batch)), device=accelerator.device)
+        count = accelerator.reduce(masks, "mean").item() * self.at_once / self.share
+        for at in range(0, self.share, self.at_once):
+            numbers = range(start + at, start + at + self.at_once)
+            targets = batch[at : at + self.at_once]
             with accelerator.accumulate(self.model), self.student.watching():
-                losses = self.model(*self._inputs(numbers, targets))
+                losses = self.model(*self._inputs(numbers, targets), count)
                 total = sum(self.weights[name] * loss for name, loss in losses.items())
                 if not total.isfinite():
                     raise TrainingError(self._trouble(step, numbers, losses))
@@ -286,7 +304,8 @@ class _Run:
 
     def _inputs(self, numbers: Sequence[int], targets: Sequence[Target]) -> tuple:
         backbone = self.backbone
-        latents = backbone.encode_image([one.image for one in targets]).float()
+        # one image at a time: at 1024 px a VAE takes more than a gigabyte for each
+        latents = torch.cat([backbone.encode_image(one.image, self.config.size) for one in targets]).float()
         drawn = [noise(backbone, latents.shape[1:], number, self.config) for number in numbers]
         mixed = torch.stack([one for one, _ in drawn]).to(latents)
         sigma = torch.stack([level for _, level in drawn]).to(latents)
@@ -314,7 +333,7 @@ class _Run:
             sample = samples[number]
             found = segment(self.backbone, sample.image, sample.class_names, OpenVocabulary(layers=layer))
             figure = static.label_maps(
-                sample.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
+                found.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
             )
             path = self.folder / "pictures" / f"{number}-{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -352,6 +371,22 @@ class _Run:
                 f"expected a whole checkpoint in {path}, got one that cannot be read: delete the folder to start anew"
             ) from error
         return state["step"]
+
+
+def _images_at_once(backbone: Backbone, share: int, size: int | None) -> int:
+    """Return how many images of a batch fit into the free memory at once, by an estimate."""
+    tokens = ((size or backbone.image_size) // backbone.footprint) ** 2
+    queries = (value.shape[0] for name, value in backbone.transformer.named_parameters() if "to_q" in name)
+    width = max(queries, default=1)
+    need = VALUES_PER_CHANNEL * tokens * backbone.layers * width * backbone.dtype.itemsize
+    if backbone.device.type == "cuda":
+        free = torch.cuda.mem_get_info(backbone.device)[0]
+    elif hasattr(os, "sysconf"):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    else:
+        return share
+    fitting = max(1, int(0.8 * free) // need)
+    return max(count for count in range(1, share + 1) if share % count == 0 and count <= fitting)
 
 
 def _divided(whole: int, part: int, name: str) -> int:

@@ -1,6 +1,6 @@
 """What an image trains: its prompt, where its classes stand in it, and the masks that its attention should show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ def target(backbone: Backbone, sample: Sample, config: MagnetConfig) -> Target:
         InputError: an unreadable image, masks of another size than the image, or no class name where one is needed.
     """
     picture = open_image(sample.image)
-    side = config.mask_side or backbone.image_size
+    side = config.mask_side or config.size or backbone.image_size
     names = list(sample.class_names)
     labels = torch.from_numpy(np.asarray(sample.label_map).astype(np.int64))
     masks = getattr(sample, "masks", None) if config.maps == "heads" else None
@@ -64,7 +64,8 @@ def target(backbone: Backbone, sample: Sample, config: MagnetConfig) -> Target:
                 "check that they belong to this image"
             )
     # a label map says where nothing is known, masks of SA-1B do not
-    known = labels != IGNORE if config.maps == "words" or names else torch.ones_like(labels, dtype=torch.bool)
+    has_known = config.unlabeled == "ignored" and (config.maps == "words" or bool(names))
+    known = labels != IGNORE if has_known else torch.ones_like(labels, dtype=torch.bool)
     if not names and (config.maps == "words" or config.text == "classes"):
         raise InputError("expected class names with maps='words' or text='classes', got none: name the masks")
     text, spans = _prompt(backbone, sample, names, config)
@@ -87,7 +88,8 @@ def _prompt(
     if config.text == "classes":
         # of so many names that one prompt does not hold them, the first prompt's are trained
         prompt = backbone.class_prompts(names, zero_tokens=config.zero_tokens)[0]
-        return prompt, prompt.classes
+        spans = dict(prompt.classes)
+        return prompt, _any_tokens(backbone, prompt, spans) if config.class_tokens == "any" else spans
     prompt = backbone.encode_prompt(fitting(backbone, sample.caption), zero_tokens=config.zero_tokens)
     spans = {}
     for name in names if config.maps == "words" else ():
@@ -95,7 +97,22 @@ def _prompt(
             spans[name] = prompt.span(name)
         except PromptError:
             continue
-    return prompt, spans
+    return prompt, _any_tokens(backbone, prompt, spans) if config.class_tokens == "any" else spans
+
+
+def _any_tokens(backbone: Backbone, prompt: Prompt, spans: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return for each class every word position whose token is one of its name's."""
+    tokenizer = backbone.family.reader(backbone.pipe)[0]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    # a prompt that is cut has fewer words than ids
+    positions = dict(zip(prompt.indices("word"), ids(prompt.text), strict=False))
+    return {
+        name: tuple(at for at, one in positions.items() if one in set(ids(name))) or span
+        for name, span in spans.items()
+    }
 
 
 def fitting(backbone: Backbone, caption: str) -> str:
@@ -105,7 +122,7 @@ def fitting(backbone: Backbone, caption: str) -> str:
         backbone: whose tokenizer.
         caption: of any length.
     """
-    tokenizer, room = backbone.family.reader(backbone.pipe)
+    tokenizer, room = backbone.family.tokenizer_and_limit(backbone.pipe)
     places = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(places) <= room:
         return caption
@@ -143,14 +160,14 @@ def noise(
     generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + number)
     drawn = torch.randn(*shape, generator=generator)
     level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator)).sigmoid()
-    shift = _shift(backbone)
+    shift = _shift(backbone, config.size)
     return drawn, shift * level / (1 + (shift - 1) * level)
 
 
-def _shift(backbone: Backbone) -> float:
+def _shift(backbone: Backbone, size: int | None) -> float:
     settings = backbone.pipe.scheduler.config
     if not settings.get("use_dynamic_shifting", False):
         return float(settings.get("shift", 1.0))
     # it follows from the image size in a way that the pipeline alone knows: read where its schedule takes one half to
-    middle = float(backbone.schedule(1000)[1][500])
+    middle = float(backbone.schedule(1000, size)[1][500])
     return middle / (1 - middle)

@@ -1,9 +1,10 @@
-"""Figures: matplotlib for pictures and maps, plotly for charts that a reader turns or hovers over."""
+"""Figures: matplotlib and seaborn for images, maps and matrices, plotly for charts with sliders and hover texts."""
 
+from seg4diff_tools.plotting.checks import OKABE_ITO, reduced_maps, require_columns
+from seg4diff_tools.plotting.distributions import confusion, score_histogram
 from seg4diff_tools.plotting.interactive import bars, curves, intervals, scatter, score_map
 from seg4diff_tools.plotting.sliders import map_slider
 from seg4diff_tools.plotting.static import (
-    OKABE_ITO,
     case_gallery,
     class_colors,
     label_maps,
@@ -12,9 +13,6 @@ from seg4diff_tools.plotting.static import (
     map_strip,
     overlay,
     picture_grid,
-    reduced_maps,
-    require_columns,
-    score_histogram,
 )
 
 __all__ = [
@@ -22,6 +20,7 @@ __all__ = [
     "bars",
     "case_gallery",
     "class_colors",
+    "confusion",
     "curves",
     "intervals",
     "label_maps",

@@ -1,4 +1,4 @@
-"""Interactive figures of scores (plotly), which work in the built report, without Python."""
+"""Interactive charts of scores (plotly), which work in the built report, without Python."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.plotting.static import OKABE_ITO, require_columns
+from seg4diff_tools.plotting.checks import OKABE_ITO, require_columns
 
 AXES = {
     "layer": "layer (from 0)",
@@ -25,7 +25,6 @@ AXES = {
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-PATTERNS = ("", "/", ".", "x", "-", "+")
 
 
 def curves(
@@ -39,10 +38,10 @@ def curves(
     mark: int | float | None = None,
     title: str = "",
 ) -> go.Figure:
-    """Scores along layers or steps, a line for each score or for each group of rows.
+    """Draw scores along layers or steps, a line for each score or for each group of rows.
 
     Args:
-        table: tidy, such as `sweeps.layer_step_sweep` gives.
+        table: tidy, such as `layer_step_sweep(...).table()`.
         x: column of the horizontal axis.
         y: column of the vertical axis, or several, a line each.
         by: column that tells lines apart.
@@ -59,8 +58,9 @@ def curves(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8 and 15.
     """
-    scores = [y] if isinstance(y, str) else list(y)
-    require_columns(table, [x, *scores, *([by] if by else []), *(interval or ())])
+    scores = _columns(y, "y")
+    ends = _interval(interval)
+    require_columns(table, [x, *scores, *([by] if by else []), *ends], numeric=[*scores, *ends])
     if interval and len(scores) > 1:
         raise InputError(f"expected one score for an interval, got {', '.join(scores)}: use `by` for several lines")
     groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
@@ -94,7 +94,7 @@ def curves(
 def score_map(
     table: pd.DataFrame, x: str, y: str, scores: str | Sequence[str] = "mIoU", *, percent: bool = True, title: str = ""
 ) -> go.Figure:
-    """A heat map of a score over two axes, such as layer x step or layer x head; its best cell has a frame.
+    """Draw a heat map of a score over two axes, such as layer x step or layer x head; its best cell has a frame.
 
     Args:
         table: tidy, one row for each cell.
@@ -112,28 +112,32 @@ def score_map(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 15 and 17.
     """
-    scores = [scores] if isinstance(scores, str) else list(scores)
-    require_columns(table, [x, y, *scores])
+    scores = _columns(scores, "scores")
+    require_columns(table, [x, y, *scores], numeric=scores)
+    if empty := [score for score in scores if table[score].isna().all()]:
+        raise InputError(f"expected values in the column {empty[0]}, got none: choose another score")
     if table.duplicated([x, y]).any():
         raise InputError(f"expected one row for each pair of {x} and {y}, got several: select the other columns first")
     figure = go.Figure()
     frames, buttons = [], []
     for number, score in enumerate(scores):
         cells = table.pivot(index=y, columns=x, values=score)
-        values = cells.to_numpy(dtype=np.float64)
-        values = (100 * values).round(1) if percent else values.round(4)
-        unit, digits = (" %", ".1f") if percent else ("", ".3g")
+        exact = (100 if percent else 1) * cells.to_numpy(dtype=np.float64)
+        values = exact.round(1 if percent else 4)
+        unit, digits, written = (" %", ".1f", "{:.0f}") if percent else ("", ".3g", "{:.2f}")
         figure.add_heatmap(
             x=[str(value) for value in cells.columns],
             y=[str(value) for value in cells.index],
             z=values.astype(np.float32),
             colorscale="Viridis",
             colorbar={"title": _score_title([score], percent), "title_side": "right"},
-            texttemplate=("%{z:.0f}" if percent else "%{z:.2f}") if values.size <= 200 else None,
+            # written from the exact values: a rounded one would be rounded twice
+            text=[["" if np.isnan(v) else written.format(v) for v in row] for row in exact],
+            texttemplate="%{text}" if values.size <= 200 else None,
             hovertemplate=f"{x} %{{x}}<br>{y} %{{y}}<br>{score} %{{z:{digits}}}{unit}<extra></extra>",
             visible=number == 0,
         )
-        row, column = np.unravel_index(np.nanargmax(values), values.shape)
+        row, column = np.unravel_index(np.nanargmax(exact), exact.shape)
         edges = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
         frames.append({"type": "rect", **edges, "line": {"color": OKABE_ITO[5], "width": 3}})
         changes = {"visible": [other == number for other in range(len(scores))]}, {"shapes": [frames[-1]]}
@@ -159,7 +163,7 @@ def bars(
     percent: bool = True,
     title: str = "",
 ) -> go.Figure:
-    """Scores side by side, such as settings on the horizontal axis and a color for each model.
+    """Draw scores side by side, such as settings on the horizontal axis and a color for each model.
 
     Args:
         table: tidy, one row for each bar.
@@ -177,7 +181,8 @@ def bars(
     Raises:
         InputError: a column that is not there.
     """
-    require_columns(table, [x, y, *filter(None, (by, spread)), *(interval or ())])
+    ends = [*_interval(interval), *([spread] if spread else [])]
+    require_columns(table, [x, y, *([by] if by else []), *ends], numeric=[y, *ends])
     unit = 100 if percent else 1
 
     def lengths(rows: pd.DataFrame) -> dict | None:
@@ -196,9 +201,11 @@ def bars(
             name=str(name),
             marker={
                 "color": OKABE_ITO[number % len(OKABE_ITO)],
-                "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "size": 6},
             },
-            texttemplate="%{y:.1f}",
+            # written from the exact values: a shortened one would be rounded twice
+            text=[f"{unit * value:.1f}" for value in rows[y]],
+            texttemplate="%{text}",
+            hovertemplate="%{x}<br>%{text}<extra>%{fullData.name}</extra>",
             # above the bar a number would stand in the whisker
             textposition="inside" if interval or spread else "outside",
             insidetextanchor="start",
@@ -216,13 +223,13 @@ def bars(
 def scatter(
     table: pd.DataFrame, x: str, y: str = "mIoU", *, label: str = "layer", percent: bool = True, title: str = ""
 ) -> go.Figure:
-    """One column against another, a labeled point for each row, such as value norms against scores of layers.
+    """Draw one column against another, a labeled point for each row, such as value norms against scores of layers.
 
     Args:
         table: one row for each point.
         x: column of the horizontal axis.
         y: column of the vertical axis.
-        label: column that is written beside the points; its order is the color, from dark to light.
+        label: column that is written beside the points.
         percent: show shares (0 to 1) of `y` in percent.
         title: above all.
 
@@ -232,7 +239,7 @@ def scatter(
     Raises:
         InputError: a column that is not there.
     """
-    require_columns(table, [x, y, label])
+    require_columns(table, [x, y, label], numeric=[x, y])
     figure = go.Figure()
     figure.add_scatter(
         x=_short(table[x]),
@@ -240,7 +247,7 @@ def scatter(
         mode="markers+text",
         text=[str(value) for value in table[label]],
         textposition="top center",
-        marker={"size": 10, "color": list(range(len(table))), "colorscale": "Viridis"},
+        marker={"size": 10, "color": OKABE_ITO[0]},
         hovertemplate=f"{label} %{{text}}<br>{x} %{{x:.3g}}<br>{y} %{{y:.3g}}<extra></extra>",
         cliponaxis=False,
     )
@@ -259,7 +266,7 @@ def intervals(
     percent: bool = True,
     title: str = "",
 ) -> go.Figure:
-    """Values with their intervals, a row each, against a line at zero: differences to a base, and what chance does to them.
+    """Draw values with their intervals, a row each, against a line at zero, such as differences to a base.
 
     Args:
         table: one row for each value, from top to bottom.
@@ -276,7 +283,7 @@ def intervals(
     Raises:
         InputError: a column that is not there.
     """
-    require_columns(table, [y, x, low, high])
+    require_columns(table, [y, x, low, high], numeric=[x, low, high])
     unit = 100 if percent else 1
     value, least, most = (unit * table[column].to_numpy(dtype=np.float64) for column in (x, low, high))
     figure = go.Figure()
@@ -293,18 +300,33 @@ def intervals(
     return finished(figure, title, height=150 + 28 * len(table))
 
 
+def _columns(value: str | Sequence[str], name: str) -> list[str]:
+    """Return one or several names of columns as a list."""
+    columns = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    if not columns or not all(isinstance(column, str) for column in columns):
+        raise InputError(f"expected {name} as names of columns, got {value!r}: pass {name}='mIoU'")
+    return columns
+
+
+def _interval(interval: tuple[str, str] | None) -> list[str]:
+    """Return the columns of an interval as a list, empty for None."""
+    if interval is not None and (isinstance(interval, str) or len(interval) != 2):
+        raise InputError(f"expected interval as two columns, got {interval!r}: pass interval=('low', 'high')")
+    return list(interval or ())
+
+
 def _score_title(scores: Sequence[str], percent: bool) -> str:
     name = scores[0] if len(scores) == 1 else "score"
     return f"{name} (%)" if percent else name
 
 
 def _short(values: pd.Series) -> Float[np.ndarray, " row"]:
-    """Four digits of each value, which is more than a figure can show."""
+    """Return four digits of each value, which is more than a figure can show."""
     return np.array([float(f"{value:.4g}") for value in values])
 
 
 def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """A figure in the style of all.
+    """Give a figure the style of all.
 
     Args:
         figure: which is changed.

@@ -1,8 +1,9 @@
-"""Figures of maps with a slider along layers, steps or heads (plotly); they work in the built report, without Python."""
+"""Maps with a slider along layers, steps or heads (plotly), which work in the built report, without Python."""
 
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,22 +12,24 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.plotting.checks import Maps, reduced_maps
 from seg4diff_tools.plotting.interactive import finished
-from seg4diff_tools.plotting.static import Maps, Picture, reduced_maps
 
-# Side to which maps and pictures are shrunk, of which such a figure holds many.
+# largest sides of maps and pictures, of which such a figure holds many
 MAP_SIDE, PICTURE_SIDE = 32, 160
 
 
 def map_slider(
     maps: Maps,
-    images: Picture | Sequence[Picture],
+    images: ImageLike | Sequence[ImageLike],
     slider: str = "step",
     *,
     names: Sequence[str] | None = None,
+    start: Any = None,
     title: str = "",
 ) -> go.Figure:
-    """The image and a map for each word beside it, with a slider along layers, steps or heads, and a play button.
+    """Show an image and a map for each word beside it, with a slider along layers, steps or heads, and a play button.
 
     Every map is shown in percent of its own largest value, and shrunk to at most 32 cells a side, which keeps the
     figure small.
@@ -34,34 +37,46 @@ def map_slider(
     Args:
         maps: the axes `slider` and one other, such as token or class, beside y and x; further axes of length 1 are
             left out.
-        images: one picture, or one for each position of the slider.
+        images: one image, or one for each position of the slider; paths, PIL images, arrays or tensors.
         slider: axis that the slider moves along.
         names: what to write at the positions of the slider; by default the axis' coordinate.
+        start: where the slider begins, such as layer 4: a value of its axis or one of the names; None for the first.
         title: above all.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: other axes, or a number of images or names that does not fit.
+        InputError: other axes, a number of images or names that does not fit, or a start that is not on the axis.
     """
     if not isinstance(maps, xr.DataArray) or slider not in maps.dims:
-        raise InputError(f"expected a DataArray of maps with an axis {slider!r} for the slider, got {type(maps)}")
+        axes = dict(maps.sizes) if isinstance(maps, xr.DataArray) else type(maps).__name__
+        raise InputError(
+            f"expected a DataArray of maps with an axis {slider!r} for the slider, got {axes}: pass slider='layer'"
+        )
     maps = reduced_maps(maps, 2, keep=slider)
     columns = maps.dims[0] if maps.dims[1] == slider else maps.dims[1]
     maps = _shrunk(maps.transpose(slider, columns, "y", "x"))
-    several = isinstance(images, Sequence)
-    pictures = [_data_uri(image) for image in (images if isinstance(images, Sequence) else [images])]
-    names = [str(value) for value in (maps[slider].values if names is None else names)]
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    pictures = [_data_uri(image) for image in open_images(images)]
+    values = [str(value) for value in maps[slider].values]
+    names = values if names is None else [str(name) for name in names]
     if len(names) != len(maps) or (several and len(pictures) != len(maps)):
-        raise InputError(f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names")
+        raise InputError(
+            f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names and {len(pictures)} "
+            "images: pass one of each, or one image for all"
+        )
+    if start is not None and str(start) not in (*values, *names):
+        raise InputError(f"expected start as a {slider} of {', '.join(names)}, got {start!r}: choose one of these")
+    begin = 0 if start is None else (names if str(start) in names else values).index(str(start))
     largest = maps.max(("y", "x")).values.tolist()
     levels = (100 * maps / maps.max(("y", "x")).clip(1e-30)).round().astype(np.uint8).values
     words = [str(word) for word in maps[columns].values]
     figure = make_subplots(1, 1 + len(words), subplot_titles=["image", *words], horizontal_spacing=0.02)
-    figure.add_trace(go.Image(source=pictures[0], hoverinfo="skip"), 1, 1)
+    figure.add_trace(go.Image(source=pictures[begin if several else 0], hoverinfo="skip"), 1, 1)
     for column, word in enumerate(words):
-        figure.add_trace(_heatmap(levels[0, column], word, largest[0][column], column == len(words) - 1), 1, 2 + column)
+        trace = _heatmap(levels[begin, column], word, largest[begin][column], column == len(words) - 1)
+        figure.add_trace(trace, 1, 2 + column)
     # pictures that stay as they are need not be sent along with every position
     first = 0 if several else 1
     figure.frames = [
@@ -88,6 +103,7 @@ def map_slider(
     figure.update_layout(
         sliders=[
             {
+                "active": begin,
                 "currentvalue": {"prefix": f"{slider} "},
                 "steps": [{"label": name, "method": "animate", "args": [[name], still]} for name in names],
                 "x": 0.22,
@@ -136,8 +152,8 @@ def _shrunk(maps: xr.DataArray) -> xr.DataArray:
     return maps.coarsen(y=rows, x=columns, boundary="trim").mean()
 
 
-def _data_uri(image: Picture) -> str:
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+def _data_uri(image: Image.Image) -> str:
+    picture = image.copy()
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=85)

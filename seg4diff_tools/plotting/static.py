@@ -1,17 +1,16 @@
-"""Pictures of maps and masks (matplotlib): overlays, strips and grids of maps, label maps, galleries of cases.
+"""Static figures of images (matplotlib): maps and label maps over them, grids and galleries.
 
-Curves, heat maps and everything that a reader hovers over is in `charts`.
+Images may be anything that `segment` takes: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x].
 """
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 import xarray as xr
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -19,21 +18,27 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from seg4diff_tools.datasets.labels import IGNORE
+from seg4diff_tools.datasets.labels import IGNORE, label_array
 from seg4diff_tools.errors import InputError
-
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Colors that the color-blind can tell apart (Okabe and Ito, 2008)."""
+from seg4diff_tools.images import ImageLike, open_image
+from seg4diff_tools.indices import as_int
+from seg4diff_tools.plotting.checks import (
+    OKABE_ITO,
+    Maps,
+    check_label_maps,
+    check_opacity,
+    closed,
+    numbers,
+    reduced_maps,
+)
 
 LEGEND = 1.4
 
-Picture = UInt8[np.ndarray, "height width 3"] | Image.Image
-Maps = xr.DataArray | Float[np.ndarray, "*leading y x"]
 Limits = tuple[float, float]
 
 
 def class_colors(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Colors for classes: Okabe and Ito's, then lighter and darker shades of them.
+    """Return colors for classes: Okabe and Ito's, then lighter and darker shades of them.
 
     Args:
         count: how many; after 24 they repeat.
@@ -47,35 +52,37 @@ def class_colors(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 
 def overlay(
-    image: Picture, values: Shaped[np.ndarray, "y x"], limits: Limits | None = None, opacity: float = 0.7
+    image: ImageLike, values: Any, limits: Limits | None = None, opacity: float = 0.7
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A map in colors (viridis: dark is low, yellow is high) over a grey copy of the image.
+    """Lay a map in colors (viridis: dark is low, yellow is high) over a grey copy of the image.
 
     Args:
-        image: the picture.
-        values: a map of any size; it is enlarged to that of the image, bilinearly.
+        image: a path, PIL image, array or tensor.
+        values: a map [y x] of any size; it is enlarged to that of the image, bilinearly.
         limits: values of the darkest and brightest color; by default the map's own smallest and largest.
         opacity: of the colors, 0 (image only) to 1 (map only).
 
     Returns:
         A picture of the image's size.
+
+    Raises:
+        InputError: an image that cannot be read, a map that is not [y x] or has no finite value, or another opacity.
     """
-    grey = np.asarray(_array(image)).mean(-1, keepdims=True)
-    low, high = limits or (float(np.min(values)), float(np.max(values)))
-    scaled = (np.asarray(values, dtype=np.float32) - low) / (high - low or 1)
+    check_opacity(opacity)
+    grey, shades = _array(image).mean(-1, keepdims=True), numbers(values, 2)
+    low, high = limits or (float(np.nanmin(shades)), float(np.nanmax(shades)))
+    scaled = ((shades - low) / (high - low or 1)).astype(np.float32)
     size = grey.shape[1], grey.shape[0]
     enlarged = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BILINEAR))
     colors = 255 * colormaps["viridis"](enlarged)[..., :3]
     return (opacity * colors + (1 - opacity) * grey).round().astype(np.uint8)
 
 
-def label_overlay(
-    image: Picture, label_map: Integer[np.ndarray, "y x"], opacity: float = 0.6
-) -> UInt8[np.ndarray, "height width 3"]:
-    """A label map in the colors of `class_colors` over a grey copy of the image; ignored pixels (255) stay grey.
+def label_overlay(image: ImageLike, label_map: Any, opacity: float = 0.6) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay a label map in the colors of `class_colors` over a grey copy of the image; ignored pixels (255) stay grey.
 
     Args:
-        image: the picture.
+        image: a path, PIL image, array or tensor.
         label_map: class index of each pixel.
         opacity: of the colors, 0 to 1.
 
@@ -83,11 +90,16 @@ def label_overlay(
         A picture of the image's size.
 
     Raises:
-        InputError: a label map of another size than the image.
+        InputError: an image that cannot be read, no label map of its size, or another opacity.
     """
-    pixels, labels = _array(image), np.asarray(label_map).astype(np.int64)
+    check_opacity(opacity)
+    pixels, labels = _array(image), label_array(label_map)
     if labels.shape != pixels.shape[:2]:
-        raise InputError(f"expected a label map of the image's size {pixels.shape[:2]}, got {labels.shape}")
+        raise InputError(
+            f"expected a label map of the image's size {pixels.shape[:2]}, got {labels.shape}: pass the image it is of"
+        )
+    if labels.min() < 0:
+        raise InputError(f"expected labels from 0, got {labels.min()}: use {IGNORE} for pixels without a class")
     grey = pixels.mean(-1, keepdims=True)
     known = labels != IGNORE
     colors = class_colors(int(labels[known].max()) + 1 if known.any() else 1)[np.where(known, labels, 0)]
@@ -95,13 +107,13 @@ def label_overlay(
     return (strength * colors + (1 - strength) * grey).round().astype(np.uint8)
 
 
-def map_strip(image: Picture, maps: Maps, *, columns: int = 7, title: str = "", opacity: float = 0.7) -> Figure:
-    """The image, then a map for each word (or layer, head, step, class) over it.
+def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = "", opacity: float = 0.7) -> Figure:
+    """Show the image, then a map for each word (or layer, head, step, class) over it.
 
     Every map has a scale of its own, from the smallest to the largest value that stand under it.
 
     Args:
-        image: the picture.
+        image: a path, PIL image, array or tensor.
         maps: one axis beside y and x, such as token, class or layer; further axes of length 1 are left out.
         columns: panels in a row.
         title: above all.
@@ -113,9 +125,10 @@ def map_strip(image: Picture, maps: Maps, *, columns: int = 7, title: str = "", 
     Raises:
         InputError: more axes; choose from them with `.sel` first.
     """
+    check_opacity(opacity)
     maps = reduced_maps(maps, 1)
-    panels = [("image", None), *zip(_labels(maps, maps.dims[0]), maps.values, strict=True)]
-    columns = min(columns, len(panels))
+    panels = [("image", None), *zip(_labels(maps, 0), maps.values, strict=True)]
+    columns = min(as_int(columns, "columns", 1), len(panels))
     figure, axes = _grid(-(-len(panels) // columns), columns, title)
     for axis, (label, values) in zip(axes.flat, panels, strict=False):
         axis.set_title(label, fontsize=9)
@@ -126,13 +139,13 @@ def map_strip(image: Picture, maps: Maps, *, columns: int = 7, title: str = "", 
     return figure
 
 
-def map_grid(image: Picture, maps: Maps, *, title: str = "", opacity: float = 0.7) -> Figure:
-    """Maps over the image in rows and columns, such as layers by heads (paper: Fig 9a, 17) or blocks by words (Fig 16).
+def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 0.7) -> Figure:
+    """Show maps over the image in rows and columns, such as layers by heads (paper: Fig 9a, 17).
 
     Every map has a scale of its own, from the smallest to the largest value that stand under it.
 
     Args:
-        image: the picture.
+        image: a path, PIL image, array or tensor.
         maps: two axes beside y and x, rows first; further axes of length 1 are left out.
         title: above all.
         opacity: of the maps.
@@ -143,8 +156,9 @@ def map_grid(image: Picture, maps: Maps, *, title: str = "", opacity: float = 0.
     Raises:
         InputError: another number of axes.
     """
+    check_opacity(opacity)
     maps = reduced_maps(maps, 2)
-    rows, columns = _labels(maps, maps.dims[0]), _labels(maps, maps.dims[1])
+    rows, columns = _labels(maps, 0), _labels(maps, 1)
     figure, axes = _grid(len(rows), len(columns), title)
     for row, name in enumerate(rows):
         axes[row, 0].set_ylabel(name, fontsize=9)
@@ -156,16 +170,16 @@ def map_grid(image: Picture, maps: Maps, *, title: str = "", opacity: float = 0.
 
 
 def label_maps(
-    image: Picture,
-    label_maps: Mapping[str, Integer[np.ndarray, "y x"]],
+    image: ImageLike,
+    label_maps: Mapping[str, Any],
     class_names: Sequence[str],
     *,
     title: str = "",
 ) -> Figure:
-    """The image, then one or several label maps of it, with one legend of class names.
+    """Show the image, then one or several label maps of it, with one legend of class names.
 
     Args:
-        image: the picture.
+        image: a path, PIL image, array or tensor.
         label_maps: heading of each panel (such as "truth") and its label map; all of them number the same classes.
         class_names: value i means class_names[i].
         title: above all.
@@ -176,20 +190,21 @@ def label_maps(
     Raises:
         InputError: a label map of another size than the image, or with a value that has no name.
     """
+    check_label_maps(label_maps)
     figure, axes = _grid(1, 1 + len(label_maps), title, side=2.4, legend=LEGEND)
     _show_labels(axes[0], image, label_maps, class_names)
     return figure
 
 
 def case_gallery(
-    images: Sequence[Picture],
-    label_maps: Sequence[Mapping[str, Integer[np.ndarray, "y x"]]],
+    images: Sequence[ImageLike],
+    label_maps: Sequence[Mapping[str, Any]],
     class_names: Sequence[Sequence[str]],
     headings: Sequence[str],
     *,
     title: str = "",
 ) -> Figure:
-    """Cases one below the other: the image, its label maps, and the names of its classes.
+    """Show cases one below the other: the image, its label maps, and the names of its classes.
 
     Args:
         images: one for each case.
@@ -206,7 +221,12 @@ def case_gallery(
     """
     lengths = {len(images), len(label_maps), len(class_names), len(headings)}
     if len(lengths) != 1 or not images:
-        raise InputError(f"expected as many images as label maps, class names and headings, got lengths {lengths}")
+        raise InputError(
+            f"expected as many images as label maps, class names and headings, got lengths {sorted(lengths)}: "
+            "pass one of each for every case"
+        )
+    for shown in label_maps:
+        check_label_maps(shown)
     figure, axes = _grid(len(images), 1 + max(map(len, label_maps)), title, legend=LEGEND)
     for row, image, labels, names, heading in zip(axes, images, label_maps, class_names, headings, strict=True):
         _show_labels(row, image, labels, names)
@@ -214,8 +234,8 @@ def case_gallery(
     return figure
 
 
-def picture_grid(pictures: Sequence[Picture], labels: Sequence[str], *, columns: int = 7, title: str = "") -> Figure:
-    """Pictures in rows, each with its label above, such as generated pictures with their prompts.
+def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, columns: int = 7, title: str = "") -> Figure:
+    """Show pictures in rows, each with its label above, such as generated pictures with their prompts.
 
     Args:
         pictures: of any size.
@@ -230,8 +250,10 @@ def picture_grid(pictures: Sequence[Picture], labels: Sequence[str], *, columns:
         InputError: no pictures, or another number of labels.
     """
     if not 0 < len(pictures) == len(labels):
-        raise InputError(f"expected one label for each picture, got {len(labels)} for {len(pictures)} pictures")
-    columns = min(columns, len(pictures))
+        raise InputError(
+            f"expected one label for each picture, got {len(labels)} for {len(pictures)} pictures: pass as many"
+        )
+    columns = min(as_int(columns, "columns", 1), len(pictures))
     figure, axes = _grid(-(-len(pictures) // columns), columns, title)
     for axis, picture, label in zip(axes.flat, pictures, labels, strict=False):
         axis.imshow(_array(picture))
@@ -239,92 +261,13 @@ def picture_grid(pictures: Sequence[Picture], labels: Sequence[str], *, columns:
     return figure
 
 
-def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = None, *, title: str = "") -> Figure:
-    """How a score is spread over images.
-
-    Args:
-        table: one row for each image, such as `sweeps.per_image_scores` gives; scores from 0 to 1.
-        score: column to count.
-        by: column that tells groups of images apart; each group's bars add up to 100 %.
-        title: above all.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: a column that is not there.
-    """
-    require_columns(table, [score, *([by] if by else [])])
-    figure, axis = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
-    groups = table[by].nunique() if by else 1
-    sns.histplot(
-        x=100 * table[score],
-        hue=table[by] if by else None,
-        palette=list(OKABE_ITO[:groups]) if by else None,
-        color=OKABE_ITO[0],
-        bins=np.arange(0, 101, 5),
-        stat="percent",
-        common_norm=False,
-        element="step",
-        ax=axis,
-    )
-    axis.set(xlabel=f"{score} of an image (%)", ylabel="images (%)", xlim=(0, 100), title=title)
-    sns.despine(figure)
-    return _closed(figure)
+def _array(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+    return np.asarray(open_image(image))
 
 
-def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray:
-    """Maps with exactly this many axes before y and x; superfluous axes of length 1 go, the first ones first.
-
-    Args:
-        maps: any number of axes beside y and x.
-        axes: how many of them to have.
-        keep: an axis that must not go.
-
-    Raises:
-        InputError: more axes, or fewer.
-    """
-    if not isinstance(maps, xr.DataArray):
-        maps = xr.DataArray(maps, dims=(*(f"axis {i}" for i in range(np.ndim(maps) - 2)), "y", "x"))
-    if not {"y", "x"} <= set(maps.dims):
-        raise InputError(f"expected maps with the axes y and x, got {dict(maps.sizes)}")
-    leading = [dim for dim in maps.dims if dim not in ("y", "x")]
-    for dim in tuple(leading):
-        if len(leading) > axes and maps.sizes[dim] == 1 and dim != keep:
-            maps = maps.isel({dim: 0})
-            leading.remove(dim)
-    if len(leading) != axes:
-        raise InputError(
-            f"expected maps with {axes} axes beside y and x, got {dict(maps.sizes)}: choose from the others first, "
-            "for instance with maps.sel(layer=9)"
-        )
-    return maps.transpose(*leading, "y", "x")
-
-
-def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuses a table that lacks a column or has no rows.
-
-    Args:
-        table: any table.
-        columns: the names that are needed.
-
-    Raises:
-        InputError: naming what is missing and what there is.
-    """
-    missing = [column for column in columns if column not in table.columns]
-    if missing or table.empty:
-        raise InputError(
-            f"expected a table with rows and the columns {', '.join(columns)}; got {len(table)} rows and "
-            f"{', '.join(map(str, table.columns))}"
-        )
-
-
-def _array(image: Picture) -> UInt8[np.ndarray, "height width 3"]:
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-
-
-def _labels(maps: xr.DataArray, dim: str) -> list[str]:
-    """What to write over each entry of an axis: words as they are, numbers after the name of the axis."""
+def _labels(maps: xr.DataArray, axis: int) -> list[str]:
+    """Return what to write over each entry of an axis: words as they are, numbers after the name of the axis."""
+    dim = maps.dims[axis]
     if dim not in maps.coords:
         return [str(index) for index in range(maps.sizes[dim])]
     values = maps[dim].values
@@ -332,41 +275,38 @@ def _labels(maps: xr.DataArray, dim: str) -> list[str]:
 
 
 def _grid(rows: int, columns: int, title: str, side: float = 1.7, legend: float = 0.0) -> tuple[Figure, np.ndarray]:
-    """Axes for square pictures; `legend` is the width in inches that stays free beside them."""
+    """Make axes for square pictures; `legend` is the width in inches that stays free beside them."""
     # a little wide, because a height that is not used up would part the title from the pictures
     size = (1.05 * side * columns + legend, side * rows + (0.25 if title else 0))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed", dpi=110)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    return _closed(figure), axes
+    return closed(figure), axes
 
 
-def _show_map(axis: Axes, image: Picture, values: np.ndarray, opacity: float) -> None:
+def _show_map(axis: Axes, image: ImageLike, values: np.ndarray, opacity: float) -> None:
     axis.imshow(overlay(image, values, opacity=opacity))
-    axis.set_xlabel(f"{values.min():.2g} to {values.max():.2g}", fontsize=7, labelpad=2)
+    axis.set_xlabel(f"{np.nanmin(values):.2g} to {np.nanmax(values):.2g}", fontsize=7, labelpad=2)
 
 
 def _show_labels(
-    axes: Sequence[Axes] | np.ndarray, image: Picture, label_maps: Mapping[str, np.ndarray], names: Sequence[str]
+    axes: Sequence[Axes] | np.ndarray, image: ImageLike, label_maps: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    axes[0].imshow(_array(image))
+    picture, arrays = _array(image), {heading: label_array(labels) for heading, labels in label_maps.items()}
+    axes[0].imshow(picture)
     axes[0].set_title("image", fontsize=9)
-    for axis, (heading, labels) in zip(axes[1:], label_maps.items(), strict=False):
+    for axis, (heading, labels) in zip(axes[1:], arrays.items(), strict=False):
         unnamed = [int(value) for value in np.unique(labels) if value != IGNORE and not 0 <= value < len(names)]
         if unnamed:
-            raise InputError(f"expected labels below {len(names)}, one for each class name, got {unnamed}")
-        axis.imshow(label_overlay(image, labels))
+            raise InputError(
+                f"expected labels below {len(names)}, one for each class name, got {unnamed}: pass all class_names"
+            )
+        axis.imshow(label_overlay(picture, labels))
         axis.set_title(heading, fontsize=9)
-    shown = np.unique(np.concatenate([np.unique(labels) for labels in label_maps.values()]))
+    shown = np.unique(np.concatenate([np.unique(labels) for labels in arrays.values()]))
     colors = class_colors(len(names)) / 255
     patches = [Patch(color=colors[i], label=names[i]) for i in shown if i != IGNORE]
     axes[-1].legend(handles=patches, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
-
-
-def _closed(figure: Figure) -> Figure:
-    """Taken from pyplot's hands, or a notebook would show it a second time at the end of the cell."""
-    plt.close(figure)
-    return figure

@@ -4,21 +4,41 @@
 `report.measure` says how good it is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from seg4diff_tools.backbones.checkpoints import best_device
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain.config import RunConfig, preset
-from seg4diff_tools.pretrain.loop import train
+from seg4diff_tools.pretrain.latents import pool_size
+from seg4diff_tools.pretrain.loop import Stage, train
+from seg4diff_tools.pretrain.speed import Speed, pin
 from seg4diff_tools.pretrain.stages import STAGES, VaeStage, export
+from seg4diff_tools.pretrain.watch import Watch, images_of
 
-__all__ = ["RunConfig", "export", "preset", "run_stage"]
+__all__ = ["RunConfig", "Speed", "export", "images_of", "pin", "pool_size", "preset", "run_stage", "start_from"]
+
+WORTH_COMPILING = 500
+"""Steps from which on compiling the blocks pays."""
 
 
 def run_stage(
-    name: str, run: Path, config: RunConfig | None = None, device: str | None = None, save_every: int = 500
+    name: str,
+    run: Path,
+    config: RunConfig | None = None,
+    device: str | None = None,
+    save_every: int = 500,
+    *,
+    init: Path | None = None,
+    keep: Sequence[int] = (),
+    watch_every: int = 0,
+    speed: Speed | None = None,
+    compiled: bool | None = None,
+    cache: Path | None = None,
 ) -> Path:
     """Train one part of the model, or go on with it, and save its averaged weights.
 
@@ -28,6 +48,14 @@ def run_stage(
         config: sizes and steps; for a new run "cpu" of `preset` by default.
         device: by default the best at hand.
         save_every: steps between checkpoints.
+        init: folder of a model or of a run whose finished weights of this part a new run starts from, with fresh
+            optimizers; a run with a checkpoint goes on from that.
+        keep: numbers of images at which the transformer's averaged weights are kept.
+        watch_every: images between two looks at the transformer: object mIoU by layer, and pictures; 0 for none.
+        speed: how to compute; by default the fastest way for the device.
+        compiled: whether blocks are compiled, if `speed` does not say; by default where a compiler is found and the run
+            is long enough to be worth the minutes that it takes.
+        cache: folder for the transformer's latents; several runs on the same scenes may share it one after another.
 
     Returns:
         The folder of the finished part.
@@ -42,9 +70,49 @@ def run_stage(
         config = RunConfig.load(run) if (run / "config.json").exists() else preset("cpu")
     config.save(run)
     place = torch.device(device) if device else torch.device(best_device())
-    stage = STAGES[name](config.model, run, place)
-    model = train(stage, getattr(config, name), run / name, device=place, save_every=save_every)
+    if speed is None:
+        short = getattr(config, name).steps < WORTH_COMPILING
+        speed = Speed.best(place, False if compiled is None and short else compiled)
+    watching = name == "transformer"
+    own: dict[str, Any] = {"cache": cache} if watching else {}
+    visit = Watch(run, config, keep, watch_every) if watching else None
+    part: Any = STAGES[name]
+    stage: Stage = part(config.model, run, place, **own)
+    if init is not None and not (run / name / "state.pt").exists():
+        start_from(stage.model, init, name)
+    model = train(
+        stage,
+        getattr(config, name),
+        run / name,
+        device=place,
+        save_every=save_every,
+        speed=speed,
+        modulation=config.model.recipe.modulation,
+        visit=visit,
+    )
     if isinstance(stage, VaeStage):
         stage.calibrate(model)
     model.save_pretrained(run / name)
     return run / name
+
+
+def start_from(model: nn.Module, folder: Path, part: str) -> None:
+    """Load finished weights of one part into a model of the same sizes.
+
+    Args:
+        model: whose weights are replaced.
+        folder: a model or a run, with a folder for each part, or the folder of the part itself.
+        part: "clip", "vae" or "transformer".
+
+    Raises:
+        CheckpointError: the folder holds no such part, or one of other sizes.
+    """
+    place = folder / part if (folder / part).is_dir() else folder
+    try:
+        loaded = type(model).from_pretrained(place, torch_dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"cannot start from {place}: {reason}. Give the folder of a model with a {part} of this run's sizes"
+        ) from error

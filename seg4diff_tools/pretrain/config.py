@@ -1,18 +1,42 @@
 """What a small Stable Diffusion 3 is made of, and how long each part is trained."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.scenes import SceneConfig
 from seg4diff_tools.scenes.drawings import concepts
-from seg4diff_tools.scenes.scenes import SceneConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the transformer is trained, beside sizes and rates.
+
+    Attributes:
+        shift: of the noise levels that are drawn in training; a pipeline's scheduler has its own.
+        direction: weight of 1 - cosine between predicted and true velocity over channels, beside the squared error
+            (LightningDiT, arXiv 2501.01423).
+        lists: share of prompts, in the batches with all text columns, that name the classes among many absent ones.
+        easy: the scenes before this one hold one large object each; they come first.
+        pool: different scenes to train on, a power of two whose latents are kept on disk; 0 for a new one each time.
+        columns: text columns in which the words of almost all prompts fit; batches with longer prompts get all 77.
+        modulation: whether Muon also trains the blocks' modulation (CMuon, arXiv 2608.02502), in place of AdamW.
+    """
+
+    shift: float = 3.0
+    direction: float = 0.0
+    lists: float = 0.0
+    easy: int = 0
+    pool: int = 0
+    columns: int = 22
+    modulation: bool = False
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the embedded model. The image side is `scenes.size`; the VAE divides it by four, patches by two again."""
+    """Sizes of the embedded model. The VAE divides the image side, `scenes.size`, by four, patches by two again."""
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
@@ -26,6 +50,7 @@ class ModelConfig:
     width: int = 128
     heads: int = 4
     layers: int = 12
+    recipe: Recipe = Recipe()
 
     @property
     def latent_side(self) -> int:
@@ -56,7 +81,7 @@ class RunConfig:
     clip: StageConfig = StageConfig(steps=900, batch=64, learning_rate=1e-3, cooldown=300)
     vae: StageConfig = StageConfig(steps=3000, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.995, cooldown=1000)
     transformer: StageConfig = StageConfig(
-        steps=12_000, batch=8, learning_rate=1e-3, muon_learning_rate=5e-3, cooldown=2000
+        steps=62_500, batch=32, learning_rate=1e-3, muon_learning_rate=5e-3, cooldown=16_000, ema=0.9995
     )
 
     def save(self, folder: Path) -> None:
@@ -83,7 +108,8 @@ def _from_dict(values: dict[str, Any]) -> RunConfig:
     model = values.pop("model")
     scenes = SceneConfig(**_tuples(model.pop("scenes")))
     stages = {name: StageConfig(**stage) for name, stage in values.items()}
-    return RunConfig(model=ModelConfig(scenes=scenes, **_tuples(model)), **stages)
+    recipe = Recipe(**model.pop("recipe", {}))
+    return RunConfig(model=ModelConfig(scenes=scenes, recipe=recipe, **_tuples(model)), **stages)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -106,11 +132,23 @@ _GPU = RunConfig(
     ),
 )
 
-PRESETS = {"cpu": RunConfig(), "gpu": _GPU}
+_RICH = {"captions": "rich", "twins": 0.2, "triples": 0.4, "colored": 0.5, "recolorable": 0.15}
+_RECIPE = Recipe(lists=0.4, columns=28, pool=1 << 16)
+
+
+def _rich(config: RunConfig, **recipe: Any) -> RunConfig:
+    scenes = replace(config.model.scenes, **_RICH)
+    return replace(config, model=replace(config.model, scenes=scenes, recipe=replace(_RECIPE, **recipe)))
+
+
+PRESETS = {"cpu": RunConfig(), "gpu": _GPU, "cpu-rich": _rich(RunConfig()), "gpu-rich": _rich(_GPU, columns=36, pool=0)}
 
 
 def preset(name: str) -> RunConfig:
-    """The configuration for two CPU cores ("cpu") or for one GPU ("gpu")."""
+    """The configuration for two CPU cores ("cpu") or for one GPU ("gpu").
+
+    With "-rich", captions say more and scenes show more twins and colors.
+    """
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

@@ -1,6 +1,9 @@
 """One training loop for every stage: resumable, with a log, a moving average and a progress bar."""
 
+import logging
 import os
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Protocol, runtime_checkable
@@ -9,12 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import append_row, truncate_log
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import StageConfig
+from seg4diff_tools.pretrain.muon import BatchedMuon
+from seg4diff_tools.pretrain.speed import Speed
+
+Visit = Callable[[int, int, nn.Module], None]
+"""Called after each step with the number of finished steps, the images seen, and the averaged model."""
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -27,19 +37,38 @@ class Stage(Protocol):
         """Losses on the scenes with these indices; the first is minimized, the others are logged."""
         ...
 
+    def prepare(self, speed: Speed) -> None:
+        """Set `model` up for fast training, after its average was copied from it."""
+        ...
 
-def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.device, save_every: int = 500) -> nn.Module:
+
+def train(
+    stage: Stage,
+    config: StageConfig,
+    folder: Path,
+    *,
+    device: torch.device,
+    save_every: int = 500,
+    speed: Speed | None = None,
+    modulation: bool = False,
+    visit: Visit | None = None,
+) -> nn.Module:
     """Train a stage, or go on where an earlier run of it stopped.
 
-    Every random number follows from the seed and the step, so that a run that was killed and started again ends with the
-    same weights as one that was not. On CUDA the forward runs in bf16.
+    Every random number follows from the seed and the step, so that a run that was killed and started again ends with
+    the same weights as one that was not, where the operators add in a fixed order. Weights, moments and averages are
+    fp32; the forward runs in bf16 where the hardware is fast at it.
 
     Args:
         stage: model and losses.
         config: steps, rates and batch size.
-        folder: gets `state.pt` (replaced atomically every `save_every` steps) and `log.csv`.
+        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, in a file of its own
+            since it differs from run to run, `speed.csv` with images a second.
         device: where the model is.
         save_every: steps between two checkpoints.
+        speed: how to compute; by default the fastest way for the device.
+        modulation: whether Muon trains the blocks' modulation, too.
+        visit: looks at the average after each step, before the checkpoint.
 
     Returns:
         The moving average of the weights, as a module of the model's own class.
@@ -48,16 +77,21 @@ def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.devi
         CheckpointError: `state.pt` cannot be read or belongs to another model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state, log = folder / "state.pt", folder / "log.csv"
-    optimizers = _optimizers(stage.model, config)
-    average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    speed = Speed.best(device) if speed is None else speed
+    _log.info("%s: %s", folder.name, speed.describe(device))
+    state, log, rates = folder / "state.pt", folder / "log.csv", folder / "speed.csv"
+    optimizers = _optimizers(stage.model, config, speed, modulation)
+    average = AveragedModel(stage.model, multi_avg_fn=_moving_average(config.ema))
     first = _resume(state, stage.model, average, optimizers)
+    stage.prepare(speed)
     truncate_log(log, first)
+    truncate_log(rates, first)
     progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=folder.name, mininterval=5)
+    began, since = time.perf_counter(), first
     for step in progress:
         generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + step)
         torch.manual_seed(config.seed * 1_000_000_007 + step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=speed.dtype == torch.bfloat16):
             losses = stage.losses(range(step * config.batch, (step + 1) * config.batch), generator)
         next(iter(losses.values())).backward()
         norm = nn.utils.clip_grad_norm_(stage.model.parameters(), config.clip_gradients)
@@ -79,25 +113,50 @@ def train(stage: Stage, config: StageConfig, folder: Path, *, device: torch.devi
             row |= {name: loss.item() for name, loss in losses.items()}
             append_row(log, row)
             progress.set_postfix({name: f"{row[name]:.4f}" for name in losses}, refresh=False)
+        if visit:
+            visit(done, done * config.batch, average.module)
         if done % save_every == 0 or done == config.steps:
             _save(state, done, stage.model, average, optimizers)
+            now = time.perf_counter()
+            per_second = (done - since) * config.batch / (now - began)
+            append_row(rates, {"step": done, "images": done * config.batch, "images_per_second": round(per_second, 2)})
+            began, since = now, done
     return average.module.eval()
 
 
-def _optimizers(model: nn.Module, config: StageConfig) -> list[Optimizer]:
-    """AdamW, or Muon for the matrices of attention and MLPs with AdamW for the rest."""
-    matrices, rest = [], []
+def _moving_average(decay: float) -> Callable[[Iterable[Tensor], Iterable[Tensor], Tensor | int], None]:
+    """An exponential average that forgets the start: its decay grows with the number of updates up to `decay`."""
+
+    def update(averaged: Iterable[Tensor], current: Iterable[Tensor], updates: Tensor | int) -> None:
+        done = int(updates)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + done) / (10 + done)))
+
+    return torch.no_grad()(update)
+
+
+def _optimizers(model: nn.Module, config: StageConfig, speed: Speed, modulation: bool = False) -> list[Optimizer]:
+    """AdamW, or Muon for the matrices of attention and MLPs (and of modulation, in chunks) with AdamW for the rest."""
+    groups: dict[int, list[nn.Parameter]] = {}
+    rest = []
     for name, parameter in model.named_parameters():
-        inner = ".attn." in name or ".ff." in name or ".ff_context." in name
-        chosen = matrices if config.muon_learning_rate and inner and parameter.ndim == 2 else rest
-        chosen.append(parameter)
+        chunks = 0
+        if config.muon_learning_rate and parameter.ndim == 2:
+            if ".attn." in name or ".ff." in name or ".ff_context." in name:
+                chunks = 1
+            elif modulation and name.endswith((".norm1.linear.weight", ".norm1_context.linear.weight")):
+                chunks = parameter.shape[0] // parameter.shape[1]
+        (groups.setdefault(chunks, []) if chunks else rest).append(parameter)
     betas = (0.9, 0.99)
     optimizers: list[Optimizer] = [
         AdamW(rest, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
     ]
-    if matrices:
+    if groups and config.muon_learning_rate:
         rate = config.muon_learning_rate
-        optimizers.append(Muon(matrices, rate, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        if speed.batched:
+            parts = [{"params": params, "chunks": chunks} for chunks, params in groups.items()]
+            optimizers.append(BatchedMuon(parts, rate, config.weight_decay, dtype=speed.dtype))
+        else:
+            optimizers.append(Muon(groups[1], rate, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -19,7 +19,7 @@ from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.report import PAPER_STEP, Quality
 from seg4diff_tools.pretrain.stages import EMPTY, PLAIN, STAGES
-from seg4diff_tools.scenes.scenes import SceneConfig
+from seg4diff_tools.scenes import SceneConfig
 
 GALLERY = (
     "a cat on grass",

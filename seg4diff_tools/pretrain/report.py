@@ -22,8 +22,8 @@ from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import SCORES, layer_step_sweep
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
+from seg4diff_tools.scenes import Scene, SceneConfig, Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
-from seg4diff_tools.scenes.scenes import Scene, SceneConfig, Scenes, scene
 
 PAPER_STEP = 8
 """Steps from the end, of 28, at which the paper segments."""

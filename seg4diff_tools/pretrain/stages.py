@@ -1,6 +1,8 @@
 """The three parts of a Stable Diffusion 3, each with the losses that it is trained by."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLI
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
+from seg4diff_tools.pretrain.latents import LatentCache, cache_key, slots
+from seg4diff_tools.pretrain.speed import Speed, accelerate
 from seg4diff_tools.pretrain.vocabulary import MAX_TOKENS, make_tokenizer
-from seg4diff_tools.scenes.scenes import Plan, SceneConfig, plan, render
+from seg4diff_tools.scenes import render
+from seg4diff_tools.scenes.planning import Plan, SceneConfig, describe, plan
 
 PLAIN, EMPTY = 0.4, 0.1
 """Shares of prompts that are plain class names, and empty; the others are captions."""
@@ -23,19 +28,34 @@ PLAIN, EMPTY = 0.4, 0.1
 def scene_batch(
     indices: range, config: SceneConfig, device: torch.device
 ) -> tuple[Float[Tensor, "batch 3 side side"], list[Plan]]:
-    """Training scenes as images in -1..1. Masks are drawn and dropped here: no loss of this package's models sees them."""
+    """Training scenes as images in -1..1. Masks are drawn and dropped here: no loss of these models sees them."""
     plans = [plan("train", index, config) for index in indices]
     return render(plans, config.size, device)[0] * 2 - 1, plans
 
 
-def prompt_of(p: Plan, draw: float, order: np.random.Generator) -> str:
-    """The caption, the shuffled class names, or nothing, as `draw` (uniform in 0..1) falls."""
+def prompt_of(p: Plan, draw: float, order: np.random.Generator, rich: bool = False) -> str:
+    """The caption, the shuffled class names, or nothing, as `draw` (uniform in 0..1) falls.
+
+    A rich caption is drawn anew each time, so that a scene that is seen again comes with other details.
+    """
     if draw < EMPTY:
         return ""
     if draw > EMPTY + PLAIN:
-        return p.caption
-    names = [*dict.fromkeys(placement.concept for placement in p.placements), p.background]
-    return " ".join(order.permutation(names))
+        return describe(p.placements, p.background, order) if rich else p.caption
+    return " ".join(order.permutation(_names(p)))
+
+
+def list_of(p: Plan, config: SceneConfig, order: np.random.Generator) -> str:
+    """The class names among absent ones, shuffled: eight names or more, up to the whole vocabulary."""
+    names = _names(p)
+    absent = [name for name in (*config.concepts, *config.backgrounds) if name not in names]
+    most = min(len(names) + len(absent), 40)
+    count = int(order.integers(min(8, most), most, endpoint=True))
+    return " ".join(order.permutation([*names, *order.permutation(absent)[: max(0, count - len(names))]]))
+
+
+def _names(p: Plan) -> list[str]:
+    return [*dict.fromkeys(placement.concept for placement in p.placements), p.background]
 
 
 class ClipStage:
@@ -77,15 +97,19 @@ class ClipStage:
         images, plans = scene_batch(indices, self.config.scenes, self.device)
         order = np.random.default_rng(indices.start)
         draws = EMPTY + (1 - EMPTY) * torch.rand(len(plans), generator=generator)
-        prompts = [prompt_of(p, draw.item(), order) for p, draw in zip(plans, draws, strict=True)]
+        rich = self.config.scenes.captions == "rich"
+        prompts = [prompt_of(p, draw.item(), order, rich) for p, draw in zip(plans, draws, strict=True)]
         tokens = self.tokenizer(prompts, padding=True, return_tensors="pt").input_ids.to(self.device)
         return {"contrastive": self.model(input_ids=tokens, pixel_values=images, return_loss=True).loss}
 
+    def prepare(self, speed: Speed) -> None:
+        """Leave the model as it is."""
+
 
 class VaeStage:
-    """Images to 16-channel latents and back: absolute error, with a light pull towards unit Gaussians."""
+    """Images to 16-channel latents and back: absolute and squared error, with a light pull towards unit Gaussians."""
 
-    kl_weight = 1e-3
+    kl_weight, square_weight = 2e-4, 2.0
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -112,9 +136,13 @@ class VaeStage:
         posterior = self.model.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
         decoded = self.model.decode(posterior.mean + posterior.std * noise).sample
-        error = (decoded - images).abs().mean()
+        error, squares = (decoded - images).abs().mean(), (decoded - images).square().mean()
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        return {"loss": error + self.kl_weight * divergence, "error": error, "divergence": divergence}
+        loss = error + self.square_weight * squares + self.kl_weight * divergence
+        return {"loss": loss, "error": error, "divergence": divergence}
+
+    def prepare(self, speed: Speed) -> None:
+        """Leave the model as it is: its convolutions are fast already."""
 
     @torch.no_grad()
     def calibrate(self, vae: AutoencoderKL, images: int = 256) -> None:
@@ -128,18 +156,29 @@ class TransformerStage:
     """The MM-DiT, trained by flow matching alone.
 
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
-    blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn anew
-    for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` of
-    them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many pads, and a
-    small model would never find them: every key stands for itself alone at first, and for its full number after
-    `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the
-    pooled text, or a small model takes all it needs from that and hardly reads words.
+    blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn
+    anew for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise:
+    `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many
+    pads, and a small model would never find them: every key stands for itself alone at first, and for its full number
+    after `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`)
+    lack the pooled text, or a small model takes all it needs from that and hardly reads words.
     """
 
     THINNED, PADS, CROWDED, UNPOOLED = 0.8, 8, 30_000, 0.75
 
-    def __init__(self, config: ModelConfig, folder: Path, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, folder: Path, device: torch.device, cache: Path | None = None) -> None:
+        """Load the finished parts and make a new transformer.
+
+        Args:
+            config: sizes and recipe.
+            folder: of the run.
+            device: where to train.
+            cache: folder for the latents of a pool of scenes; by default `latents` in the run's.
+        """
         self.config, self.device = config, device
+        self.speed: Speed | None = None  # until `prepare`, attention is diffusers' own
+        self._cache_folder = cache or folder / "latents"
+        self._cache: LatentCache | None = None
         clip = CLIPModel.from_pretrained(_finished(folder / "clip"), dtype=torch.float32)
         self.text = text_encoder(clip).to(device).eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -164,41 +203,110 @@ class TransformerStage:
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    def prepare(self, speed: Speed) -> None:
+        """Take the training attention, and compile."""
+        self.speed = speed
+        accelerate(self.model, speed)
+
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        images, plans = scene_batch(indices, self.config.scenes, self.device)
-        order = np.random.default_rng(indices.start)
-        draws = torch.rand(len(plans), generator=generator)
-        prompts = [prompt_of(p, draw.item(), order) for p, draw in zip(plans, draws, strict=True)]
+        recipe = self.config.recipe
+        numbers = slots(indices, recipe.pool)
+        plans = self.plans(numbers)
+        latents = self.latents(numbers, plans)
+        prompts, thinned = self._prompts(plans, indices.start, generator)
         with torch.no_grad():
-            latents = self.vae.encode(images).latent_dist.mean
-            latents = (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-            text, pooled, counts = self._encode(prompts, min(1.0, indices.start / self.CROWDED), generator)
+            text, pooled, counts = self._encode(prompts, thinned, min(1.0, indices.start / self.CROWDED), generator)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         normal = torch.randn(len(latents), generator=generator).sigmoid().to(self.device)
-        sigma = 3 * normal / (1 + 2 * normal)
+        sigma = recipe.shift * normal / (1 + (recipe.shift - 1) * normal)
         mix = sigma[:, None, None, None]
-        tokens = latents.shape[-1] * latents.shape[-2] // 4
-        bias = torch.cat([torch.zeros(tokens, device=self.device), counts.log()])
+        velocity = self._predict((1 - mix) * latents + mix * noise, sigma, text, pooled, counts.log()).float()
+        flow = (velocity - (noise - latents)).square().mean()
+        if not recipe.direction:
+            return {"flow": flow}
+        direction = 1 - torch.cosine_similarity(velocity, noise - latents, dim=1).mean()
+        return {"loss": flow + recipe.direction * direction, "flow": flow, "direction": direction}
+
+    def _predict(
+        self,
+        noised: Float[Tensor, "batch channels y x"],
+        sigma: Float[Tensor, " batch"],
+        text: Float[Tensor, "batch tokens width"],
+        pooled: Float[Tensor, "batch pooled"],
+        log_counts: Float[Tensor, " tokens"],
+    ) -> Float[Tensor, "batch channels y x"]:
+        inputs = {
+            "hidden_states": noised,
+            "timestep": sigma * 1000,
+            "encoder_hidden_states": text,
+            "pooled_projections": pooled,
+            "return_dict": False,
+        }
+        tokens = noised.shape[-1] * noised.shape[-2] // 4
+        bias = torch.cat([torch.zeros(tokens, device=self.device), log_counts])
+        if self.speed:
+            return self.model(joint_attention_kwargs={"key_bias": bias}, **inputs)[0]
         with intercept(self.model, key_bias=bias):
-            velocity = self.model(
-                hidden_states=(1 - mix) * latents + mix * noise,
-                timestep=sigma * 1000,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                return_dict=False,
-            )[0]
-        return {"flow": (velocity.float() - (noise - latents)).square().mean()}
+            return self.model(**inputs)[0]
+
+    def plans(self, numbers: Sequence[int]) -> list[Plan]:
+        """The scenes with these numbers: the first `recipe.easy` have one large object each."""
+        scenes = self.config.scenes
+        low, high = scenes.object_side
+        easy = replace(scenes, objects=(1, 1), object_side=((low + high) / 2, high))
+        return [plan("train", number, easy if number < self.config.recipe.easy else scenes) for number in numbers]
+
+    @torch.no_grad()
+    def latents(
+        self, numbers: Sequence[int], plans: Sequence[Plan] | None = None
+    ) -> Float[Tensor, "batch channels y x"]:
+        """Scaled latents of these scenes: from the cache where there is a pool, else drawn and encoded."""
+        if not self.config.recipe.pool:
+            return self._draw(self.plans(numbers) if plans is None else plans)
+        if self._cache is None:
+            side, dtype = self.config.latent_side, torch.get_autocast_dtype(self.device.type)
+            dtype = dtype if torch.is_autocast_enabled(self.device.type) else torch.float32
+            key = cache_key(self.config, self.vae, dtype)
+            self._cache = LatentCache(
+                self._cache_folder,
+                self.config.recipe.pool,
+                (16, side, side),
+                key,
+                lambda block: self._draw(self.plans(block)),
+            )
+        return self._cache(numbers).to(self.device)
+
+    def _draw(self, plans: Sequence[Plan]) -> Float[Tensor, "batch channels y x"]:
+        images = render(plans, self.config.scenes.size, self.device)[0] * 2 - 1
+        latents = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean.float()
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    def _prompts(self, plans: Sequence[Plan], first: int, generator: torch.Generator) -> tuple[list[str], bool]:
+        """Prompts of a batch, and whether its pads are thinned; lists of classes stand in the other batches alone."""
+        order, scenes, recipe = np.random.default_rng(first), self.config.scenes, self.config.recipe
+        draws = torch.rand(len(plans), generator=generator).tolist()
+        crowd = min(1.0, first / self.CROWDED)
+        thinned = bool(crowd * torch.rand((), generator=generator) < self.THINNED)
+        rich = scenes.captions == "rich"
+        prompts = [prompt_of(p, draw, order, rich) for p, draw in zip(plans, draws, strict=True)]
+        if recipe.lists and not thinned:
+            listed = (torch.rand(len(plans), generator=generator) < recipe.lists).tolist()
+            prompts = [
+                list_of(p, scenes, order) if long else told
+                for p, told, long in zip(plans, prompts, listed, strict=True)
+            ]
+        return prompts, thinned
 
     def _encode(
-        self, prompts: list[str], crowd: float, generator: torch.Generator
+        self, prompts: list[str], thinned: bool, crowd: float, generator: torch.Generator
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch pooled"], Float[Tensor, " tokens"]]:
         """Text states, pooled text, and how many tokens each column stands for: from one (`crowd` 0) to all (1)."""
         ids = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         encoded = self.text(ids.to(self.device), output_hidden_states=True)
         text = encoded.hidden_states[-2]
         counts = torch.ones(MAX_TOKENS)
-        if crowd * torch.rand((), generator=generator) < self.THINNED:
-            kept, counts = self._thin(ids, generator)
+        if thinned and self._words(ids) <= self.config.recipe.columns:
+            kept, counts = self._thin(generator)
             text = text[:, kept.to(self.device)]
         zeros = math.exp(torch.empty(()).uniform_(math.log(32), math.log(384), generator=generator))
         text = torch.cat([torch.cat([text, text], -1), text.new_zeros(len(text), 1, 2 * text.shape[-1])], 1)
@@ -206,11 +314,16 @@ class TransformerStage:
         pooled = torch.cat([encoded.text_embeds, encoded.text_embeds], -1) * told
         return text, pooled, torch.cat([counts, torch.tensor([zeros])]).to(self.device) ** crowd
 
-    def _thin(
-        self, ids: Int[Tensor, "batch tokens"], generator: torch.Generator
-    ) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
-        """Columns to keep: every column that is a word in some prompt, and a few pads that stand for all."""
-        words = int((ids != self.tokenizer.pad_token_id).sum(1).max()) + 1  # the end token looks like a pad
+    def _words(self, ids: Int[Tensor, "batch tokens"]) -> int:
+        """Columns up to the end of the longest prompt."""
+        return int((ids != self.tokenizer.pad_token_id).sum(1).max()) + 1  # the end token looks like a pad
+
+    def _thin(self, generator: torch.Generator) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+        """Columns to keep: the first ones, which hold all words, and a few pads that stand for all others.
+
+        Their number is always the same, so that compiled blocks see one shape.
+        """
+        words = self.config.recipe.columns
         pads = words + torch.randperm(MAX_TOKENS - words, generator=generator)[: self.PADS].sort().values
         counts = torch.ones(words + len(pads))
         counts[words:] = (MAX_TOKENS - words) / len(pads)
@@ -237,17 +350,31 @@ def _finished(folder: Path) -> Path:
 def export(run: Path, out: Path) -> None:
     """Write the finished parts of a run as a diffusers pipeline in half precision, with the image tower beside it.
 
-    `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text encoder
-    serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of the file.
+    `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text
+    encoder serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of
+    the file.
+
+    Raises:
+        CheckpointError: a part of the run is not finished.
+    """
+    transformer = SD3Transformer2DModel.from_pretrained(_finished(run / "transformer"))
+    pipe = assemble(run, transformer)
+    pipe.transformer.half(), pipe.vae.half()
+    pipe.save_pretrained(out, safe_serialization=True, max_shard_size="14MB")
+    CLIPModel.from_pretrained(run / "clip", dtype=torch.float32).save_pretrained(out / "clip")
+
+
+def assemble(run: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+    """A pipeline of a run's finished text encoder and VAE and any transformer, in fp32.
 
     Raises:
         CheckpointError: a part of the run is not finished.
     """
     clip = CLIPModel.from_pretrained(_finished(run / "clip"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
-    pipe = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel.from_pretrained(_finished(run / "transformer")).half(),
-        vae=AutoencoderKL.from_pretrained(_finished(run / "vae")).half(),
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=AutoencoderKL.from_pretrained(_finished(run / "vae")),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=text_encoder(clip),
         text_encoder_2=text_encoder(clip),
@@ -256,5 +383,3 @@ def export(run: Path, out: Path) -> None:
         tokenizer_2=tokenizer,
         tokenizer_3=None,
     )
-    pipe.save_pretrained(out, safe_serialization=True, max_shard_size="14MB")
-    clip.save_pretrained(out / "clip")

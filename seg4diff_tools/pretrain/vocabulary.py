@@ -6,13 +6,28 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from seg4diff_tools.scenes import BACKGROUNDS
 from seg4diff_tools.scenes.drawings import COLORS, concepts
-from seg4diff_tools.scenes.scenes import BACKGROUNDS
 
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _PLACE_WORDS = ("of", "on", "in", "under", "above", "below", "left", "right")
-_FUNCTION_WORDS = ("a", "an", "and", "the", *_PLACE_WORDS, "one", "two", "three", "four", "with", "photo", "picture")
+_DETAIL_WORDS = ("at", "top", "bottom", "middle", "front", "behind", "small", "large")
+_FUNCTION_WORDS = (
+    "a",
+    "an",
+    "and",
+    "the",
+    *_PLACE_WORDS,
+    *_DETAIL_WORDS,
+    "one",
+    "two",
+    "three",
+    "four",
+    "with",
+    "photo",
+    "picture",
+)
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -1,31 +1,27 @@
 """Captioned scenes of several objects over a background, with exact masks."""
 
 from seg4diff_tools.scenes.drawings import COLORS, concepts, styles
-from seg4diff_tools.scenes.scenes import (
+from seg4diff_tools.scenes.planning import (
     BACKGROUNDS,
     BASE_CONCEPTS,
+    CAPTIONS,
     RELATIONS,
     SPLITS,
     Placement,
     Plan,
-    Scene,
     SceneConfig,
-    Scenes,
-    compose,
-    draw_scenes,
-    gallery,
+    describe,
     phrase,
     plan,
     relation,
-    render,
-    scene,
     sentence,
-    visible,
 )
+from seg4diff_tools.scenes.scenes import Scene, Scenes, compose, draw_scenes, gallery, render, scene, visible
 
 __all__ = [
     "BACKGROUNDS",
     "BASE_CONCEPTS",
+    "CAPTIONS",
     "COLORS",
     "RELATIONS",
     "SPLITS",
@@ -36,6 +32,7 @@ __all__ = [
     "Scenes",
     "compose",
     "concepts",
+    "describe",
     "draw_scenes",
     "gallery",
     "phrase",

@@ -31,18 +31,18 @@ class Concept:
 
 @lru_cache(maxsize=1)
 def _index() -> dict:
-    return json.loads((_FOLDER / "sprites.json").read_text())
+    return json.loads((_FOLDER / "sprites.json").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)
 def concepts() -> dict[str, Concept]:
-    """All concepts by name, the most distinct ones first."""
+    """Return all concepts by name, the most distinct ones first."""
     return {c["name"]: Concept(**c | {"drawings": tuple(c["drawings"])}) for c in _index()["concepts"]}
 
 
 @lru_cache(maxsize=1)
 def styles(held_out: bool = False) -> tuple[str, ...]:
-    """Names of the styles that models train on, or of those that are kept for testing."""
+    """Return the names of the styles that models train on, or of those that are kept for testing."""
     return tuple(name for name, style in _index()["styles"].items() if style["held_out"] == held_out)
 
 
@@ -53,7 +53,7 @@ def _atlas(style: str) -> UInt8[np.ndarray, "rows columns 4"]:
 
 @lru_cache(maxsize=4096)
 def drawing(name: str, style: str, color: str | None = None) -> UInt8[np.ndarray, "side side 4"]:
-    """One drawing as RGBA, 96 pixels a side; with `color`, its saturated parts take that hue."""
+    """Return one drawing as RGBA, 96 pixels a side; with `color`, its saturated parts take that hue."""
     cell, columns = _index()["cell"], _index()["columns"]
     row, column = divmod(list(concepts()).index(name), columns)
     rgba = _atlas(style)[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
@@ -68,7 +68,7 @@ def drawing(name: str, style: str, color: str | None = None) -> UInt8[np.ndarray
 
 @lru_cache(maxsize=4096)
 def premultiplied(name: str, style: str, color: str | None, side: int) -> Float[Tensor, "4 side side"]:
-    """A drawing as RGBA in 0..1 with color times alpha, so that resampling leaves no dark rim."""
+    """Return a drawing as RGBA in 0..1 with color times alpha, so that resampling leaves no dark rim."""
     rgba = torch.tensor(drawing(name, style, color)).permute(2, 0, 1).float() / 255
     rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
     return torch.nn.functional.interpolate(rgba[None], size=(side, side), mode="area")[0]

@@ -1,12 +1,11 @@
 """Captioned scenes of several objects over a background, with exact masks.
 
-A scene is planned first (which objects, where, which words) and drawn second, many scenes at once and on any device.
-Everything follows from (split, index): the same pair gives the same scene on every machine.
+A scene is planned first (see `planning`) and drawn second, many scenes at once and on any device. The same split, index
+and settings give the same scene on every machine.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,63 +16,25 @@ from PIL import Image
 from torch import Tensor
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.scenes.drawings import COLORS, concepts, premultiplied, styles
+from seg4diff_tools.indices import LazySequence, as_int
+from seg4diff_tools.scenes.drawings import concepts, premultiplied, styles
+from seg4diff_tools.scenes.planning import (
+    BACKGROUNDS,
+    DEFAULT,
+    Placement,
+    Plan,
+    SceneConfig,
+    check_config,
+    check_split,
+    list_caption,
+    near,
+    plan,
+)
 from seg4diff_tools.scenes.textures import NOISE_SIDE, TEXTURES, draw
 
-BACKGROUNDS = tuple(TEXTURES)
-BASE_CONCEPTS = tuple(concepts())[:32]
-"""The concepts of the embedded model's training vocabulary; all others are novel words to it."""
-SPLITS = ("train", "test", "test-style", "gallery")
-RELATIONS = ("left of", "right of", "above", "below")
-
-_PLACES = {"grass": "on", "sand": "on", "water": "in", "snow": "in", "road": "on", "brick": "on", "wood": "on"}
-_COUNTS = {2: "two", 3: "three", 4: "four"}
 _VISIBLE = 0.1  # an object of which less than this share can be seen is not listed as present
-
-
-@dataclass(frozen=True)
-class SceneConfig:
-    """How hard scenes are. Shares and chances are in 0..1, sizes are shares of the image side."""
-
-    size: int = 96
-    concepts: tuple[str, ...] = BASE_CONCEPTS
-    backgrounds: tuple[str, ...] = BACKGROUNDS
-    objects: tuple[int, int] = (1, 3)
-    object_side: tuple[float, float] = (0.3, 0.6)
-    degrees: float = 12.0
-    twins: float = 0.08
-    colored: float = 0.15
-    related: float = 0.35
-
-    def __post_init__(self) -> None:
-        unknown = [c for c in self.concepts if c not in concepts()] + [b for b in self.backgrounds if b not in TEXTURES]
-        if unknown:
-            raise InputError(f"no drawing or texture is named {unknown[0]!r}; see drawings.concepts() and BACKGROUNDS")
-        if not 1 <= self.objects[0] <= self.objects[1]:
-            raise InputError(f"objects must be a range (least, most) from 1, got {self.objects}")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One object: its center and side are shares of the image side, its turn is in degrees."""
-
-    concept: str
-    style: str
-    center: tuple[float, float]
-    side: float
-    degrees: float = 0.0
-    flipped: bool = False
-    color: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides a scene; objects are drawn in order, later ones in front."""
-
-    placements: tuple[Placement, ...]
-    background: str
-    caption: str
-    noise: Float[np.ndarray, "2 noise noise"] = field(repr=False, compare=False)
+GALLERY = 24
+"""Number of scenes in the split "gallery"."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +55,7 @@ class Scene:
 
     @property
     def pil(self) -> Image.Image:
+        """The image as a PIL image."""
         return Image.fromarray(self.image)
 
     @property
@@ -112,117 +74,29 @@ class Scene:
         return boxes
 
 
-def plan(split: str, index: int, config: SceneConfig = SceneConfig()) -> Plan:
-    """Decide the scene number `index` of a split.
-
-    Args:
-        split: "train", "test" (unseen seeds), "test-style" (drawings of a style kept out of training) or "gallery".
-        index: any number from 0.
-        config: how hard the scene is.
-
-    Raises:
-        InputError: unknown split or negative index.
-    """
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if index < 0:
-        raise InputError(f"a scene's index starts from 0, got {index}")
-    rng = np.random.Generator(np.random.Philox(key=[SPLITS.index(split), index]))
-    names = list(rng.choice(config.concepts, rng.integers(config.objects[0], config.objects[1], endpoint=True)))
-    if len(names) > 1 and rng.random() < config.twins:
-        names[1] = names[0]
-    placements: list[Placement] = []
-    for side in sorted(rng.uniform(*config.object_side, len(names)), reverse=True):
-        name = str(names[len(placements)])
-        concept = concepts()[name]
-        color = str(rng.choice(list(COLORS))) if concept.recolor and rng.random() < config.colored else None
-        drawn = [style for style in styles(held_out=split == "test-style") if style in concept.drawings]
-        placements.append(
-            Placement(
-                concept=name,
-                style=str(rng.choice(drawn)),
-                center=_free_place(rng, side, placements),
-                side=float(side),
-                degrees=float(rng.uniform(-config.degrees, config.degrees)),
-                flipped=bool(rng.random() < 0.5),
-                color=color,
-            )
-        )
-    background = str(rng.choice(config.backgrounds))
-    caption = _caption(placements, background, config.related, rng)
-    return Plan(tuple(placements), background, caption, rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32))
-
-
-def _free_place(rng: np.random.Generator, side: float, others: list[Placement]) -> tuple[float, float]:
-    """The least crowded of some random centers: objects may overlap, few are hidden."""
-    centers = rng.uniform(side / 2 - 0.03, 1.03 - side / 2, (12, 2))
-    room = np.full(len(centers), np.inf)
-    for other in others:
-        distance = np.abs(centers - np.array(other.center)).max(1)
-        room = np.minimum(room, distance - 0.45 * (side + other.side))
-    best = centers[int(np.argmax(np.minimum(room, 0.0)))]
-    return float(best[0]), float(best[1])
-
-
-def _caption(
-    placements: list[Placement], background: str, related: float = 0.0, rng: np.random.Generator | None = None
-) -> str:
-    counts = Counter((p.concept, p.color) for p in placements)
-    phrases = [phrase(concept, color, count) for (concept, color), count in counts.items()]
-    if rng and len(placements) == len(counts) == 2 and rng.random() < related:
-        return sentence(phrases, background, relation(placements[0].center, placements[1].center))
-    if rng:
-        phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    return sentence(phrases, background)
-
-
-def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """How a caption says where the first of two centers lies: one of `RELATIONS`, along the longer way."""
-    (x0, y0), (x1, y1) = first, second
-    if abs(x0 - x1) > abs(y0 - y1):
-        return "left of" if x0 < x1 else "right of"
-    return "above" if y0 < y1 else "below"
-
-
-def sentence(phrases: Sequence[str], background: str, relation: str | None = None) -> str:
-    """The caption of things that were put into words by `phrase`: in a relation (two of them), or listed."""
-    if relation:
-        listed = f" {relation} ".join(phrases)
-    else:
-        listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-    return f"{listed} {_PLACES.get(background, 'under a')} {background}"
-
-
-def phrase(name: str, color: str | None = None, count: int = 1) -> str:
-    """What a caption calls some things of a kind: "a cat", "two red cars"."""
-    plural = concepts()[name].plural
-    noun = name if count == 1 else plural
-    described = f"{color} {noun}" if color else noun
-    if count > 1:
-        return f"{_COUNTS.get(count, str(count))} {described}"
-    if name == plural and name.endswith("s"):  # grapes, scissors
-        return described
-    return f"{'an' if described[0] in 'aeiou' else 'a'} {described}"
-
-
 def render(
     plans: Sequence[Plan], size: int, device: torch.device | str = "cpu"
 ) -> tuple[Float[Tensor, "batch 3 size size"], Int[Tensor, "batch size size"]]:
     """Draw many scenes at once.
 
+    Args:
+        plans: from `plan`.
+        size: pixels of the square images.
+        device: where to draw.
+
     Returns:
         Images in 0..1, and for every pixel the number of the placement that is seen there, -1 for background.
     """
     noise = torch.from_numpy(np.stack([p.noise for p in plans])).to(device)
-    images = torch.empty(len(plans), 3, size, size, device=device)
+    images = torch.empty(len(plans), 3, size, size, dtype=torch.float32, device=device)
     for name in sorted({p.background for p in plans}):
-        rows = torch.tensor([i for i, p in enumerate(plans) if p.background == name], device=device)
+        rows = torch.tensor([i for i, p in enumerate(plans) if p.background == name], dtype=torch.int64, device=device)
         images[rows] = draw(name, noise[rows], size)
     owners = torch.full((len(plans), size, size), -1, dtype=torch.long, device=device)
     drawing_side = 48 if size <= 128 else 96  # near the drawn size, or small objects would alias
     for slot in range(max(len(p.placements) for p in plans)):
-        rows = torch.tensor([i for i, p in enumerate(plans) if len(p.placements) > slot], device=device)
-        placed = [p.placements[slot] for p in plans if len(p.placements) > slot]
+        deep = [i for i, p in enumerate(plans) if len(p.placements) > slot]
+        rows, placed = torch.tensor(deep, dtype=torch.int64, device=device), [plans[i].placements[slot] for i in deep]
         drawings = torch.stack([premultiplied(p.concept, p.style, p.color, drawing_side) for p in placed]).to(device)
         grid = torch.nn.functional.affine_grid(
             torch.tensor([_inverse(p) for p in placed], dtype=torch.float32, device=device),
@@ -237,7 +111,7 @@ def render(
 
 
 def _inverse(p: Placement) -> list[list[float]]:
-    """The affine map from image to drawing coordinates, both in -1..1."""
+    """Return the affine map from image to drawing coordinates, both in -1..1."""
     x, y = 2 * p.center[0] - 1, 2 * p.center[1] - 1
     cos, sin = np.cos(np.deg2rad(p.degrees)) / p.side, np.sin(np.deg2rad(p.degrees)) / p.side
     mirror = -1.0 if p.flipped else 1.0
@@ -245,14 +119,24 @@ def _inverse(p: Placement) -> list[list[float]]:
 
 
 def draw_scenes(plans: Sequence[Plan], size: int) -> list[Scene]:
-    """Draw plans and work out labels, masks and present classes."""
+    """Draw plans with their label maps, masks and class names.
+
+    Args:
+        plans: at least one.
+        size: pixels of the square images.
+
+    Raises:
+        InputError: no plans.
+    """
+    if not plans:
+        raise InputError("expected plans, at least one, got none: make them with scenes.plan")
     images, owners = render(plans, size)
     pixels = rearrange((images * 255).round().byte(), "batch color y x -> batch y x color").numpy()
     return [_scene(p, image, owner) for p, image, owner in zip(plans, pixels, owners.numpy(), strict=True)]
 
 
 def visible(p: Plan, owner: Int[np.ndarray, "y x"]) -> list[int]:
-    """Numbers of the placements that are not too hidden to be listed as present.
+    """Return the numbers of the placements that are not too hidden to be listed as present.
 
     Args:
         p: the plan.
@@ -281,18 +165,41 @@ def _scene(p: Plan, image: UInt8[np.ndarray, "y x 3"], owner: Int[np.ndarray, "y
     )
 
 
-def scene(split: str, index: int, config: SceneConfig = SceneConfig()) -> Scene:
-    """Draw the scene number `index` of a split; see `plan` for the arguments."""
+def scene(split: str, index: int, config: SceneConfig = DEFAULT) -> Scene:
+    """Draw the scene number `index` of a split.
+
+    Args:
+        split: "train", "test", "test-style" or "gallery", see `plan`.
+        index: any number from 0.
+        config: what the scene may show.
+
+    Raises:
+        InputError: an unknown split, or an index that is no whole number from 0.
+    """
     return draw_scenes([plan(split, index, config)], config.size)[0]
 
 
 @dataclass(frozen=True)
-class Scenes(Sequence):
-    """The first `length` scenes of a split as a sequence; scenes are drawn when they are asked for."""
+class Scenes(LazySequence[Scene]):
+    """The first `length` scenes of a split as a sequence; scenes are drawn when they are asked for.
+
+    Attributes:
+        split: "train", "test", "test-style" or "gallery", see `plan`.
+        length: number of scenes.
+        config: what the scenes may show.
+
+    Raises:
+        InputError: an unknown split, or a length that is no whole number from 0.
+    """
 
     split: str = "test"
     length: int = 500
-    config: SceneConfig = SceneConfig()
+    config: SceneConfig = DEFAULT
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        check_config(self.config)
+        as_int(self.length, "length", 0)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -302,19 +209,18 @@ class Scenes(Sequence):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Scene:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"scene {index} of {self.length}")
-        return scene(self.split, index % self.length, self.config)
-
-    def __iter__(self) -> Iterator[Scene]:
-        return (self[i] for i in range(self.length))
+    def _item(self, index: int) -> Scene:
+        return scene(self.split, index, self.config)
 
 
-def gallery(config: SceneConfig = SceneConfig()) -> list[Scene]:
-    """The 24 fixed scenes that pictures are made of: two or three objects each."""
-    config = replace(config, objects=(2, 3))
-    return draw_scenes([plan("gallery", i, config) for i in range(24)], config.size)
+def gallery(config: SceneConfig = DEFAULT) -> list[Scene]:
+    """Draw the 24 scenes that pictures are made of: scene i is `scene("gallery", i, config)`.
+
+    Args:
+        config: what the scenes may show; `config.objects` does not count.
+    """
+    check_config(config)
+    return draw_scenes([plan("gallery", index, config) for index in range(GALLERY)], config.size)
 
 
 def compose(
@@ -344,19 +250,33 @@ def compose(
         'a cat and a tree on grass'
     """
     if background not in TEXTURES:
-        raise InputError(f"background must be one of {', '.join(BACKGROUNDS)}; got {background!r}")
-    if not objects:
-        raise InputError("a scene needs at least one object: (name, (x, y), side)")
+        raise InputError(
+            f"expected background as one of {', '.join(BACKGROUNDS)}, got {background!r}: choose one of these"
+        )
+    if isinstance(objects, str) or not objects:
+        raise InputError(f"expected objects, at least one, got {objects!r}: pass objects=[('cat', (0.5, 0.5), 0.6)]")
+    as_int(size, "size", 8)
     chosen = style or styles()[0]
-    for name, _, side in objects:
+    placements = []
+    for item in objects:
+        try:
+            name, (x, y), side = item
+            x, y, side = float(x), float(y), float(side)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"expected objects as (name, (x, y), side), got {item!r}: pass ('cat', (0.5, 0.5), 0.6)"
+            ) from None
         if name not in concepts():
-            raise InputError(f"no drawing is named {name!r}; drawings.concepts() lists {len(concepts())} names")
+            raise InputError(f"expected an object that is drawn, got {name!r}: {near(name, concepts())}")
         if chosen not in concepts()[name].drawings:
-            raise InputError(f"{name!r} is drawn in {', '.join(concepts()[name].drawings)}, not in {chosen!r}")
+            known = ", ".join(concepts()[name].drawings)
+            raise InputError(f"expected style as one of {known} for {name!r}, got {chosen!r}: choose one of these")
         if not 0 < side <= 1:
-            raise InputError(f"an object's side is a share of the image side in 0..1, got {side} for {name!r}")
-    placements = [Placement(name, chosen, (float(x), float(y)), float(side)) for name, (x, y), side in objects]
+            raise InputError(
+                f"expected an object's side as a share of the image side from 0 to 1, got {side} for {name!r}: pass 0.5"
+            )
+        placements.append(Placement(name, chosen, (x, y), side))
     rng = np.random.default_rng(seed)
-    caption = caption or _caption(placements, background)
+    caption = caption or list_caption(placements, background)
     noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)
     return draw_scenes([Plan(tuple(placements), background, caption, noise)], size)[0]

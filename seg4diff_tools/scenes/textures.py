@@ -87,6 +87,6 @@ def draw(name: str, noise: Float[Tensor, "batch 2 noise noise"], side: int) -> P
     soft = _resize(_resize(noise[:, 0], 6), side)
     soft = (soft - 0.5) * 2.5 + 0.5
     fine = _resize(noise[:, 1], side)
-    axis = (torch.arange(side, device=noise.device) + 0.5) / side
+    axis = (torch.arange(side, dtype=noise.dtype, device=noise.device) + 0.5) / side
     x, y = axis.expand(len(noise), side, side), axis[:, None].expand(len(noise), side, side)
     return TEXTURES[name](x + noise[:, 0, :1, :1], y + noise[:, 0, :1, 1:2], soft, fine).clamp(0, 1)

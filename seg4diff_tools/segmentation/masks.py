@@ -16,7 +16,7 @@ Merging = Literal["published", "released"]
 
 
 def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token class"]:
-    """Averaging matrix of class spans: a row of token values times this matrix is the mean over each class's tokens.
+    """Return the averaging matrix of class spans: a row of token values times it is the mean over each class's tokens.
 
     Args:
         spans: for each class, the indices of its tokens, 0 to tokens - 1.
@@ -45,29 +45,8 @@ def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "
     return weights
 
 
-def class_maps(
-    token_maps: Float[Tensor, "*batch token y x"], spans: Sequence[Sequence[int]]
-) -> Float[Tensor, "*batch class y x"]:
-    """Mean of the token maps over the tokens of each class.
-
-    Args:
-        token_maps: one map for each token, already averaged over heads where that is wanted.
-        spans: for each class, the indices of its tokens on the token axis.
-
-    Returns:
-        One map for each class, in the order of `spans`.
-
-    Raises:
-        InputError: no class, a class without tokens, or an index out of range.
-
-    Source: Seg4Diff, arXiv 2509.18096, equation 10.
-    """
-    weights = span_weights(spans, token_maps.shape[-3]).to(token_maps)
-    return torch.einsum("...tyx,tc->...cyx", token_maps, weights)
-
-
 def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
-    """Each map scaled on its own to the range 0 to 1; a constant map becomes 0.
+    """Scale each map on its own to the range 0 to 1; a constant map becomes 0.
 
     Args:
         maps: any values, one map over the last two axes.
@@ -83,7 +62,7 @@ def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
 
 
 def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> Float[Tensor, "*batch y_out x_out"]:
-    """Bilinear upsampling of class maps to the size of the image.
+    """Upsample class maps bilinearly to the size of the image.
 
     Args:
         maps: maps on the grid of image tokens.
@@ -95,13 +74,13 @@ def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> 
     Source: Seg4Diff, arXiv 2509.18096, equation 11.
     """
     if min(size) < 1:
-        raise InputError(f"expected a height and width of at least 1 pixel, got {size}")
+        raise InputError(f"expected size, a height and width of at least 1 pixel, got {size}: pass (height, width)")
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
 
 def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Image) -> Float[Tensor, "class y x"]:
-    """Upsampling that follows the edges of the image: bilinear, then a guided filter.
+    """Upsample bilinearly, then apply a guided filter, which follows the edges of the image.
 
     Args:
         maps: maps on the grid of image tokens.
@@ -132,7 +111,7 @@ def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Ima
 def label_map(
     maps: Float[Tensor, "*batch class y x"], size: tuple[int, int] | None = None
 ) -> Int[Tensor, "*batch y_out x_out"]:
-    """Index of the class with the largest map at each pixel; the first one where several are equal.
+    """Return the index of the class with the largest map at each pixel, the first one where several are equal.
 
     Args:
         maps: class maps, comparable with one another.
@@ -167,20 +146,20 @@ def label_map(
 def merge_maps(
     maps: Float[Tensor, "token y x"], threshold: float = 0.035, rounds: int = 3, merging: Merging = "published"
 ) -> tuple[Float[Tensor, "group y x"], Int[Tensor, " token"]]:
-    """Groups of tokens that look at the same place, merged greedily into one map each.
+    """Merge maps of similar tokens greedily into groups, each with one map.
 
-    Every map is stretched to 0..1 and turned into a distribution over places by a softmax. Then, in each round, the
-    first map that is left takes all maps that are left within `threshold` of it into its group, whose map is their
-    mean; the next round merges the groups.
+    Every map is scaled to 0..1 and becomes a distribution over places by a softmax. In each round, the first ungrouped
+    map opens a group with all ungrouped maps within `threshold` of it; the map of the group is their mean. The next
+    round merges the groups.
 
     Args:
         maps: attention of image tokens to some text tokens, such as the pads of an empty prompt.
         threshold: largest symmetric Kullback-Leibler divergence, (KL(p, q) + KL(q, p)) / 2 in nats, inside a group.
             Such softmax distributions are at most 0.46 apart.
-        rounds: how often to merge; ends early when nothing merges any more.
-        merging: "published" as above. "released" as the paper's code for it computes: values are stretched to 0..1 over
-            the tokens at each place, not over the places of each token; there is one round; and a map that is left also
-            takes in maps of earlier groups.
+        rounds: largest number of rounds; merging ends when a round merges nothing.
+        merging: "published" as above. "released" as in the paper's code: values are scaled to 0..1 over the tokens at
+            each place, not over the places of each token; there is one round; and a new group also takes in maps of
+            earlier groups.
 
     Returns:
         The groups' distributions, in the order of their first tokens, and the (first) group of each token.
@@ -192,9 +171,11 @@ def merge_maps(
     (Tian et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
     if len(maps) == 0 or threshold < 0:
-        raise InputError(f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}")
+        raise InputError(
+            f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}: pass 0.035"
+        )
     if merging not in ("published", "released"):
-        raise InputError(f"expected merging='published' or merging='released', got {merging!r}")
+        raise InputError(f"expected merging='published' or merging='released', got {merging!r}: pass one of them")
     released = merging == "released"
     # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
     exact = torch.float32 if maps.device.type == "mps" else torch.float64
@@ -222,13 +203,13 @@ def merge_maps(
 
 
 def _stretched_over_tokens(maps: Float[Tensor, "token y x"]) -> Float[Tensor, "token y x"]:
-    """Values of each place scaled to 0..1 over its tokens, with the small number in the released code's denominator."""
+    """Scale the values of each place to 0..1 over its tokens, with the released code's epsilon in the denominator."""
     above = maps - maps.amin(0)
     return above / (above.amax(0) + 1e-6)
 
 
 def _divergences(logs: Float[Tensor, "map place"]) -> Float[Tensor, "map map"]:
-    """Symmetric Kullback-Leibler divergence of each pair of distributions, from their logarithms."""
+    """Return the symmetric Kullback-Leibler divergence of each pair of distributions, from their logarithms."""
     cross = logs.exp() @ logs.mT
     own = cross.diagonal()
     return (own[:, None] + own[None] - cross - cross.mT) / 2

@@ -131,7 +131,7 @@ def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size:
     height, width = image_size
     if fit == "resize":
         return 0, 0, width, height
-    target = check_size(backbone.image_size if size is None else size, backbone.footprint)
+    target = check_size(backbone.image_size if size is None else size, backbone.token_px)
     left, top, right, bottom = crop_box(image_size, target)
     # half a pixel is cut at the left or top; what rounding of the box itself adds is not
     column, row = int(left + 1e-6), int(top + 1e-6)

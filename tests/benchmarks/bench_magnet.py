@@ -22,7 +22,7 @@ from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.magnet import MagnetConfig, alignment, preset
 from seg4diff_tools.magnet.loop import _Run
-from seg4diff_tools.scenes.scenes import Scenes
+from seg4diff_tools.scenes import Scenes
 from tests.benchmarks.bench_recorder import peak_rss
 
 PLAIN = "flow matching alone"

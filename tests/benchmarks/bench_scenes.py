@@ -8,7 +8,7 @@ from itertools import count
 import torch
 
 from seg4diff_tools.pretrain import preset
-from seg4diff_tools.scenes.scenes import Plan, SceneConfig, draw_scenes, plan, render
+from seg4diff_tools.scenes import Plan, SceneConfig, draw_scenes, plan, render
 
 
 def rate(call: Callable[[Sequence[Plan]], object], plans: Sequence[Plan], batch: int, seconds: float) -> float:

@@ -31,7 +31,7 @@ function wordBar(view) {
     for (const chip of chips.children) {
       const place = get("classes").indexOf(chip.dataset.label);
       chip.setAttribute("aria-pressed", masks ? place >= 0 : chip.dataset.label === get("token"));
-      chip.style.setProperty("--class", masks && place >= 0 ? classColor(view, place) : "");
+      chip.style.setProperty("--class", masks && place >= 0 ? classColor(view, chip.dataset.label) : "");
       chip.classList.toggle("class", masks && place >= 0);
     }
   };
@@ -39,9 +39,11 @@ function wordBar(view) {
   return { node: create("div", { class: "bar" }, chips, toggle), build, mark };
 }
 
-function classColor({ get }, place) {
+/** A word keeps its color, whichever others compete with it. */
+function classColor({ get }, label) {
   const colors = get("palette").classes;
-  return colors[place % colors.length];
+  const all = [...get("words"), ...get("tokens")].filter(({ kind }) => kind === "word").map((word) => word.label);
+  return colors[Math.max(0, [...new Set(all)].indexOf(label)) % colors.length];
 }
 
 /** One map over its picture, its scale, and its words ranked. */
@@ -89,9 +91,9 @@ function panel(view, hover) {
     const colors = view.get("palette")[view.get("colors")];
     const bar = create("span", { class: "gradient" });
     bar.style.background = `linear-gradient(to right, ${colors.join(", ")})`;
-    const masks = view.get("classes").map((label, i) => {
+    const masks = view.get("classes").map((label) => {
       const swatch = create("span", { class: "swatch" });
-      swatch.style.background = classColor(view, i);
+      swatch.style.background = classColor(view, label);
       return create("span", { class: "key" }, swatch, label);
     });
     const missing = "This word has no map here.";
@@ -118,7 +120,7 @@ function panel(view, hover) {
     });
   };
   const head = (text) => (heading.textContent = text);
-  const told = () => `${place.textContent}: ${[...list.children].slice(0, 3).map((row) => row.textContent).join(", ")}`;
+  const told = () => `${place.textContent}: ${[...list.children].slice(0, 3).map((row) => [...row.children].map((part) => part.textContent).filter(Boolean).join(" ")).join(", ")}`;
   return { node, stage, canvas, draw, legend, rank, head, place: told };
 }
 

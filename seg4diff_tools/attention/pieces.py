@@ -1,0 +1,140 @@
+"""What a recorder has received: maps by direction, step, branch and layer, put together into labeled arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from seg4diff_tools.attention.joint import DIRECTIONS
+from seg4diff_tools.attention.recording import Recording
+from seg4diff_tools.attention.request import Request
+from seg4diff_tools.errors import RecordingError
+
+Key = tuple[str, int, str, int]
+"""Direction, step, branch, layer."""
+PERTURBED = "perturbed"
+"""Branch of perturbed attention guidance (PAG); its perturbed layers have no joint attention of their own."""
+
+
+@dataclass(eq=False)
+class Pieces:
+    """Received maps of one recording.
+
+    Args:
+        request: what is wanted.
+        images: number of images.
+        grid: rows and columns of image tokens.
+    """
+
+    request: Request
+    images: int
+    grid: tuple[int, int]
+    held: int = 0
+    timesteps: dict[int, np.ndarray] = field(default_factory=dict)
+    branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    text_tokens: dict[str, int] = field(default_factory=dict)
+    maps: dict[Key, np.ndarray] = field(default_factory=dict)
+
+    def add(self, key: Key, piece: np.ndarray) -> None:
+        """Keep a piece, [image head? token y x] or [image head? direction]."""
+        self.maps[key] = piece
+        self.held += piece.nbytes
+
+    def count_text(self, branch: str, tokens: int) -> None:
+        """Keep the number of text tokens of a branch.
+
+        Raises:
+            RecordingError: it was another one before.
+        """
+        before = self.text_tokens.setdefault(branch, tokens)
+        if before != tokens:
+            raise RecordingError(
+                f"expected prompts of one length in a recording, got {before} text tokens first, now {tokens}: use a "
+                "recorder for each"
+            )
+
+    def recording(self, *, keep: bool) -> Recording:
+        """Put the complete steps together.
+
+        Args:
+            keep: whether the pieces are needed again; if not, each is given up as it is copied.
+
+        Raises:
+            RecordingError: no step is complete.
+        """
+        steps = [step for step in self.branches if self._is_complete(step)]
+        if not steps:
+            raise nothing_recorded()
+        ran = {branch for step in steps for branch in self.branches[step]}
+        order = self.request.branches or (*self.request.family.branches, PERTURBED)
+        branches = [branch for branch in order if branch in ran] + sorted(ran - set(order))
+        return Recording(
+            {direction: self._array(direction, steps, branches, keep) for direction in self.request.directions}
+        )
+
+    def _is_complete(self, step: int) -> bool:
+        return all(
+            (direction, step, branch, layer) in self.maps
+            for direction in self.request.directions
+            for branch in self.branches[step]
+            for layer in self.request.layers
+            if branch != PERTURBED
+        )
+
+    def _array(self, direction: str, steps: Sequence[int], branches: Sequence[str], keep: bool) -> xr.DataArray:
+        request = self.request
+        sample = next(piece for (name, step, *_), piece in self.maps.items() if name == direction and step in steps)
+        shape = list(sample.shape[1:])
+        if direction != "masses" and request.columns.names is None:
+            shape[-3] = self._columns()
+        values = np.empty((self.images, len(branches), len(steps), len(request.layers), *shape), sample.dtype)
+        for s, step in enumerate(steps):
+            for b, branch in enumerate(branches):
+                for i, layer in enumerate(request.layers):
+                    key = direction, step, branch, layer
+                    piece = self.maps.get(key) if keep else self.maps.pop(key, None)
+                    place = values[:, b, s, i]
+                    if piece is None:
+                        place[...] = np.nan
+                    elif direction == "masses" or piece.shape == place.shape:
+                        place[...] = piece
+                    else:
+                        tokens = min(piece.shape[-3], shape[-3])
+                        place[..., :tokens, :, :] = piece[..., :tokens, :, :]
+                        place[..., tokens:, :, :] = np.nan
+        head = () if request.mean else ("head",)
+        tail = ("direction",) if direction == "masses" else ("token", "y", "x")
+        timesteps = np.stack([self.timesteps[step] for step in steps])
+        together = (timesteps == timesteps[:, :1]).all()
+        coords: dict[str, Any] = {
+            "image": np.arange(self.images),
+            "branch": branches,
+            "step": steps,
+            "timestep": ("step", timesteps[:, 0]) if together else (("step", "image"), timesteps),
+            "layer": request.layers,
+        }
+        if texts := request.columns.texts(self.images):
+            coords["prompt"] = "image", texts
+        if head:
+            coords["head"] = request.heads
+        if direction == "masses":
+            coords["direction"] = list(DIRECTIONS)
+        else:
+            coords |= request.columns.coordinates(self._columns(), self.images)
+        attributes = {"family": request.family.name, "heads": "mean" if request.mean else "apart"}
+        dims = ("image", "branch", "step", "layer", *head, *tail)
+        return xr.DataArray(values, coords, dims, name=direction, attrs=attributes)
+
+    def _columns(self) -> int:
+        """Number of text tokens: those of the prompt, where branches differ."""
+        return self.text_tokens.get("cond") or max(self.text_tokens.values())
+
+
+def nothing_recorded() -> RecordingError:
+    """Return the error of a recording without a complete step."""
+    return RecordingError(
+        "expected at least one wanted step with all of its layers and guidance branches inside the `with`, got none: "
+        "Nothing was recorded; run the model inside the `with`, and look at steps="
+    )

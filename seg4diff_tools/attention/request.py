@@ -1,0 +1,194 @@
+"""What a recorder is asked for: layers, heads, directions, tokens, steps, branches and memory, checked at the call."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from seg4diff_tools.attention.joint import DIRECTIONS
+from seg4diff_tools.attention.tokens import Columns, choose_columns
+from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.families import Family, family_of, transformer_of
+from seg4diff_tools.families.capture import encode_text
+from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.prompts import Prompt
+
+RECORDED = ("i2t", "t2i", "masses")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """The checked arguments of an `AttentionRecorder`.
+
+    Args:
+        transformer: the model.
+        family: of it.
+        directions: of `RECORDED`.
+        layers: ascending.
+        heads: ascending.
+        mean: whether the mean over the heads is kept.
+        columns: the token axis.
+        steps: to record; None for all.
+        branches: named by the user; None to find them.
+        stop_after: layer in which the forward ends.
+        budget: bytes.
+    """
+
+    transformer: nn.Module
+    family: Family
+    directions: tuple[str, ...]
+    layers: list[int]
+    heads: list[int]
+    mean: bool
+    columns: Columns
+    steps: frozenset[int] | None
+    branches: tuple[str, ...] | None
+    stop_after: int | None
+    budget: int
+
+    def bytes_of(self, direction: str, rows: int, columns: int, places: int) -> int:
+        """Bytes of one layer of one step.
+
+        Args:
+            direction: of `RECORDED`.
+            rows: images times branches.
+            columns: tokens or spans.
+            places: image tokens.
+        """
+        entries = len(DIRECTIONS) if direction == "masses" else columns * places
+        return 4 * rows * (1 if self.mean else len(self.heads)) * entries
+
+    def check_budget(self, images: int, branches: int, steps: int, columns: int, places: int) -> int:
+        """Return the bytes that the budget leaves beside a whole recording.
+
+        Args:
+            images, branches, steps: numbers of them.
+            columns: tokens or spans.
+            places: image tokens.
+
+        Raises:
+            RecordingError: the recording does not fit; the message says what to change.
+        """
+        sizes = [self.bytes_of(direction, images * branches, columns, places) for direction in self.directions]
+        need = sum(sizes) * steps * len(self.layers) + max(sizes)
+        if need <= self.budget:
+            return self.budget - need
+        ways = [f"memory_budget={need}"]
+        if self.columns.names is None and columns > 20:
+            ways.insert(0, "tokens='words' with a prompt" if self.columns.prompts else "prompt=... for its words alone")
+        if not self.mean:
+            ways.insert(0, "heads='mean'")
+        if len(self.layers) > 1:
+            ways.insert(0, f"layers={self.layers[len(self.layers) // 2]}")
+        if steps > 1:
+            ways.insert(0, f"steps=range(0, {steps}, {max(2, -(-need // self.budget))})")
+        raise RecordingError(
+            f"expected a recording within memory_budget={self.budget} ({_readable(self.budget)}), got one of "
+            f"{_readable(need)}: {steps} steps x {branches} branches x {images} images x {len(self.layers)} layers x "
+            f"{1 if self.mean else len(self.heads)} heads x {columns} tokens x {places} places x 4 bytes; pass "
+            f"{' or '.join(ways)}"
+        )
+
+
+def checked_request(
+    model: Any,
+    *,
+    layers: Any,
+    direction: Any,
+    heads: Any,
+    tokens: Any,
+    prompt: Any,
+    steps: Any,
+    branches: Any,
+    stop_after: Any,
+    memory_budget: Any,
+) -> Request:
+    """Return the arguments of `AttentionRecorder` in one form.
+
+    Raises:
+        InputError: one that cannot be.
+        PromptError: a phrase that is not in the prompt.
+    """
+    transformer = transformer_of(model)
+    family = family_of(transformer)
+    count, depth = family.heads(transformer), family.layers(transformer)
+    if stop_after is not None:
+        stop_after = as_int(stop_after, "stop_after", 0, depth - 1)
+    last = depth - 1 if stop_after is None else stop_after
+    wanted = sorted(as_indices(range(last + 1) if layers is None else layers, "layers", depth))
+    if wanted[-1] > last:
+        raise InputError(f"expected layers up to stop_after={last}, got {wanted[-1]}: the forward ends before it")
+    if isinstance(heads, str) and heads not in ("mean", "all"):
+        raise InputError(f'expected heads, "mean", "all", a head or a list, got {heads!r}: pass heads="mean"')
+    return Request(
+        transformer,
+        family,
+        _directions(direction),
+        wanted,
+        sorted(as_indices(range(count) if isinstance(heads, str) else heads, "heads", count)),
+        isinstance(heads, str) and heads == "mean",
+        choose_columns(tokens, _prompts(model, family, prompt), family.zero_text),
+        None if steps is None else frozenset(as_indices(steps, "steps")),
+        _branches(branches),
+        stop_after,
+        as_int(memory_budget, "memory_budget", 1),
+    )
+
+
+def _directions(direction: Any) -> tuple[str, ...]:
+    names = (direction,) if isinstance(direction, str) or not isinstance(direction, Iterable) else tuple(direction)
+    if not names or any(name not in RECORDED for name in names) or len(set(names)) < len(names):
+        raise InputError(f"expected direction, {', '.join(RECORDED)} or several of them, got {direction!r}: pass 'i2t'")
+    return names
+
+
+def _branches(branches: Any) -> tuple[str, ...] | None:
+    if branches is None:
+        return None
+    names = (branches,) if isinstance(branches, str) or not isinstance(branches, Iterable) else tuple(branches)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(
+            f"expected branches, names that differ, got {branches!r}: pass ('uncond', 'cond') or ('cond',)"
+        )
+    return names
+
+
+def _prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
+    """The prompts of a recorder, encoded, one if all are the same."""
+    if prompt is None:
+        return []
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    prompts: list[Any] = list(prompt) if several else [prompt]
+    if not prompts or not all(isinstance(one, (str, Prompt)) for one in prompts):
+        raise InputError(
+            f"expected prompt, a text, an encoded prompt or a list of them, got {prompt!r}: pass prompt='a cat'"
+        )
+    pipe = None if isinstance(model, nn.Module) else getattr(model, "pipe", model)
+    extra = [name for name in family.omitted_parts if getattr(pipe, name, None) is not None]
+    if extra:
+        raise InputError(
+            f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the prompt's "
+            "labels do not cover: load the pipeline without it, or leave prompt out and name tokens by index"
+        )
+    texts = {one if isinstance(one, str) else one.text for one in prompts}
+    encoded: dict[str, Prompt] = {}
+    for one in prompts:
+        if isinstance(one, str) and one not in encoded:
+            if pipe is None:
+                raise InputError(
+                    f"expected an encoded prompt with a bare transformer, got the text {one!r}: pass a backbone or a "
+                    "pipeline with text encoders, or prompt=Backbone.encode_prompt(...)"
+                )
+            encoded[one] = encode_text(pipe, family, unicodedata.normalize("NFC", one))
+    found = [encoded[one] if isinstance(one, str) else one for one in prompts]
+    return found[:1] if len(texts) == 1 else found
+
+
+def _readable(size: int) -> str:
+    """Bytes as a text, such as "3.2 GiB"."""
+    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << exponent:
+            return f"{size / (1 << exponent):.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,288 @@
+"""Text columns of a recording: which tokens it takes, what they are called, and whether their prompt is the one that runs."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seg4diff_tools.errors import InputError, PromptError, RecordingError
+from seg4diff_tools.families import Family, SamplingLoop
+from seg4diff_tools.families.record import Inputs
+from seg4diff_tools.indices import as_indices
+from seg4diff_tools.prompts import Prompt, Token, numbered
+
+TOLERANCE = 0.1
+"""Relative difference of a text token's features up to which two runs read the same prompt: batches round differently."""
+Maps = Float[Tensor, "batch *head token y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The token axis of a recording.
+
+    Args:
+        names: label of each column; None where every token of the text is a column.
+        groups: for each prompt (one in all without any) the text tokens of which a column is the mean; none where the
+            prompt lacks the word.
+        prompts: whose tokens they are, one for all images or one each.
+        spans: whether columns were named by the user.
+        zero_text: whether a longer text ends with zero vectors, not with pads.
+    """
+
+    names: list[str] | list[int] | None
+    groups: list[list[tuple[int, ...]]]
+    prompts: tuple[Prompt, ...] = ()
+    spans: bool = False
+    zero_text: bool = False
+
+    @property
+    def text(self) -> list[int] | None:
+        """Text tokens to take, each one once; None for all."""
+        if self.names is None:
+            return None
+        if self.singles:
+            return [group[0] for group in self.groups[0]]
+        return sorted({index for groups in self.groups for group in groups for index in group})
+
+    @property
+    def singles(self) -> bool:
+        """Whether columns are tokens that are the same for all images."""
+        return len(self.groups) == 1 and all(len(group) == 1 for group in self.groups[0])
+
+    def weights(self) -> Float[Tensor, "text span"] | None:
+        """Return weights that average the tokens of `text` into columns, the same for all images; None where none can."""
+        if self.names is None or self.singles or len(self.groups) > 1:
+            return None
+        text = self.text or []
+        weights = torch.zeros(len(text), len(self.groups[0]), dtype=torch.float32, device="cpu")
+        for column, group in enumerate(self.groups[0]):
+            weights[[text.index(index) for index in group], column] = 1 / len(group)
+        return weights
+
+    def combine(self, maps: Maps, text: Sequence[int], images: int) -> Float[Tensor, "batch *head column y x"]:
+        """Average single tokens into the columns of each image; a column without all of its tokens is NaN.
+
+        Args:
+            maps: of the tokens in `text`, one row per image of each branch.
+            text: text tokens.
+            images: number of images.
+        """
+        place = {index: at for at, index in enumerate(text)}
+        rows = []
+        for row, one in enumerate(maps):
+            groups = self.groups[row % images * len(self.groups) // images]
+            columns = [
+                one[..., [place[index] for index in group], :, :].mean(dim=-3)
+                if group and all(index in place for index in group)
+                else one.new_full((*one.shape[:-3], *one.shape[-2:]), torch.nan)
+                for group in groups
+            ]
+            rows.append(torch.stack(columns, dim=-3))
+        return torch.stack(rows)
+
+    def texts(self, images: int) -> list[str]:
+        """Return the prompt of each image; nothing without prompts."""
+        return (
+            [self.prompts[image * len(self.prompts) // images].text for image in range(images)] if self.prompts else []
+        )
+
+    def coordinates(self, length: int, images: int) -> dict[str, Any]:
+        """Return the coordinates of the token axis.
+
+        Args:
+            length: number of text tokens that the model got.
+            images: number of images.
+        """
+        if self.spans:
+            return {"token": self.names}
+        if not self.prompts:
+            indices = list(range(length)) if self.names is None else self.names
+            return {"token": indices, "token_index": ("token", indices)}
+        if len(self.prompts) == 1:
+            tokens = fitted(self.prompts[0].tokens, length, self.zero_text)
+            tokens = tokens if self.names is None else tuple(tokens[group[0]] for group in self.groups[0])
+            return {"token": unique([token.text for token in tokens])} | _about(tokens, ("token",))
+        nothing = Token(-1, "", "pad", -1, -1)
+        rows = [
+            [prompt.tokens[group[0]] if group else nothing for group in groups]
+            for prompt, groups in zip(self.prompts, self.groups, strict=True)
+        ]
+        rows = [rows[image * len(rows) // images] for image in range(images)]
+        return {"token": self.names} | _about(rows, ("image", "token"))
+
+
+def _about(tokens: Sequence[Any], dims: tuple[str, ...]) -> dict[str, Any]:
+    """Coordinates that say where tokens come from."""
+
+    def values(name: str) -> list:
+        return [[getattr(t, name) for t in row] if isinstance(row, list) else getattr(row, name) for row in tokens]
+
+    return {f"token_{name}": (dims, values(name)) for name in ("index", "kind", "reader", "start", "stop")}
+
+
+def choose_columns(tokens: Any, prompts: Sequence[Prompt], zero_text: bool = False) -> Columns:
+    """Return the columns that the `tokens` argument of a recorder asks for.
+
+    Args:
+        tokens: "words", "all", indices, phrases of the prompt, or a mapping from names to indices or phrases; None for
+            the words of a prompt, and for all tokens without one.
+        prompts: one for all images, one each, or none.
+        zero_text: see `Columns`.
+
+    Raises:
+        InputError: another value.
+        PromptError: a phrase that no prompt has.
+    """
+    if tokens is None:
+        tokens = "words" if prompts else "all"
+    if isinstance(tokens, str) and tokens not in ("words", "all"):
+        raise InputError(
+            f"expected tokens, 'words', 'all', indices or phrases of the prompt, got {tokens!r}: pass tokens=[{tokens!r}]"
+        )
+    spans = _spans(tokens)
+    if not prompts and (tokens == "words" if isinstance(tokens, str) else _any_phrase(spans)):
+        raise InputError(f"expected a prompt with tokens={tokens!r}, got none: pass prompt=... or indices of tokens")
+    if isinstance(tokens, str) and tokens == "all" and len(prompts) < 2:
+        return Columns(None, [[]], tuple(prompts), zero_text=zero_text)
+    if spans is not None:
+        groups = [[_group(span, prompt, len(prompts)) for span in spans.values()] for prompt in prompts or (None,)]
+        missing = [name for name, *found in zip(spans, *groups, strict=True) if not any(found)]
+        if missing:
+            texts = "; ".join(repr(prompt.text) for prompt in prompts)
+            raise PromptError(
+                f"expected tokens of the prompts, got {missing[0]!r}, which none has: choose from {texts}"
+            )
+        return Columns(list(spans), groups, tuple(prompts), spans=True)
+    indices = None if isinstance(tokens, str) else as_indices(tokens, "tokens")
+    if not prompts:
+        chosen = indices or []
+        return Columns(list(chosen), [[(index,) for index in chosen]])
+    named = [_named(prompt, tokens if indices is None else indices) for prompt in prompts]
+    if not any(named):
+        raise InputError(f"expected a prompt with words, got {prompts[0].text!r}: pass tokens='all' or another prompt")
+    names = list(dict.fromkeys(name for one in named for name in one))
+    groups = [[one.get(name, ()) for name in names] for one in named]
+    return Columns(names, groups, tuple(prompts), zero_text=zero_text)
+
+
+def _spans(tokens: Any) -> dict[str, Any] | None:
+    """Named spans, as indices or phrases; None where tokens are asked for one by one."""
+    if isinstance(tokens, Mapping):
+        if not tokens:
+            raise InputError("expected tokens, at least one named span, got {}: pass tokens=['cat'] or leave it out")
+        return {
+            str(name): span if isinstance(span, str) else tuple(as_indices(span, f"tokens[{name!r}]"))
+            for name, span in tokens.items()
+        }
+    if isinstance(tokens, str) or hasattr(tokens, "shape") or not isinstance(tokens, Iterable):
+        return None
+    tokens = list(tokens)
+    if not any(isinstance(token, str) for token in tokens):
+        return None
+    if not all(isinstance(token, str) for token in tokens) or len(set(tokens)) < len(tokens):
+        raise InputError(f"expected tokens, phrases or indices, each one once, got {tokens}: do not mix or repeat them")
+    return {token: token for token in tokens}
+
+
+def _any_phrase(spans: dict[str, Any] | None) -> bool:
+    return spans is not None and any(isinstance(span, str) for span in spans.values())
+
+
+def _group(span: Any, prompt: Prompt | None, prompts: int) -> tuple[int, ...]:
+    if not isinstance(span, str) or prompt is None:
+        return span
+    try:
+        return prompt.span(span)
+    except PromptError:
+        if prompts == 1:
+            raise
+        return ()
+
+
+def _named(prompt: Prompt, tokens: Any) -> dict[str, tuple[int, ...]]:
+    chosen = (
+        {"words": prompt.indices("word"), "all": range(len(prompt.tokens))}[tokens]
+        if isinstance(tokens, str)
+        else tokens
+    )
+    outside = [index for index in chosen if index >= len(prompt.tokens)]
+    if outside:
+        raise InputError(f"expected tokens from 0 to {len(prompt.tokens) - 1}, got {outside}: the prompt has no more")
+    labels = unique([prompt.tokens[index].text for index in chosen])
+    return {label: (index,) for label, index in zip(labels, chosen, strict=True)}
+
+
+def unique(words: Sequence[str]) -> list[str]:
+    """Return labels that differ: the second "cat" becomes "cat#2"."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for word in words:
+        seen[word] += 1
+        labels.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+    return labels
+
+
+def fitted(tokens: Sequence[Token], length: int, zero_text: bool) -> tuple[Token, ...]:
+    """Return a prompt's tokens for a text of another length: pads or zeros at its end are added or left out.
+
+    Raises:
+        InputError: the text is too short for the prompt.
+    """
+    lost = [token.text for token in tokens[length:] if token.kind not in ("pad", "zero")]
+    if lost:
+        raise InputError(
+            f"expected a text of {len(tokens)} tokens as the prompt's, got one of {length}, without {' '.join(lost)}: "
+            "pass the prompt that the model reads"
+        )
+    filling = Token(0, "<zero>", "zero") if zero_text else Token(0, "<pad>", "pad", reader=tokens[-1].reader)
+    return numbered([*tokens[:length], *[filling] * (length - len(tokens))])
+
+
+def check_texts(
+    family: Family, inputs: Inputs, prompts: Sequence[Prompt], rows: range, loop: SamplingLoop | None
+) -> None:
+    """Compare what the model reads with the prompts that label a recording.
+
+    Args:
+        family: of the transformer.
+        inputs: of the forward, by name.
+        prompts: one for all images, or one each.
+        rows: rows of the batch that read the prompt, one per image.
+        loop: of the pipeline that runs, to name its prompt.
+
+    Raises:
+        InputError: a number of prompts that the images cannot share evenly.
+        RecordingError: an image reads another text.
+    """
+    if len(rows) % len(prompts):
+        raise InputError(
+            f"expected one prompt or one per image, got {len(prompts)} for {len(rows)} images: pass as many"
+        )
+    share = len(rows) // len(prompts)
+    for image, row in enumerate(rows):
+        prompt = prompts[image // share]
+        for name in family.streams or family.text_inputs[:1]:
+            if name in prompt.inputs and not _same(inputs[name][row], prompt.inputs[name][0], family.zero_text):
+                text = None if loop is None else loop.prompt
+                if isinstance(text, (list, tuple)) and text and len(rows) % len(text) == 0:
+                    text = text[image // (len(rows) // len(text))]
+                running = repr(text) if isinstance(text, str) and text != prompt.text else "another text"
+                raise RecordingError(
+                    f"expected the recorder's prompt {prompt.text!r} for image {image}, got {running} in the model: pass "
+                    "the prompt that runs (a list has one per image), or leave prompt out and name tokens by index"
+                )
+
+
+def _same(found: Tensor, wanted: Tensor, zero_text: bool) -> bool:
+    if found.shape[1:] != wanted.shape[1:]:
+        return False
+    length = min(len(found), len(wanted))
+    if zero_text and any(rest.count_nonzero() for rest in (found[length:], wanted[length:])):
+        return False
+    read, labeled = (x[:length].detach().flatten(1).float() for x in (found, wanted.to(found.device)))
+    size = labeled.norm(dim=1)
+    return bool(((read - labeled).norm(dim=1) <= TOLERANCE * size + 1e-3 * size.mean()).all())

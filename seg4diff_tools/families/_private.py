@@ -1,0 +1,205 @@
+"""Every touch of private diffusers and PyTorch API of `families` and `attention`: the one file that an upgrade may open.
+
+`tests/test_private.py` has a test for each function here, and says which release moved what.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import attention_backend
+from torch import Tensor, nn
+
+_COMPUTING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn", "autograd", "optim", "_tensor.py")) + (
+    str(Path(sys.modules["diffusers"].__file__ or "").parent),
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingLoop:
+    """The sampling loop of a pipeline, while it runs.
+
+    Args:
+        weight: of classifier-free guidance in this forward; None where it runs without.
+        perturbed: whether the batch ends with a branch of perturbed attention guidance (PAG).
+        steps: number of forwards of each branch; None if unknown.
+        prompt: the text that the pipeline was called with; None if it was called with embeddings.
+    """
+
+    weight: float | None
+    perturbed: bool
+    steps: int | None
+    prompt: Any
+
+
+def unwrapped(transformer: Any) -> Any:
+    """Return the module that torch.compile wrapped, or the module itself."""
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled modules eagerly: compiled code silently skips hooks that were added later."""
+    # a module that was never imported has compiled nothing, and its import takes seconds
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def sampling_loop(transformer: nn.Module) -> SamplingLoop | None:
+    """Return the state of the pipeline whose `__call__` runs this transformer in this thread; None if none does.
+
+    The pipeline is found on the stack, not passed: pipelines that share a transformer (`from_pipe`) each keep the
+    settings of their own last call.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            pipe = frame.f_locals.get("self")
+            if not isinstance(pipe, nn.Module) and unwrapped(getattr(pipe, "transformer", None)) is transformer:
+                return _loop_of(pipe, frame.f_locals)
+        frame = frame.f_back
+    return None
+
+
+def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
+    timesteps = names.get("timesteps")
+    if timesteps is None:
+        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    steps = None if timesteps is None else len(timesteps)
+    perturbed = bool(getattr(pipe, "do_perturbed_attention_guidance", False))
+    return SamplingLoop(_weight_of(pipe, names), perturbed, steps, names.get("prompt"))
+
+
+def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
+    # guidance-distilled models have a true_cfg_scale beside the guidance_scale that they read; Z-Image can stop midway
+    flags = (
+        ("do_true_cfg", "true_cfg_scale"),
+        ("apply_cfg", "current_guidance_scale"),
+        ("do_classifier_free_guidance", "guidance_scale"),
+    )
+    for flag, weight in flags:
+        if flag in names:
+            return float(names[weight]) if names[flag] else None
+    if (guider := names.get("guider")) is not None:
+        return float(guider.guidance_scale) if guider._enabled and guider.num_conditions > 1 else None
+    return float(pipe.guidance_scale) if getattr(pipe, "do_classifier_free_guidance", False) else None
+
+
+def is_computing(thread: int) -> bool:
+    """Whether a thread (by its ident) is inside of PyTorch's modules or a diffusers pipeline at this moment."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_COMPUTING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _Hook:
+    """A hook of this package, which copies of its module do not get."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+def add_hook(module: nn.Module, function: Callable, *, before: bool = False, **options: bool) -> Callable[[], None]:
+    """Add a forward hook that deepcopy, pickle and torch.save of the module leave out.
+
+    Args:
+        module: the module.
+        function: the hook.
+        before: whether it runs before the forward.
+        options: of `register_forward_hook` or `register_forward_pre_hook`.
+
+    Returns:
+        A function that removes the hook.
+    """
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    handle = register(_Hook(function), **options)
+    # copy and pickle look both up on the instance
+    vars(module)["__reduce_ex__"] = lambda protocol: _reduced(module, protocol)
+
+    def remove() -> None:
+        handle.remove()
+        if not any(isinstance(hook, _Hook) for name in _HOOKS for hook in vars(module)[name].values()):
+            vars(module).pop("__reduce_ex__", None)
+
+    return remove
+
+
+def _reduced(module: nn.Module, protocol: int) -> tuple:
+    reduced: Any = object.__reduce_ex__(module, protocol)
+    function, args, state, *rest = reduced
+    ours = {key for name in _HOOKS for key, hook in state[name].items() if isinstance(hook, _Hook)}
+    for name in (*_HOOKS, *_HOOK_FLAGS):
+        kept = ((key, value) for key, value in state[name].items() if key not in ours)
+        state = state | {name: type(state[name])(kept)}
+    state = {name: value for name, value in state.items() if name != "__reduce_ex__"}
+    return function, args, state, *rest
+
+
+@contextmanager
+def native_processors(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Make diffusers' attention processors use PyTorch's own attention: other backends cannot be seen."""
+    processors: list[Any] = [getattr(module, "processor", None) for module in modules]
+    changed = [
+        (processor, processor._attention_backend)
+        for processor in processors
+        if getattr(processor, "_attention_backend", None) not in (None, "native")
+    ]
+    for processor, _ in changed:
+        processor._attention_backend = "native"
+    try:
+        yield
+    finally:
+        for processor, backend in changed:
+            processor._attention_backend = backend
+
+
+def native_dispatch() -> Any:
+    """Return a context manager in which diffusers dispatches attention to PyTorch's own."""
+    return attention_backend("native")
+
+
+def sdp_choice(*args: Any, **kwargs: Any) -> int | None:
+    """Return the number of the SDPBackend that `scaled_dot_product_attention` takes; None if PyTorch does not tell."""
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    return None if choose is None else choose(*args, **kwargs)
+
+
+def sdp_operator(name: str) -> Callable[..., Any]:
+    """Return an attention operator that also gives the log-sum-exp, such as "flash_attention_for_cpu"."""
+    return getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
+
+
+def module_function(pipe: Any, name: str) -> Callable[..., Any]:
+    """Return a function of the module that defines a pipeline; importing it by name would be slow for other models."""
+    return getattr(sys.modules[type(pipe).__module__], name)
+
+
+def patchify(pipe: Any, latents: Tensor) -> Tensor:
+    """Cut latents into patches as a FLUX.2 pipeline does."""
+    return pipe._patchify_latents(latents)
+
+
+def unpatchify(pipe: Any, latents: Tensor) -> Tensor:
+    """Undo `patchify`."""
+    return pipe._unpatchify_latents(latents)
+
+
+def ovis_message(pipe: Any, text: str) -> str:
+    """Put a prompt into Ovis-Image's chat template."""
+    return pipe._get_messages(text)[0]

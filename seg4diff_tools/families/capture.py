@@ -1,0 +1,121 @@
+"""Capture what a pipeline passes to its transformer: its own preparations, stopped before the first forward."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.families._private import uncompiled
+from seg4diff_tools.families.record import Family
+from seg4diff_tools.families.transformers import model_lock, transformer_of
+from seg4diff_tools.prompts import Prompt
+
+
+class _Captured(Exception):
+    """Ends the pipeline's call."""
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedInputs:
+    """What a pipeline prepared.
+
+    Args:
+        inputs: the arguments of its transformer's first forward, by name.
+        scheduler: a scheduler of its kind with the timesteps and noise levels set.
+    """
+
+    inputs: Mapping[str, Any]
+    scheduler: Any
+
+
+def capture_inputs(
+    pipe: Any, family: Family, prompt: str, *, size: tuple[int, int], steps: int = 28, **arguments: Any
+) -> CapturedInputs:
+    """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
+
+    So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of
+    it. The
+    pipeline's scheduler and progress bar stay as they were.
+
+    Args:
+        pipe: the pipeline.
+        family: of its transformer.
+        prompt: for one image.
+        size: height and width of the image in pixels.
+        steps: sampling steps.
+        arguments: more of the pipeline's arguments.
+    """
+    found: dict[str, Any] = {}
+
+    def stop(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        found.update(family.forward_inputs(module, args, kwargs))
+        raise _Captured
+
+    # a pipeline keeps the settings of its last call, and this one shall leave no trace
+    before = dict(vars(pipe))
+    pipe.scheduler = copy.deepcopy(pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    handle = transformer_of(pipe).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        with uncompiled():
+            pipe(
+                prompt=prompt,
+                num_inference_steps=steps,
+                # the noise is thrown away, but drawing it must not disturb the user's random numbers
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+                **family.sized(pipe, size),
+                **family.no_guidance_kwargs,
+                **arguments,
+            )
+    except _Captured:
+        return CapturedInputs(found, pipe.scheduler)
+    finally:
+        handle.remove()
+        vars(pipe).clear()
+        vars(pipe).update(before)
+    raise AssertionError("a pipeline without a forward of its transformer")
+
+
+def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
+    """Encode a prompt with the pipeline's own text encoders; words that do not fit are left out, as the pipeline does.
+
+    Args:
+        pipe: a pipeline of the family, or of its components (image to image, inpainting, PAG).
+        family: of its transformer.
+        text: the prompt, in Unicode NFC.
+
+    Raises:
+        InputError: the pipeline has no text encoder, or has a part that the family leaves out.
+    """
+    parts = getattr(pipe, "components", None)
+    if not parts:
+        raise InputError(
+            f"expected an encoded prompt with a {type(pipe).__name__}, got the text {text!r}: pass a backbone or its "
+            "pipeline, or prompt=Backbone.encode_prompt(...)"
+        )
+    missing = [
+        name
+        for name, part in parts.items()
+        if part is None and name.startswith(("text_encoder", "tokenizer")) and name not in family.omitted_parts
+    ]
+    if missing:
+        raise InputError(
+            f"expected a pipeline with text encoders for the prompt {text!r}, got one without {' and '.join(missing)}: "
+            "load them, or leave prompt out and name tokens by index"
+        )
+    if type(pipe).__name__ not in family.pipelines:
+        plain = getattr(diffusers, family.pipelines[0])
+        known = inspect.signature(plain.__init__).parameters
+        pipe = plain(**{name: part for name, part in parts.items() if name in known})
+    side = family.default_size(pipe)
+    arguments = {"max_sequence_length": 0} if family.zero_text else {}
+    with model_lock(pipe), torch.no_grad():
+        found = capture_inputs(pipe, family, text, size=(side, side), **arguments).inputs
+    inputs = {name: found[name] for name in family.text_inputs if found.get(name) is not None}
+    return Prompt(text, family.label(pipe, text, family.text_length(inputs)), inputs)

@@ -1,0 +1,87 @@
+"""Slips in `seg4diff_tools.attention` and `seg4diff_tools.families`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from seg4diff_tools import families
+from seg4diff_tools.attention import (
+    AttentionRecorder,
+    apply_edit,
+    average,
+    blur,
+    drop,
+    intercept,
+    perturbed_guidance,
+    swap,
+)
+from seg4diff_tools.attention.recording import open_recording
+
+
+def record(**options: Any) -> Callable[[Any], Any]:
+    return lambda backbone: AttentionRecorder(backbone, **options)
+
+
+def enter(manager: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def call(backbone: Any) -> None:
+        with manager(backbone):
+            pass
+
+    return call
+
+
+SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("layer-too-high", record(layers=5), "layers from 0 to 4, got 5"),
+    ("layer-text", record(layers="9"), "layers as numbers.*pass layers="),
+    ("layer-numpy", record(layers=np.int64(7)), "layers from 0 to 4, got 7"),
+    ("layers-empty", record(layers=[]), "layers, at least one"),
+    ("layer-float", record(layers=1.5), "layers, a whole number"),
+    ("stop-text", record(stop_after="2"), "stop_after, a whole number"),
+    ("stop-before-layer", record(layers=3, stop_after=1), "layers up to stop_after=1"),
+    ("head-too-high", record(heads=3), "heads from 0 to 2, got 3"),
+    ("heads-typo", record(heads="men"), "heads.*pass heads=.mean"),
+    ("heads-twice", record(heads=[1, 1]), "heads.*each one once"),
+    ("steps-negative", record(steps=-1), "steps 0 or more"),
+    ("steps-empty", record(steps=[]), "steps, at least one"),
+    ("direction-typo", record(direction="t2j"), "direction.*pass 'i2t'"),
+    ("direction-number", record(direction=2), "direction.*pass 'i2t'"),
+    ("direction-empty", record(direction=[]), "direction.*pass 'i2t'"),
+    ("tokens-bare-word", record(prompt="a cat", tokens="cat"), r"tokens.*pass tokens=\['cat'\]"),
+    ("tokens-without-prompt", record(tokens=["cat"]), "a prompt with tokens.*pass prompt="),
+    ("words-without-prompt", record(tokens="words"), "a prompt with tokens.*pass prompt="),
+    ("tokens-mapping-without-prompt", record(tokens={"cat": "cat"}), "a prompt with tokens.*pass prompt="),
+    ("tokens-empty", record(tokens=[]), "tokens, at least one"),
+    ("tokens-empty-mapping", record(tokens={}), "tokens, at least one named span"),
+    ("tokens-empty-span", record(tokens={"cat": ()}), r"tokens\['cat'\], at least one"),
+    ("tokens-mixed", record(prompt="a cat", tokens=["cat", 3]), "tokens.*do not mix"),
+    ("tokens-typo", record(prompt="a cat", tokens=["cta"]), "'cta' is not in the prompt.*did you mean 'cat'"),
+    ("token-too-high", record(prompt="a cat", tokens=[400]), "tokens from 0 to .*got .400."),
+    ("prompt-number", record(prompt=3), "prompt.*pass prompt="),
+    ("prompt-empty-list", record(prompt=[]), "prompt.*pass prompt="),
+    ("prompt-no-words", record(prompt=""), "a prompt with words.*tokens='all'"),
+    ("prompt-bare", lambda b: AttentionRecorder(b.transformer, prompt="a"), "bare transformer.*encode_prompt"),
+    ("branches-twice", record(branches=("cond", "cond")), "branches.*pass"),
+    ("branches-number", record(branches=2), "branches.*pass"),
+    ("budget-text", record(memory_budget="2GB"), "memory_budget, a whole number"),
+    ("budget-zero", record(memory_budget=0), "memory_budget 1 or more"),
+    ("model-text", lambda b: AttentionRecorder("mini"), "supported transformer, got str.*backbone"),
+    ("model-vae", lambda b: AttentionRecorder(b.pipe.vae), "got AutoencoderKL.*Pass"),
+    ("edit-text", enter(lambda b: apply_edit(b, "blur", 1)), r"edit.*pass blur\(\)"),
+    ("edit-function", enter(lambda b: apply_edit(b, blur, 1)), r"edit.*pass blur\(\)"),
+    ("edit-layer", enter(lambda b: apply_edit(b, blur(), 9)), "layers from 0 to 4"),
+    ("blur-sigma", lambda b: blur(0), "sigma, a number above 0"),
+    ("blur-kernel", lambda b: blur(kernel=4), "kernel, an odd number"),
+    ("drop-word", lambda b: drop("cat"), "tokens as numbers"),
+    ("drop-keep", lambda b: drop([1], keep="txt"), "keep.*pass one of them"),
+    ("swap-same", lambda b: swap([1], [1]), "without a common token"),
+    ("average-empty", lambda b: average([]), "tokens, at least one"),
+    ("guidance-scale", enter(lambda b: perturbed_guidance(b, blur(), 1, -1.0)), "scale, a number at least 0"),
+    ("guidance-text", enter(lambda b: perturbed_guidance(b, blur(), 1, "2")), "scale, a number at least 0"),
+    ("intercept-layer", enter(lambda b: intercept(b, layers="all")), "layers as numbers"),
+    ("intercept-number", enter(lambda b: intercept(b, 3)), "on_attention, a function"),
+    ("intercept-bias", enter(lambda b: intercept(b, key_bias=torch.zeros(2, 3))), "key_bias, a tensor"),
+    ("register-name", lambda b: families.register("sd3"), "a Family, got str: build one"),
+    ("open-missing", lambda b: open_recording("~/nowhere/maps.nc"), "there is no file: pass the path"),
+]

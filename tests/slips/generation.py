@@ -1,0 +1,34 @@
+"""Slips around generated pictures and their judges."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from seg4diff_tools import generation
+
+ONES = torch.ones(2, 3)
+
+
+def bench(backbone: Any, **changes: Any) -> Any:
+    return generation.generate_benchmark(
+        backbone, **{"layout": "geneval", "prompts": "nowhere.jsonl", "out": "nowhere", **changes}
+    )
+
+
+SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("layout", lambda b: bench(b, layout="gen-eval"), "layout as one of geneval, .*got 'gen-eval': choose"),
+    ("prompts", lambda b: bench(b), "a text file of prompts, got nowhere.jsonl, no such file: check the path"),
+    (
+        "prompts-list",
+        lambda b: bench(b, prompts=["a cat"]),
+        r"prompts as text or a Path, got \['a cat'\]: pass prompts=",
+    ),
+    ("out", lambda b: bench(b, out=None), "out as text or a Path, got None: pass out="),
+    (
+        "detector",
+        lambda b: generation.load_detector("nowhere"),
+        "the folder of a scene detector, got nowhere .*: check",
+    ),
+    ("scores", lambda b: generation.clip_scores(ONES, ONES[:1]), "one text for each image, got 1 for 2 images: pass"),
+]
