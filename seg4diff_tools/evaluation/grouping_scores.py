@@ -1,4 +1,4 @@
-"""TODO."""
+"""Scores of unsupervised grouping at several layers and thresholds, from one forward for each image."""
 
 from collections.abc import Sequence
 
@@ -32,6 +32,7 @@ def grouping_scores(
     steps: int = 28,
     merging: masks.Merging = "published",
     matching: Matching = "image",
+    absent: metrics.Absent = "skip",
     kinds: Sequence[Kind] = ("pad",),
     seed: int = 0,
     zero_tokens: int = 77,
@@ -50,6 +51,8 @@ def grouping_scores(
         steps_from_end, steps, merging, kinds, seed, zero_tokens: as in `group`.
         matching: "image" matches groups and classes once for an image, as the paper says, "rows" in every row of pixels
             anew, as its released code does (`metrics.match_rows`).
+        absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were given
+            pixels, as the released code does (`metrics.miou`).
         progress: show a progress bar.
 
     Returns:
@@ -91,7 +94,7 @@ def grouping_scores(
             threshold,
             metrics.pixel_accuracy(totals[i, j]).item(),
             metrics.mean_accuracy(totals[i, j]).item(),
-            metrics.miou(totals[i, j]).item(),
+            metrics.miou(totals[i, j], range(classes), absent).item(),
             (counts[i, j] / len(samples)).item(),
             len(samples),
         )

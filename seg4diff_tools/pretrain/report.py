@@ -109,7 +109,15 @@ def measure(
             None if folder is None else folder / "-".join([name, *map(str, layers or ["layers"]), "at", *map(str, at)])
         )
         swept = layer_step_sweep(
-            backbone, samples, shared, layers=layers, steps_from_end=at, out=where, batch=batch, progress=progress, **options
+            backbone,
+            samples,
+            shared,
+            layers=layers,
+            steps_from_end=at,
+            out=where,
+            batch=batch,
+            progress=progress,
+            **options,
         )
         return swept.table()[["model", "protocol", "layer", "steps_from_end", *SCORES, "images"]]
 
