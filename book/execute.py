@@ -1,8 +1,9 @@
 """Execute notebooks in place: python book/execute.py notebooks/*.ipynb
 
-A notebook is written only when all of its cells ran, and without anything that differs from run to run beside the outputs.
-Its metadata keep a hash of its code and of the package. With --check nothing runs: notebooks whose outputs are older than
-their code are an error, those older than the package are listed.
+A notebook is written only when all of its cells ran, and without anything that differs from run to run beside the
+outputs.
+Its metadata keep a hash of its code and of the package. With --check nothing runs: notebooks whose outputs are older
+than their code are an error, those older than the package are listed.
 """
 
 import hashlib

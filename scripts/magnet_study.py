@@ -1,7 +1,7 @@
 """How the embedded model's LoRA and the table of its ablations were made: `python scripts/magnet_study.py runs/magnet`.
 
-Trains what is not trained yet, measures what is not measured yet, and writes `study.csv`: a run that was stopped goes on.
-Two hours on two CPU cores.
+Trains what is not trained yet, measures what is not measured yet, and writes `study.csv`: a run that was stopped goes
+on. Two hours on two CPU cores.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def jobs() -> list[tuple[str, MagnetConfig]]:
 
 
 def measure(backbone: Backbone) -> pd.DataFrame:
-    """Scores on unseen scenes: every layer, four steps, held-out drawings, the whole vocabulary, and grouping by pads."""
+    """Scores on unseen scenes: every layer, four steps, held-out drawings, the whole vocabulary, and grouping by
+    pads."""
     layer, quiet = backbone.expert_layer, {"progress": False}
     test, config = Scenes("test", SCENES), SceneConfig()
     style = Scenes("test-style", SCENES)

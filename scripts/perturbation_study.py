@@ -1,8 +1,10 @@
-"""How the embedded model's tables of edited attention were made: `python scripts/perturbation_study.py runs/perturbation`.
+"""How the embedded model's tables of edited attention were made: `python scripts/perturbation_study.py
+runs/perturbation`.
 
-Every layer's image-to-text attention edited in three ways, and guidance away from the blur, with all prompts of the list.
-Writes `edits.csv` and `guidance.csv`, which `--ship` copies to the model. A run that was stopped goes on with the next table.
-Forty minutes on two CPU cores.
+Every layer's image-to-text attention edited in three ways, and guidance away from the blur, with all prompts of the
+list.
+Writes `edits.csv` and `guidance.csv`, which `--ship` copies to the model. A run that was stopped goes on with the next
+table. Forty minutes on two CPU cores.
 """
 
 import argparse

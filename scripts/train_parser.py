@@ -2,8 +2,8 @@
 
 It sees scenes of the train split with more things, twins and colors than captions usually have, some of them as mini's
 VAE gives them back, all of them melted, blurred, dimmed and with noise to a chance degree, since it is to find things
-that a model draws badly, too. The same arguments give the same detector, up to rounding. A quarter of an hour on one CPU
-core.
+that a model draws badly, too. The same arguments give the same detector, up to rounding. A quarter of an hour on one
+CPU core.
 """
 
 import argparse
@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from seg4diff_tools import load_backbone
-from seg4diff_tools.generation.detector import DetectorConfig, DetectorNet, SceneDetector, detector_accuracy, save_detector
+from seg4diff_tools.generation.detector import (
+    DetectorConfig,
+    DetectorNet,
+    SceneDetector,
+    detector_accuracy,
+    save_detector,
+)
 from seg4diff_tools.scenes import BASE_CONCEPTS, Plan, SceneConfig, plan, render, visible
 
 BATCH, RATE, SPREAD, SEED = 64, 4e-3, 1.2, 0

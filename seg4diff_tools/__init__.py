@@ -1,7 +1,7 @@
 """See, measure and use the segmentation that emerges in the attention of text-to-image diffusion transformers.
 
-Importing the package is light. `__init__.pyi` lists the public names for type checkers, and the same list is read here: a
-name's module, and torch with it, loads when the name is first used.
+Importing the package is light. `__init__.pyi` lists the public names for type checkers, and the same list is read
+here: a name's module, and torch with it, loads when the name is first used.
 """
 
 import ast

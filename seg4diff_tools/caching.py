@@ -158,7 +158,7 @@ def _add_weights(content: Any, name: str, module: nn.Module) -> None:
             _line(content, name, key, type(value).__qualname__, str(part.dtype), tuple(part.shape))
             # weights that are offloaded to disk have no values here
             if not part.is_meta:
-                content.update(zlib.crc32(_raw(part)).to_bytes(4, "little"))
+                content.update(zlib.crc32(_raw(part).tobytes()).to_bytes(4, "little"))
 
 
 def _raw(value: Tensor) -> np.ndarray:
@@ -209,7 +209,7 @@ def _is_plain(value: Any) -> bool:
 def _config(part: Any) -> Any:
     """Public entries of a configuration."""
     config = getattr(part, "config", None)
-    return _public(config.to_dict() if hasattr(config, "to_dict") else config or {})
+    return _public({} if config is None else config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def _public(value: Any) -> Any:
@@ -237,6 +237,7 @@ def _add_hook(content: Any, hook: Any) -> bool:
 
     One whose state cannot be read counts as another one in each process.
     """
+    hook = getattr(hook, "function", hook)
     function = inspect.unwrap(hook.func if isinstance(hook, functools.partial) else hook)
     home = getattr(function, "__module__", None) or type(function).__module__
     # recorders and interceptions change nothing by themselves, and libraries' own hooks follow from the rest
@@ -370,7 +371,7 @@ def _is_installed(module: str) -> bool:
     )
 
 
-def _source(value: FunctionType | type) -> bytes:
+def _source(value: FunctionType | type | ModuleType) -> bytes:
     try:
         return inspect.getsource(value).encode()
     except (OSError, TypeError) as error:
@@ -383,7 +384,8 @@ def _surroundings(function: FunctionType, add: Callable[[Any, Any], None]) -> li
     waiting: list[FunctionType] = [function]
     while waiting:
         reader = waiting.pop()
-        names, codes = set(), [reader.__code__]
+        names: set[str] = set()
+        codes = [reader.__code__]
         while codes:
             code = codes.pop()
             names.update(code.co_names)

@@ -80,8 +80,8 @@ RELEASED: dict[str, dict[str, Any]] = {
 Unsupervised(**RELEASED["group"]))`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca (September 2025),
 configurations eval_ovss and eval_unsup. No option says the rest: that code draws other noise for each image and run,
 computes in float16, and brings pictures to 640 pixels first. Its unsupervised evaluation also pads them with black to
-multiples of 32, which shifts maps, and crops and stretches label maps a second time (`sem_seg_postprocess`): of files larger
-than 640 pixels, such as those of Cityscapes, the stretched top left part is scored.
+multiples of 32, which shifts maps, and crops and stretches label maps a second time (`sem_seg_postprocess`): of files
+larger than 640 pixels, such as those of Cityscapes, the stretched top left part is scored.
 """
 
 EXPERT_LAYERS = {"SD3": (9,), "SD3.5": (9,), "FLUX.1-dev": (12, 17)}

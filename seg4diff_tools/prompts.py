@@ -218,7 +218,8 @@ def label_template(
         tail = sum(start >= last or token == tokenizer.eos_token_id for (start, _), token in pieces)
         lost = min(last, pieces[max(0, room - tail)][0][0]) - first
         raise PromptError(_too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
-    tokens, reader = [], reader_name(tokenizer)
+    tokens: list[Token] = []
+    reader = reader_name(tokenizer)
     for (start, stop), token in pieces[skipped:]:
         piece = whole[start:stop]
         # sentence pieces carry the space before them, and a space alone belongs to no word
@@ -229,7 +230,7 @@ def label_template(
         elif piece or specials is False:
             tokens.append(Token(len(tokens), piece, "template", reader=reader))
         else:
-            kind = "end" if token == tokenizer.eos_token_id else "start"
+            kind: Kind = "end" if token == tokenizer.eos_token_id else "start"
             tokens.append(Token(len(tokens), f"<{kind}>", kind, reader=reader))
     pads = [Token(0, "<pad>", "pad", reader=reader)] * (length - len(tokens))
     return numbered([*pads, *tokens] if left else [*tokens, *pads])
@@ -344,7 +345,8 @@ def _check_names(class_names: Sequence[str]) -> None:
 
 
 def _pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    groups, used = [[]], 0
+    groups: list[list[int]] = [[]]
+    used = 0
     for i, length in enumerate(lengths):
         if groups[-1] and used + length > room:
             groups.append([])

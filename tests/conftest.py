@@ -45,7 +45,8 @@ def tiny_tokenizer(pad_token: str = "<|endoftext|>", max_length: int = 77) -> CL
 
 
 def byte_pairs(words: Counter[str]) -> list[tuple[str, str]]:
-    """Merges that spell each word with one piece; ties go by the alphabet (a library's trainer breaks them at random)."""
+    """Merges that spell each word with one piece; ties go by the alphabet (a library's trainer breaks them at
+    random)."""
     spelled = {(*word[:-1], f"{word[-1]}</w>"): count for word, count in words.items()}
     merges = []
     while pairs := Counter({pair: 0 for word in spelled for pair in pairwise(word)}):

@@ -262,7 +262,7 @@ def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
     for name in ("layer", "cosine", "refined"):
         with pytest.raises(InputError, match="expert layer is known, got"):
             flat(tiny_backbone, latents, prompt, name)
-    with pytest.raises(InputError, match="No layer was chosen"):
+    with pytest.raises(InputError, match="expected layers, at least one"):
         read(tiny_backbone, latents, [prompt], "concept", [])
     with pytest.raises(InputError, match="no layer 5"):
         read(tiny_backbone, latents, [prompt], partial(attribution.goca, reference=5))

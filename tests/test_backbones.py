@@ -91,7 +91,7 @@ class TestPrompts:
             prompt.span("zzz")
         with pytest.raises(PromptError, match="has no words"):
             tiny_backbone.encode_prompt("").span("cat")
-        with pytest.raises(PromptError, match="empty"):
+        with pytest.raises(PromptError, match="a word or several of the prompt"):
             prompt.span(" ")
 
     @pytest.mark.parametrize("occurrence", [-1, 2])
@@ -325,7 +325,11 @@ class TestImages:
 
     @pytest.mark.parametrize(
         ("size", "advice"),
-        [((41, 56), "try 40 instead of 41"), (96, "up to 88, got 96 x 96: try 88"), (0, "try 8 instead of 0")],
+        [
+            ((41, 56), "try 40 instead of 41"),
+            (96, "up to 88, got 96 x 96: try 88"),
+            (0, "expected size 1 or more, got 0"),
+        ],
     )
     def test_sizes_that_the_model_cannot_take(self, tiny_backbone, size, advice):
         with pytest.raises(InputError, match=advice):

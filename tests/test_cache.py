@@ -343,12 +343,12 @@ class TestFingerprint:
         scenes = Scenes("test", 3, SceneConfig(size=56))
         save_lora(tiny_lora(backbone), tmp_path / "lora")
         backbone.pipe.load_lora_weights(tmp_path / "lora", weight_name=FILE, adapter_name="a")
-        layer_step_sweep(backbone, scenes, [1], out=tmp_path / "run", progress=False)
+        layer_step_sweep(backbone, scenes, layers=[1], out=tmp_path / "run", progress=False)
         backbone.pipe.disable_lora()
         with pytest.raises(InputError, match=r"fingerprint: .* since the model's weights, adapters"):
-            layer_step_sweep(backbone, scenes, [1], out=tmp_path / "run", progress=False)
+            layer_step_sweep(backbone, scenes, layers=[1], out=tmp_path / "run", progress=False)
         backbone.pipe.enable_lora()
-        layer_step_sweep(backbone, scenes, [1], out=tmp_path / "run", progress=False)
+        layer_step_sweep(backbone, scenes, layers=[1], out=tmp_path / "run", progress=False)
 
 
 def tiny_lora(backbone):

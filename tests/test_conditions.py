@@ -1,4 +1,5 @@
-"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantized or compiled models, other kernels."""
+"""What users bring: guidance, batches, other sizes, other pipelines, offloaded, quantized or compiled models, other
+kernels."""
 
 import numpy as np
 import PIL.Image

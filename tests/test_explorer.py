@@ -21,7 +21,9 @@ SENTENCE = "a red car left of a zebra"  # the tiny tokenizer spells zebra in pie
 @pytest.fixture(scope="module")
 def recording(tiny_backbone):
     prompt, latents = tiny_backbone.encode_prompt(SENTENCE, zero_tokens=5), tiny_backbone.encode_image(IMAGE)
-    with AttentionRecorder(tiny_backbone, prompt=prompt, heads="all", direction=["i2t", "t2i", "masses"]) as recorder:
+    with AttentionRecorder(
+        tiny_backbone, prompt=prompt, tokens="all", heads="all", direction=["i2t", "t2i", "masses"]
+    ) as recorder:
         for step in (20, 8):
             tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, step), prompt)
     return recorder.recording

@@ -1,7 +1,7 @@
 """The package against a second implementation of what the paper and its released code define.
 
-The reference takes the loaded weights and shares no other code with the package: prompts, latents, noise, the whole N x N
-attention of every layer, maps, groups and scores are written out here with torch, NumPy and SciPy.
+The reference takes the loaded weights and shares no other code with the package: prompts, latents, noise, the whole N
+x N attention of every layer, maps, groups and scores are written out here with torch, NumPy and SciPy.
 """
 
 import copy
@@ -68,7 +68,8 @@ class Materialized:
 
 @torch.no_grad()
 def attention(backbone, picture, text, layer, *, step=8, steps=28, seed=0, zeros=77):
-    """The joint attention of one layer for a picture [y x 3] of the model's size and a prompt, cut where it is too long."""
+    """The joint attention of one layer for a picture [y x 3] of the model's size and a prompt, cut where it is too
+    long."""
     pipe = backbone.pipe
     embeds, pooled = [], []
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):

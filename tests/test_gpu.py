@@ -90,7 +90,9 @@ def test_segmentation_is_that_of_the_cpu(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pipe = build(name)
     found = [
-        segment(wrap_pipeline(copy.deepcopy(pipe).to(device)), IMAGE, ["cat", "red car"], OpenVocabulary(layers=1)).class_maps
+        segment(
+            wrap_pipeline(copy.deepcopy(pipe).to(device)), IMAGE, ["cat", "red car"], OpenVocabulary(layers=1)
+        ).class_maps
         for device in ("cpu", "cuda")
     ]
     np.testing.assert_allclose(*found, atol=1e-4)

@@ -136,7 +136,9 @@ class TestAsBackbone:
             ),
             scheduler=DDPMScheduler(),
         )
-        with pytest.raises(UnknownArchitectureError, match=r"a transformer, got DDPMPipeline: pass one of .*StableDiff"):
+        with pytest.raises(
+            UnknownArchitectureError, match=r"a transformer, got DDPMPipeline: pass one of .*StableDiff"
+        ):
             as_backbone(pipe)
 
 

@@ -301,7 +301,9 @@ def test_damaged_files_are_named_as_they_are_read(voc):
     with pytest.raises(InputError, match=r"labels 0 to 20 or 255, got 21 in .*2007_000042.png"):
         samples[0]
     mask(voc / "SegmentationClass/2007_000042.png", 0, size=(HEIGHT, WIDTH))
-    with pytest.raises(InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: check that they belong to"):
+    with pytest.raises(
+        InputError, match=r"size \(11, 7\), got \(7, 11\) in .*2007_000042.png: check that they belong to"
+    ):
         samples[0]
     path = voc / "JPEGImages/2007_000033.jpg"
     path.write_bytes(path.read_bytes()[:-20])

@@ -13,11 +13,11 @@ from tiny_run import SCENES, tiny_clip
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation.counts import stored_counts
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
-from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import clip_scores, load_clip
 from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
 from seg4diff_tools.scenes import Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.segmentation.options import OpenVocabulary
 
 OPTIONS = {"scenes": 5, "search_scenes": 3, "search_steps": (3, 8), "generated": 3, "steps": 9, "progress": False}
 

@@ -1,4 +1,5 @@
-"""Recorded words: the prompt that labels maps is the one that runs, for one image and for many; the need is known at once."""
+"""Recorded words: the prompt that labels maps is the one that runs, for one image and for many; the need is known at
+once."""
 
 import copy
 import io
@@ -172,7 +173,7 @@ def meta_flux() -> FluxTransformer2DModel:
 @pytest.mark.parametrize(("model", "layers", "branches", "text"), [(meta_sd3, 24, 2, 154), (meta_flux, 57, 1, 512)])
 def test_the_first_snippet_fits_at_real_size(model, layers, branches, text):
     words = [Token(index, "word", "word") for index in range(1, 13)]
-    prompt = Prompt("word " * 12, tuple([*words, *[Token(0, "<pad>", "pad")] * (text - 12)]), {})
+    prompt = Prompt("word " * 12, (*words, *[Token(0, "<pad>", "pad")] * (text - 12)), {})
     request = AttentionRecorder(model(), prompt=prompt)._request
     assert len(request.layers) == layers
     need = 28 * layers * branches * 12 * 4096 * 4

@@ -26,7 +26,7 @@ backbone = load_backbone("mini", devise="cpu")  # slip
 options = OpenVocabulary(tile=2)  # slip
 options = OpenVocabulary(tiles="two")  # slip
 scene = scenes.scene("test", 3)
-scene = scenes.seen("test", 3)  # slip
+other = scenes.seen("test", 3)  # slip
 result = segment(backbone, scene.image, scene.class_names)
 print(result.labels_map)  # slip
 print(backbone.expert_layers)  # slip

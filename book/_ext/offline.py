@@ -1,7 +1,7 @@
 """Sphinx extension: figures, formulas and explorers of the book work from file://, with the network off.
 
-plotly.js comes out of the installed plotly wheel, so that it fits the figures; MathJax out of sphinx-mathjax-offline; the
-explorer's script out of this package.
+plotly.js comes out of the installed plotly wheel, so that it fits the figures; MathJax out of sphinx-mathjax-offline;
+the explorer's script out of this package.
 """
 
 import json

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 from tqdm.auto import tqdm
 
-from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.forwards import forward_batches, observe
 from seg4diff_tools.errors import InputError
@@ -24,6 +24,7 @@ PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
 TEXT_PARTS = {"words": ("word",), "start and end": ("start", "end", "template"), "pads": ("pad",), "zeros": ("zero",)}
 """What the text tokens consist of: kinds of `prompts.Token`."""
 
+SIDES: tuple[tuple[str, Literal["i", "t"], Direction], ...] = (("image", "i", "i2t"), ("text", "t", "t2t"))
 Latents = Float[Tensor, "image channel row column"]
 
 
@@ -157,8 +158,8 @@ def value_norms(
         batch: images at once.
 
     Returns:
-        Columns layer, head ("all" for the norm over all heads together, or an index), tokens ("image", "text", "words"),
-        norm (mean over tokens and images).
+        Columns layer, head ("all" for the norm over all heads together, or an index), tokens ("image", "text",
+        "words"), norm (mean over tokens and images).
 
     Source: Seg4Diff, arXiv 2509.18096, figures 4 and 28; "words" are its prompt tokens without padding.
     """
@@ -215,10 +216,11 @@ def attention_budget(
         progress: show a progress bar.
 
     Returns:
-        Columns layer, steps_from_end, query ("image" or "text"), key ("image", "text", and the parts of the text "words",
+        Columns layer, steps_from_end, query ("image" or "text"), key ("image", "text", and the parts of the text
+        "words",
         "start and end" with the frame of a chat template, "pads", "zeros"), share (mean over heads, queries and images;
-        image and text add up to 1, unless there are registers or reference images beside them), and uniform, the share if
-        every key got the same.
+        image and text add up to 1, unless there are registers or reference images beside them), and uniform, the share
+        if every key got the same.
 
     Source: Seg4Diff, arXiv 2509.18096, figure 2.
     """
@@ -233,9 +235,9 @@ def attention_budget(
 
             def add(call: JointAttention, part: slice, step=step) -> None:
                 keys = call.query.shape[2]
-                for query, direction in (("image", "i2t"), ("text", "t2t")):
+                for query, side, direction in SIDES:
                     columns = call.head_mean(direction).mean(1).cpu().double()
-                    others = call.mass_of_others(direction[0]).mean(1).cpu().double()
+                    others = call.mass_of_others(side).mean(1).cpu().double()
                     for row, kinds in enumerate(parts[part]):
                         shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
                         counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))

@@ -79,7 +79,8 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
         least: tokens that a thing has to cover.
 
     Returns:
-        A row for each layer (by position in the maps) and head: whole (inside the thing against outside), upper (its upper
+        A row for each layer (by position in the maps) and head: whole (inside the thing against outside), upper (its
+        upper
         half against its lower half), left (its left against its right half), each the mean over things, and things.
 
     Raises:
@@ -128,7 +129,8 @@ def _preference(
 def choose_heads(
     maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]], count: int = 8
 ) -> list[tuple[int, int]]:
-    """The heads whose mean map segments best, chosen greedily: the best one, then the one that adds most to it, and so on.
+    """The heads whose mean map segments best, chosen greedily: the best one, then the one that adds most to it, and so
+    on.
 
     Args:
         maps: from `head_class_maps`.
@@ -169,7 +171,8 @@ def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"])
 def cross_validated(
     maps: Sequence[HeadMaps], samples: Sequence[Sample], layer: int, count: int = 8, folds: int = 2
 ) -> tuple[pd.DataFrame, list[list[tuple[int, int]]]]:
-    """Scores of the mean over heads, of a layer or of all, of the best head and of chosen ones, on images that chose nothing.
+    """Scores of the mean over heads, of a layer or of all, of the best head and of chosen ones, on images that chose
+    nothing.
 
     Images are dealt to folds in turn. For each fold, heads are chosen on all other folds and scored on it.
 
@@ -181,8 +184,8 @@ def cross_validated(
         folds: at least 2.
 
     Returns:
-        Columns heads ("mean of layer ...", "mean of all layers", "best head", "chosen heads"), mIoU, pACC (over all images); and the heads that
-        were chosen for each fold.
+        Columns heads ("mean of layer ...", "mean of all layers", "best head", "chosen heads"), mIoU, pACC (over all
+        images); and the heads that were chosen for each fold.
 
     Raises:
         InputError: fewer images than folds.

@@ -1,9 +1,10 @@
 """What editing the attention of a layer does to the pictures: one layer at a time, and as guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ class Effects:
     """
 
     table: pd.DataFrame
-    pictures: dict[int | tuple | None, list[Image]]
+    pictures: Mapping[Any, list[Image]]
 
 
 def layer_effects(
@@ -58,7 +59,8 @@ def layer_effects(
 
     Returns:
         A row for each layer and prompt, and first those of the plain pictures, whose layer is missing. Columns: layer,
-        prompt (its number), CLIP-I (cosine of the picture's embedding with that of the plain picture), CLIP-T (CLIPScore
+        prompt (its number), CLIP-I (cosine of the picture's embedding with that of the plain picture), CLIP-T
+        (CLIPScore
         with the prompt), and features (cosine with the plain picture of CLIP's patch features, mean over places).
 
     Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, there with DINO for features.
@@ -96,7 +98,8 @@ def guidance_effects(
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generates the same pictures with perturbed guidance, over layers and scales, with and without classifier-free guidance.
+    """Generates the same pictures with perturbed guidance, over layers and scales, with and without classifier-free
+    guidance.
 
     Args:
         backbone: the model.
@@ -144,7 +147,8 @@ def guidance_effects(
 def resampled(
     table: pd.DataFrame, score: str, by: str | Sequence[str] = "layer", *, draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Means over prompts that are drawn anew, with replacement: how sure a mean, a difference or a ranking is (bootstrap).
+    """Means over prompts that are drawn anew, with replacement: how sure a mean, a difference or a ranking is
+    (bootstrap).
 
     Args:
         table: of `layer_effects` or `guidance_effects`: a row for each setting and prompt.

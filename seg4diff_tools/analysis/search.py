@@ -32,8 +32,8 @@ def choose_combination(
 ) -> pd.DataFrame:
     """Greedy choice of layers and steps whose mean maps segment best.
 
-    It starts with the best single layer and step and adds, one at a time, the layer or the step that gains most, until nothing
-    gains. All maps come from one forward for each image and step.
+    It starts with the best single layer and step and adds, one at a time, the layer or the step that gains most, until
+    nothing gains. All maps come from one forward for each image and step.
 
     Args:
         backbone: the model.
@@ -46,7 +46,8 @@ def choose_combination(
         progress: show a progress bar.
 
     Returns:
-        One row for each move: layers and steps_from_end (tuples, sorted) of the mean, and its mIoU (0..1) on these images. The
+        One row for each move: layers and steps_from_end (tuples, sorted) of the mean, and its mIoU (0..1) on these
+            images. The
         last row is the choice: `methods.OpenVocabulary(layers=..., steps_from_end=...)`.
 
     Raises:

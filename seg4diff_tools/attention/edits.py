@@ -186,8 +186,8 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
 
     The prediction becomes eps + scale (eps - eps_perturbed). In a pipeline that runs with classifier-free guidance of
     weight w the perturbed prediction is the prompt's, and the whole is
-    eps_uncond + w (eps_cond - eps_uncond) + scale (eps_cond - eps_perturbed). Each step costs one further forward of the
-    prompt's part: twice without classifier-free guidance, one and a half times with it.
+    eps_uncond + w (eps_cond - eps_uncond) + scale (eps_cond - eps_perturbed). Each step costs one further forward of
+    the prompt's part: twice without classifier-free guidance, one and a half times with it.
 
     Args:
         model: backbone, pipeline or transformer; the weight w is that of the pipeline that runs.
@@ -268,7 +268,7 @@ def _check_edit(edit: Any) -> None:
 
 def _positive(value: Any, name: str, *, zero: bool = False) -> float:
     number: Any = value.item() if getattr(value, "shape", None) == () else value
-    if not isinstance(number, Real) or isinstance(number, bool) or not (number > 0 or (zero and number == 0)):
+    if not isinstance(number, Real) or isinstance(number, bool) or not (float(number) > 0 or (zero and number == 0)):
         wanted = "at least 0" if zero else "above 0"
         raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")
     return float(number)

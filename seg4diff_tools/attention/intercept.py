@@ -163,7 +163,8 @@ class _Tap(TorchFunctionMode):
     def _before(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._layout is None:
             raise RecordingError(
-                f"expected layer {layer} inside a forward of its transformer, got a call of its own: call the transformer, "
+                f"expected layer {layer} inside a forward of its transformer, got a call of its own: call the "
+                f"transformer, "
                 "whose inputs tell where text tokens stand"
             )
         if self._layout.text.start == self._layout.text.stop:
@@ -218,8 +219,10 @@ class _Tap(TorchFunctionMode):
             if dropout_p or is_causal or not query.shape[2] == key.shape[2] == layout.tokens:
                 text, image = (part.stop - part.start for part in (layout.text, layout.image))
                 raise RecordingError(
-                    f"expected plain joint attention over {layout.tokens} tokens in layer {layer}, {image} of the image and "
-                    f"{text} of the text, got {query.shape[2]} queries, {key.shape[2]} keys, dropout {dropout_p}, causal "
+                    f"expected plain joint attention over {layout.tokens} tokens in layer {layer}, {image} of the "
+                    f"image and "
+                    f"{text} of the text, got {query.shape[2]} queries, {key.shape[2]} keys, dropout {dropout_p}, "
+                    f"causal "
                     f"{is_causal}: use the model's default attention processors"
                 )
             if enable_gqa:
@@ -250,7 +253,8 @@ class _Tap(TorchFunctionMode):
             if request.key_bias is not None:
                 if request.key_bias.shape[0] != key.shape[2]:
                     raise InputError(
-                        f"expected key_bias with {key.shape[2]} values, one per joint key, got {len(request.key_bias)}: "
+                        f"expected key_bias with {key.shape[2]} values, one per joint key, got "
+                        f"{len(request.key_bias)}: "
                         "count image, text and other tokens"
                     )
                 bias = request.key_bias.to(query).view(1, 1, 1, -1)

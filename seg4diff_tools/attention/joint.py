@@ -1,7 +1,7 @@
 """One joint attention as it is computed, with the log-sum-exp from which each part of its map follows exactly.
 
-A_I2T = exp(q_img k_txt^T scale - lse), and so for every part, without the N x N matrix (Seg4Diff, arXiv 2509.18096, section 3).
-"""
+A_I2T = exp(q_img k_txt^T scale - lse), and so for every part, without the N x N matrix (Seg4Diff, arXiv 2509.18096,
+section 3)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,8 @@ class JointAttention:
 
     @property
     def lse(self) -> LogSumExp:
-        """Log-sum-exp of each query's scores, [batch heads tokens]; read while autograd records, it has its gradient."""
+        """Log-sum-exp of each query's scores, [batch heads tokens]; read while autograd records, it has its
+        gradient."""
         # made on demand: an observer without gradients must leave the graph as it is, or checkpointing fails later
         if self.raw_lse.requires_grad:
             return self.raw_lse
@@ -75,11 +76,13 @@ class JointAttention:
         return _length(self.text)
 
     def i2t(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
-        """Compute image-to-text attention, [batch heads image text], of some heads (default all) and text tokens (all)."""
+        """Compute image-to-text attention, [batch heads image text], of some heads (default all) and text tokens
+        (all)."""
         return self.weights("i2t", heads=heads, text=text)
 
     def t2i(self, heads: Sequence[int] | None = None, text: Sequence[int] | None = None) -> AttentionBlock:
-        """Compute text-to-image attention, [batch heads text image], of some heads (default all) and text tokens (all)."""
+        """Compute text-to-image attention, [batch heads text image], of some heads (default all) and text tokens
+        (all)."""
         return self.weights("t2i", heads=heads, text=text)
 
     def i2i(self, heads: Sequence[int] | None = None) -> AttentionBlock:
@@ -127,7 +130,8 @@ class JointAttention:
         spans: Float[Tensor, "text span"] | None = None,
         workspace: int | None = None,
     ) -> Float[Tensor, "batch query key"]:
-        """Compute the mean of a direction over heads (Seg4Diff, Eq 9), never holding more heads at once than `workspace` allows.
+        """Compute the mean of a direction over heads (Seg4Diff, Eq 9), never holding more heads at once than
+        `workspace` allows.
 
         Args:
             name, heads, text, spans, workspace: see `weights`.
@@ -152,7 +156,8 @@ class JointAttention:
     def masses(
         self, heads: Sequence[int] | None = None, *, workspace: int | None = None
     ) -> Float[Tensor, "batch heads 4"]:
-        """Compute how much attention image and text queries give to image and text keys, in the order of `DIRECTIONS` (Fig 2).
+        """Compute how much attention image and text queries give to image and text keys, in the order of `DIRECTIONS`
+        (Fig 2).
 
         A mass is the sum over keys, averaged over queries. Image keys get what other keys do not, so that neither of
         the directions with image keys is needed. Where there are registers or reference images beside image and
@@ -169,7 +174,8 @@ class JointAttention:
     def mass_of_others(
         self, side: Literal["i", "t"], heads: Sequence[int] | None = None, *, workspace: int | None = None
     ) -> Float[Tensor, "batch heads"]:
-        """Compute what queries of a side give to keys that are neither image nor text: sum over keys, mean over queries.
+        """Compute what queries of a side give to keys that are neither image nor text: sum over keys, mean over
+        queries.
 
         Args:
             side: "i" for image queries, "t" for text queries.
@@ -217,7 +223,8 @@ class JointAttention:
                 del piece  # or it would live on beside the next one
 
     def _positions(self, side: str, text: Sequence[int] | None) -> slice | Tensor:
-        """Positions in the joint sequence of one side of a direction, "o" for others: a slice where they are consecutive."""
+        """Positions in the joint sequence of one side of a direction, "o" for others: a slice where they are
+        consecutive."""
         if side == "o":
             free = torch.ones(self.query.shape[2], dtype=torch.bool, device=self.query.device)
             free[self.image] = free[self.text] = False

@@ -49,8 +49,8 @@ class AttentionRecorder:
         prompt: text or encoded prompt whose words label the tokens, or a list with one per image. It has to be the one
             that the model reads. Without it, tokens are labeled by their index.
         steps: steps to record, counted from 0 in the order of forwards; None records all.
-        branches: guidance branches in the order of the batch, such as ("uncond", "cond") for SD3, for a sampling loop of
-            your own. None takes those of the pipeline that runs, and else calls everything "cond".
+        branches: guidance branches in the order of the batch, such as ("uncond", "cond") for SD3, for a sampling loop
+            of your own. None takes those of the pipeline that runs, and else calls everything "cond".
         stop_after: end the forward inside this layer: it has no result then, and the rest of the `with` body is
             skipped.
         memory_budget: bytes that results and working memory may take together. The whole need is estimated at the first
@@ -159,7 +159,8 @@ class AttentionRecorder:
         size = images, layout.grid
         if self._pieces is not None and size != (before := (self._pieces.images, self._pieces.grid)):
             raise RecordingError(
-                f"expected forwards of one size in a recording, got {before[0]} images of {before[1]} tokens first, now "
+                f"expected forwards of one size in a recording, got {before[0]} images of {before[1]} tokens first, "
+                f"now "
                 f"{images} of {layout.grid}: use a recorder for each"
             )
         if request.steps is not None and self._step not in request.steps:
@@ -219,7 +220,8 @@ class AttentionRecorder:
             batched = all(torch.equal(first, other) for other in others)
         if not batched and request.branches is None and not request.family.sequential:
             raise RecordingError(
-                f"expected a batch of {' and '.join(branches)} with the same latents, got {latents.shape[0]} latents of "
+                f"expected a batch of {' and '.join(branches)} with the same latents, got {latents.shape[0]} latents "
+                f"of "
                 "another order: name what the batch holds with branches="
             )
         return branches, batched

@@ -20,7 +20,8 @@ class Recording:
 
     Args:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
-            (image, branch, step, layer, head, direction); no head axis where the mean over heads was recorded. Coordinates
+            (image, branch, step, layer, head, direction); no head axis where the mean over heads was recorded.
+            Coordinates
             are the token words or span names (`token_index`: position in the text; `token_start` and `token_stop`: its
             characters in the prompt; with a second axis `image`, and -1 for none, where images have different
             prompts), the
@@ -92,7 +93,8 @@ class Recording:
             if phrase in maps.token.values.tolist():
                 return maps.sel(token=phrase)
             raise RecordingError(
-                f"expected one of the recorded tokens {maps.token.values.tolist()}, got {phrase!r}: record with prompt=..."
+                f"expected one of the recorded tokens {maps.token.values.tolist()}, got {phrase!r}: record with "
+                f"prompt=..."
             )
         found, problems = [], []
         for image in range(maps.sizes["image"]):
@@ -140,7 +142,8 @@ def open_recording(path: str | os.PathLike) -> Recording:
     found = dataset.attrs.get("format"), dataset.attrs.get("format_version")
     if found != (FORMAT, FORMAT_VERSION):
         raise RecordingError(
-            f"expected a {FORMAT} of format version {FORMAT_VERSION}, got {path} of format {found[0]}, version {found[1]}: "
+            f"expected a {FORMAT} of format version {FORMAT_VERSION}, got {path} of format {found[0]}, version "
+            f"{found[1]}: "
             "record and save it again with this version"
         )
     text = {name: values.astype(str) for name, values in dataset.coords.items() if values.dtype == object}

@@ -169,7 +169,8 @@ def _prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
     extra = [name for name in family.omitted_parts if getattr(pipe, name, None) is not None]
     if extra:
         raise InputError(
-            f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the prompt's "
+            f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the "
+            f"prompt's "
             "labels do not cover: load the pipeline without it, or leave prompt out and name tokens by index"
         )
     texts = {one if isinstance(one, str) else one.text for one in prompts}

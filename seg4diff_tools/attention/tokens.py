@@ -1,4 +1,5 @@
-"""Text columns of a recording: which tokens it takes, what they are called, and whether their prompt is the one that runs."""
+"""Text columns of a recording: which tokens it takes, what they are called, and whether their prompt is the one that
+runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt, Token, numbered
 
 TOLERANCE = 0.1
-"""Relative difference of a text token's features up to which two runs read the same prompt: batches round differently."""
+"""Relative difference of a text token's features up to which two runs read the same prompt: batches round
+differently."""
 Maps = Float[Tensor, "batch *head token y x"]
 
 
@@ -54,7 +56,8 @@ class Columns:
         return len(self.groups) == 1 and all(len(group) == 1 for group in self.groups[0])
 
     def weights(self) -> Float[Tensor, "text span"] | None:
-        """Return weights that average the tokens of `text` into columns, the same for all images; None where none can."""
+        """Return weights that average the tokens of `text` into columns, the same for all images; None where none
+        can."""
         if self.names is None or self.singles or len(self.groups) > 1:
             return None
         text = self.text or []
@@ -141,7 +144,8 @@ def choose_columns(tokens: Any, prompts: Sequence[Prompt], zero_text: bool = Fal
         tokens = "words" if prompts else "all"
     if isinstance(tokens, str) and tokens not in ("words", "all"):
         raise InputError(
-            f"expected tokens, 'words', 'all', indices or phrases of the prompt, got {tokens!r}: pass tokens=[{tokens!r}]"
+            f"expected tokens, 'words', 'all', indices or phrases of the prompt, got {tokens!r}: pass "
+            f"tokens=[{tokens!r}]"
         )
     spans = _spans(tokens)
     if not prompts and (tokens == "words" if isinstance(tokens, str) else _any_phrase(spans)):
@@ -272,7 +276,8 @@ def check_texts(
                     text = text[image // (len(rows) // len(text))]
                 running = repr(text) if isinstance(text, str) and text != prompt.text else "another text"
                 raise RecordingError(
-                    f"expected the recorder's prompt {prompt.text!r} for image {image}, got {running} in the model: pass "
+                    f"expected the recorder's prompt {prompt.text!r} for image {image}, got {running} in the model: "
+                    f"pass "
                     "the prompt that runs (a list has one per image), or leave prompt out and name tokens by index"
                 )
 

@@ -66,7 +66,7 @@ def load_pipeline(
         UnknownArchitectureError: another pipeline class.
     """
     index = _model_index(source)
-    pipeline = index.get("_class_name")
+    pipeline = str(index.get("_class_name"))
     if pipeline not in supported:
         raise UnknownArchitectureError(
             f"'{source}' holds a pipeline of class {pipeline}; supported: {', '.join(sorted(supported))}"
@@ -78,9 +78,9 @@ def load_pipeline(
             f"'{source}' needs {pipeline}, which diffusers {diffusers.__version__} does not have: pip install -U "
             "diffusers"
         )
-    device = torch.device(device or best_device())
-    dtype = dtype or _best_dtype(device)
-    if dtype == torch.float16 and device.type == "cpu":
+    place = torch.device(device or best_device())
+    dtype = dtype or _best_dtype(place)
+    if dtype == torch.float16 and place.type == "cpu":
         warnings.warn(
             "float16 is about ten times slower than float32 on a CPU: pass dtype='bf16' or 'fp32'", stacklevel=3
         )

@@ -80,7 +80,8 @@ def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
         raise InputError(f"expected {name} [image {channels} rows columns], got {kind}: pass what encode_image returns")
     if shape[2] % backbone.family.patch_size or shape[3] % backbone.family.patch_size:
         raise InputError(
-            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[2:]}: encode "
+            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[2:]}: "
+            f"encode "
             f"an image whose sides are multiples of {backbone.token_px} px"
         )
     return latents

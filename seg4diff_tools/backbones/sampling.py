@@ -142,7 +142,7 @@ def _options(
 
 
 def _scale(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise InputError(f"expected {name}, a number of at least 0, got {value!r}: pass {name}=4.0")
     return float(value)
 

@@ -11,7 +11,10 @@ from seg4diff_tools.errors import InputError
 
 
 def chapters(folder: Annotated[Path, typer.Argument(help="Where to write them; made if it is not there.")]) -> None:
-    """Write the chapters, without outputs, as notebooks to run and change. Files that are there are never overwritten."""
+    """Write the chapters, without outputs, as notebooks to run and change.
+
+    Files that are there are never overwritten.
+    """
     package = Path(str(files("seg4diff_tools")))
     shipped = package / "chapters"  # in a wheel; a checkout has them beside the package
     sources = sorted((shipped if shipped.is_dir() else package.parent / "notebooks").glob("*.ipynb"))

@@ -24,7 +24,8 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            help="scenes, scenes-style, voc20, voc21, pc59, coco-object, coco-stuff27, ade150, cityscapes, coco-panoptic, or folder."
+            help="scenes, scenes-style, voc20, voc21, pc59, coco-object, coco-stuff27, ade150, cityscapes, "
+            "coco-panoptic, or folder."
         ),
     ] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Where the data set lies, as it was published.")] = None,
@@ -96,7 +97,7 @@ def evaluate(
         }
         if given := [option for option, there in about_words.items() if there]:
             raise InputError(f"expected no {', '.join(given)} with --unsupervised, which reads no words: leave it out")
-        own = {"threshold": threshold, "steps": steps, "seeds": seed or [0], "zero_tokens": zero_tokens}
+        own: dict[str, Any] = {"threshold": threshold, "steps": steps, "seeds": seed or [0], "zero_tokens": zero_tokens}
         method = Unsupervised(layers=layer or None, steps_from_end=at, **own)
     else:
         method = OpenVocabulary(
@@ -114,7 +115,7 @@ def evaluate(
             upsampling="guided" if guided else "bilinear",
         )
     methods = {"pads" if unsupervised else "words": method}
-    protocols = [each.value for each in protocol or (Protocol.present,)]
+    protocols: Any = [each.value for each in protocol or (Protocol.present,)]
     # another run's folder is refused before the model is loaded
     refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
     backbone = load_backbone(model, device=processes().device)
@@ -142,7 +143,8 @@ def evaluate(
         printed = paper.scores_of(dataset, number)
         if len(printed):
             typer.echo(
-                f"mIoU that the paper prints (table {number}{', Seg4Diff under present' if number == 1 else ''}), each with its own "
+                f"mIoU that the paper prints (table {number}{', Seg4Diff under present' if number == 1 else ''}), each "
+                f"with its own "
                 f"model:\n{printed.to_string(index=False)}"
             )
         typer.echo(f"{out}: table.csv, result.json with every setting, and counts of each image in Parquet")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,8 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     tensorboard: Annotated[bool, typer.Option(help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Align a layer's attention with masks by a LoRA (MAGNET); several GPUs: accelerate launch -m seg4diff_tools finetune.
+    """Align a layer's attention with masks by a LoRA (MAGNET); several GPUs: accelerate launch -m seg4diff_tools
+    finetune.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
@@ -69,7 +70,12 @@ def finetune(
 
     if coco and sa1b:
         raise InputError("expected one data set, got both --coco and --sa1b: choose one")
-    changed = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "layers": tuple(layer or ()) or None}
+    changed: dict[str, Any] = {
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "layers": tuple(layer or ()) or None,
+    }
     config = replace(magnet.preset(preset.value), seed=seed, **{k: v for k, v in changed.items() if v is not None})
     samples: Sequence = Scenes("train", scenes)
     if coco:

@@ -26,10 +26,17 @@ class Sample(Protocol):
     A sample may also have `background`: the one name, or the names, of its classes that are stuff and not objects.
     """
 
-    image: Any
-    class_names: Sequence[str]
-    label_map: Any
-    caption: str
+    @property
+    def image(self) -> Any: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def label_map(self) -> Any: ...
+
+    @property
+    def caption(self) -> str: ...
 
 
 def background_of(sample: Sample) -> tuple[str, ...]:

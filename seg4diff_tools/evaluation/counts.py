@@ -69,9 +69,11 @@ def count_images(
     at_once: int = 1,
     skip: bool = False,
 ) -> Iterator[Shard]:
-    """Yield the counts of a few images at a time: read from the folder where they are complete, else computed and written.
+    """Yield the counts of a few images at a time: read from the folder where they are complete, else computed and
+    written.
 
-    FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true, predicted and
+    FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true,
+    predicted and
     pixels. Files are written atomically, so that a run may be killed at any time. Of several processes each takes every
     n-th group. Which images share a group follows from `indices` alone, because rounding may depend on it.
 
@@ -81,12 +83,12 @@ def count_images(
         indices: which samples, in which order; all by default.
         folder: of the run, from `open_run`; None keeps nothing.
         at_once: images of a group.
-        skip: leave out samples that cannot be read, name them in `faults`, and try them again in a later run; else the first
-            one raises.
+        skip: leave out samples that cannot be read, name them in `faults`, and try them again in a later run; else the
+            first one raises.
 
     Raises:
-        InputError: a sample that cannot be read, counts of another image in the folder, several processes without a folder,
-            or another run that writes to it.
+        InputError: a sample that cannot be read, counts of another image in the folder, several processes without a
+            folder, or another run that writes to it.
         CheckpointError: a damaged file of counts, or one that cannot be written.
     """
     indices, state = range(len(samples)) if indices is None else indices, processes()

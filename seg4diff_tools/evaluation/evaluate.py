@@ -69,15 +69,15 @@ def evaluate(
     Args:
         model: a backbone, a pipeline or a name.
         samples: images with label maps, such as `datasets.published` or `scenes.Scenes`.
-        methods: options by name, or one options object; the paper's way to segment by class names if None. The first one is
-            the reference of the others.
-        protocol: "present" gives each image the classes of its own label map, as in the released evaluation and in Table 1;
-            "full" the whole vocabulary. Several are run side by side. `Unsupervised` methods have none.
+        methods: options by name, or one options object; the paper's way to segment by class names if None. The first
+            one is the reference of the others.
+        protocol: "present" gives each image the classes of its own label map, as in the released evaluation and in
+            Table 1; "full" the whole vocabulary. Several are run side by side. `Unsupervised` methods have none.
         vocabulary: all classes of the data set, for "full"; `samples.class_names` if None.
-        metrics: further scores by name: functions of a label map and the true one (class indices, -1 where the truth is to
-            be ignored; groups without a class have the largest index) that return a number for each image.
-        out: folder for the counts of each image, in Parquet, and for the table. A run that was killed goes on from there and
-            ends with the identical table. More than one process (accelerate launch) needs it.
+        metrics: further scores by name: functions of a label map and the true one (class indices, -1 where the truth
+            is to be ignored; groups without a class have the largest index) that return a number for each image.
+        out: folder for the counts of each image, in Parquet, and for the table. A run that was killed goes on from
+            there and ends with the identical table. More than one process (accelerate launch) needs it.
         limit: evaluate no more images than this.
         shuffle_seed: take images in the order that this seed draws, so that a limit takes a random part.
         about: what else result.json is to hold, such as the data set's folder.
@@ -85,12 +85,12 @@ def evaluate(
         progress: show a progress bar with the mIoU of the first method so far.
 
     Returns:
-        Scores, with intervals, by class, by object size and by image. Samples that cannot be read are left out and named in
-        a warning, in `skipped` and in the table.
+        Scores, with intervals, by class, by object size and by image. Samples that cannot be read are left out and
+        named in a warning, in `skipped` and in the table.
 
     Raises:
-        InputError: no samples, an unknown protocol, no vocabulary, a class outside it, or an `out` folder of another run
-            (refused before a model is loaded by its name).
+        InputError: no samples, an unknown protocol, no vocabulary, a class outside it, or an `out` folder of another
+            run (refused before a model is loaded by its name).
         CheckpointError: the folder's files are damaged, or the disk is full.
 
     Source: Seg4Diff, arXiv 2509.18096, tables 1 and 2; scores as in appendix A.4.
@@ -106,9 +106,18 @@ def evaluate(
     work, options = Workbench(backbone), _methods(methods)
     compute = partial(_counts, work, options, rows_of(plan), plan["vocabulary"], metrics or {}, plan["batch"])
     return run_counts(
-        work, samples, compute, plan, indices[:limit], folder=folder, at_once=plan["batch"], skip=True, progress=progress,
-        about={"limit": limit, **(about or {})}, kind="evaluation",
-    )  # fmt: skip
+        work,
+        samples,
+        compute,
+        plan,
+        indices[:limit],
+        folder=folder,
+        at_once=plan["batch"],
+        skip=True,
+        progress=progress,
+        about={"limit": limit, **(about or {})},
+        kind="evaluation",
+    )
 
 
 def run_settings(
@@ -200,7 +209,8 @@ def run_counts(
     Args:
         work: with the model.
         samples, indices, at_once, skip: as in `count_images`.
-        compute: from a group of samples to their counts; calls its second argument with the part of an image that is done.
+        compute: from a group of samples to their counts; calls its second argument with the part of an image that is
+            done.
         plan: settings besides those of the model.
         folder: of the run.
         progress, about: as in `evaluate`.
@@ -216,7 +226,10 @@ def run_counts(
     shown = progress and state.is_main_process
     with tqdm(total=own, unit="image", disable=not shown, desc=f"{backbone.name} {kind}") as bar:
         finished = 0
-        counted = partial(compute, tick=bar.update)
+
+        def counted(group: list[OpenedSample], update: Callable = bar.update) -> list[ImageCounts]:
+            return compute(group, update)
+
         for shard in count_images(samples, counted, indices, folder=folder, at_once=at_once, skip=skip):
             found.add(shard)
             finished += len(shard.records) + len(shard.faults)
@@ -234,7 +247,8 @@ def run_counts(
     if found.faults:
         number, message = next(iter(found.faults.items()))
         warnings.warn(
-            f"{len(found.faults)} of {len(indices)} samples could not be read and are left out, such as number {number}: "
+            f"{len(found.faults)} of {len(indices)} samples could not be read and are left out, such as number "
+            f"{number}: "
             f"{message}. They are tried again when the same run is started again.",
             stacklevel=3,
         )
@@ -288,7 +302,8 @@ def check_samples(samples: Any) -> None:
         raise InputError("expected at least one sample, got 0 samples: pass images with label maps")
     if isinstance(samples, (list, tuple, np.ndarray)) and not hasattr(samples[0], "label_map"):
         raise InputError(
-            f"expected samples with image, label_map and class_names, got a {type(samples[0]).__name__}: pass LabeledImage"
+            f"expected samples with image, label_map and class_names, got a {type(samples[0]).__name__}: pass "
+            f"LabeledImage"
         )
 
 

@@ -51,8 +51,8 @@ def grouping_scores(
         steps_from_end, steps, merging, kinds, seed, zero_tokens: as in `group`.
         matching: "image" matches groups and classes once for an image, as the paper says, "rows" in every row of pixels
             anew, as its released code does (`metrics.match_rows`).
-        absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were given
-            pixels, as the released code does (`metrics.miou`).
+        absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were
+            given pixels, as the released code does (`metrics.miou`).
         progress: show a progress bar.
 
     Returns:
@@ -105,7 +105,8 @@ def grouping_scores(
 
 
 def pad_confusion(groups: Labels, target: Labels, classes: int, method: Unsupervised) -> Int[Tensor, "true predicted"]:
-    """Pixel counts of groups, named after the classes that they cover best; the last column is of groups without a name.
+    """Pixel counts of groups, named after the classes that they cover best; the last column is of groups without a
+    name.
 
     Args:
         groups: number of the group at each pixel.

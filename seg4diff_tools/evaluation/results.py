@@ -1,4 +1,5 @@
-"""Results of evaluations: scores with intervals, by class, object size and image; comparisons of methods and of models."""
+"""Results of evaluations: scores with intervals, by class, object size and image; comparisons of methods and of
+models."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +24,8 @@ UNMATCHED = "(no class)"
 """Predicted class of the pixels of a group without a class."""
 SIZES = {"under 1 %": 0.01, "1 to 5 %": 0.05, "5 to 20 %": 0.2, "over 20 %": 1.0}
 """Sizes of objects and the largest share of the image's pixels of each."""
-KINDS: dict[str, ScoreName] = {"pACC": "pACC", "mACC": "mACC"} | dict.fromkeys(SCORES[2:], "mIoU")
+KINDS: dict[str, ScoreName] = {"pACC": "pACC", "mACC": "mACC"}
+KINDS.update(dict.fromkeys(SCORES[2:], "mIoU"))
 
 Row = str | int | Sequence[Any] | Mapping[str, Any] | None
 """A row: a method's name, its place, its values in the order of the row's columns, or some of them by column."""
@@ -98,14 +100,15 @@ class Evaluation:
             score: the score that gets intervals: one of `SCORES`, or a metric of one's own.
             level: of the intervals.
             reference: the row that gains are measured from; the first one of the same protocol if None.
-            simultaneous: widen the intervals of gains (Bonferroni), so that all of them hold together at this level. Choose
-                it where many rows are ranked.
+            simultaneous: widen the intervals of gains (Bonferroni), so that all of them hold together at this level.
+                Choose it where many rows are ranked.
 
         Returns:
             Columns model, those of the row, the score with low and high (jackknife interval over images), of evaluated
-            methods and where a reference is given also gain (score minus that of the reference, on the same images) with
-            gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the other scores
-            (0..1), images and skipped.
+            methods and where a reference is given also gain (score minus that of the reference, on the same images)
+            with
+            gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the other
+            scores (0..1), images and skipped.
 
         Raises:
             InputError: an unknown score or reference.
@@ -189,8 +192,8 @@ class Evaluation:
         """Return IoU of objects by the share of the image that they cover.
 
         Returns:
-            The row, size (`SIZES`), IoU (0..1, mean over objects), objects. An object is what an image shows of a class that
-            is not stuff.
+            The row, size (`SIZES`), IoU (0..1, mean over objects), objects. An object is what an image shows of a
+            class that is not stuff.
         """
         things = [name for name in self.class_names if name not in self.background]
         pixels = self.pixels
@@ -343,7 +346,8 @@ def compare(
     shared = [image for image in one if image in two]
     if other := [image for image in shared if one[image] != two[image]]:
         raise InputError(
-            f"expected evaluations of the same samples, got other images as number {other[0]}: evaluate both on the same"
+            f"expected evaluations of the same samples, got other images as number {other[0]}: evaluate both on the "
+            f"same"
         )
     pairs = [(row, list(b.rows).index(row)) for row in a.rows if row in list(b.rows)]
     keys = [(place, list(a.rows).index(row)) for row, place in pairs]

@@ -69,8 +69,8 @@ def layer_step_sweep(
     Args:
         model: a backbone, a pipeline or a name.
         samples: images with label maps, such as `scenes.Scenes` or `datasets.folder`.
-        options: what all rows share: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, fit and size.
-            Other fields stay at their defaults; methods that use them go through `evaluate`.
+        options: what all rows share: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, fit and
+            size. Other fields stay at their defaults; methods that use them go through `evaluate`.
         layers: 0-based; all by default.
         steps_from_end: noise levels; 8 (of 28 steps) is the paper's.
         heads: "mean" for the mean over heads, "all" for each head on its own, or a list of "mean" and indices.
@@ -84,8 +84,10 @@ def layer_step_sweep(
         progress: show a progress bar.
 
     Returns:
-        An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction, normalize,
-        layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped. `background` of
+        An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction,
+        normalize,
+        layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped. `background`
+        of
         the samples tells stuff from objects: without it all classes are objects.
 
     Raises:
@@ -142,7 +144,8 @@ def _check_options(options: Any) -> None:
     others = [each.name for each in fields(OpenVocabulary) if each.name not in USED]
     if changed := [name for name in others if getattr(options, name) != getattr(usual, name)]:
         raise InputError(
-            f"expected options of a sweep ({', '.join(USED)}), got {', '.join(changed)} too: pass layers, steps_from_end, "
+            f"expected options of a sweep ({', '.join(USED)}), got {', '.join(changed)} too: pass layers, "
+            f"steps_from_end, "
             "heads, directions and normalize to the sweep itself, and compare other options by evaluate"
         )
 

@@ -20,7 +20,8 @@ class Composer(LiveExplorer):
     """An explorer of a scene that can be changed, made by `compose_scene`.
 
     Attributes:
-        objects: a dictionary for each thing, back to front: its name, and x, y and side as shares of the picture's side.
+        objects: a dictionary for each thing, back to front: its name, and x, y and side as shares of the picture's
+            side.
         background: one of `scenes.BACKGROUNDS`.
     """
 

@@ -45,7 +45,8 @@ def explore(
     """Shows what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
 
     Args:
-        source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of image,
+        source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
+            image,
             branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side;
             a segmentation, shown as masks over its image; or
             a backbone, which records what `prompt`, `seed` and the picture say.
@@ -54,14 +55,15 @@ def explore(
         prompt: what the backbone reads; a prompt may also stand in the place of the image.
         seed: of the backbone's noise.
         steps: of the backbone's schedule.
-        record: more arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t", "t2i"]}.
+        record: more arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t",
+            "t2i"]}.
         store: characters of maps that a saved notebook keeps for the report, where there is no Python; 0 for none.
         show: more settings, of which one has the name of another argument: show={"image": 2} begins with that picture.
         settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
 
     Returns:
-        The viewer; the last line of a cell shows it. `view.layer = 9` moves it, `view.observe(function, "token")` follows
-        it, `view.data` has what it shows and `view.save_html("view.html")` writes it as a page.
+        The viewer; the last line of a cell shows it. `view.layer = 9` moves it, `view.observe(function, "token")`
+        follows it, `view.data` has what it shows and `view.save_html("view.html")` writes it as a page.
 
     Raises:
         InputError: nothing to show, a setting that was not recorded, or recordings that do not belong together.

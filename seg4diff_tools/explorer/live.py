@@ -189,8 +189,8 @@ def record_live(
     Args:
         backbone: the model.
         steps: length of the schedule.
-        options: arguments of `AttentionRecorder`. Without any, all layers and steps are recorded, the mean of heads, and
-            every token that was read; padding is left out where there are more than CLIP's 77.
+        options: arguments of `AttentionRecorder`. Without any, all layers and steps are recorded, the mean of heads,
+            and every token that was read; padding is left out where there are more than CLIP's 77.
         picture: what it looks at, with the noise of each wanted step; None for what it draws.
         prompt: what it reads.
         seed: of the noise.

@@ -78,8 +78,8 @@ class MapSource:
     """The maps of one or several recordings, found by the values of their axes.
 
     Args:
-        recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x, and any
-            of image, branch, layer, step, head and token (or class).
+        recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x,
+            and any of image, branch, layer, step, head and token (or class).
 
     Attributes:
         axes: for each of `AXES` the values that all recordings have; [None] for an axis that there is not. "mean" among
@@ -125,7 +125,8 @@ class MapSource:
             self.axes["head"] = ["mean", *_heads]
 
     def default(self) -> dict[str, Any]:
-        """A setting to begin with: the conditional branch, and the layer and step of the paper's depth (9 of 24, 20 of 28)."""
+        """A setting to begin with: the conditional branch, and the layer and step of the paper's depth (9 of 24, 20 of
+        28)."""
         start = {axis: values[0] for axis, values in self.axes.items()}
         if "cond" in self.axes["branch"]:
             start["branch"] = "cond"
@@ -188,8 +189,8 @@ class MapSource:
     def stored(self, limit: int, *panels: Selection) -> dict[str, Any]:
         """As much as fits into a page, for a viewer without Python.
 
-        Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is always
-        among them.
+        Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is
+        always among them.
 
         Args:
             limit: of all maps together, in characters of base64.
@@ -197,8 +198,8 @@ class MapSource:
 
         Returns:
             axes, tokens and words as they are left; "slices": contents of `Quantized` in base64 by the places of the
-            selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was left
-            out, as a sentence, or "".
+            selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was
+            left out, as a sentence, or "".
         """
         columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
@@ -315,7 +316,8 @@ def _words(maps: xr.DataArray) -> tuple[Word, ...]:
         joined = groups and token.kind == tokens[last].kind
         if joined and token.kind == "word":
             # tokens of one letter's bytes have the same range; no word holds a part of a letter
-            overlap = starts[i] is not None and starts[i] < stops[last]
+            start, stop = starts[i], stops[last]
+            overlap = start is not None and stop is not None and start < stop
             joined = overlap or (starts[i] == stops[last] is not None and _spells(tokens[last]) and _spells(token))
         elif joined:
             joined = token.kind in GROUPS

@@ -1,4 +1,5 @@
-"""The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a time.
+"""The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a
+time.
 
 The scripts in `static` draw.
 """
@@ -39,8 +40,8 @@ class Explorer(anywidget.AnyWidget):
     """A viewer of recorded maps, made by `explore`; a widget like any other, to be put into an HBox or a tab.
 
     Attributes:
-        layer, step, head, direction, branch, image, recording: what is chosen, as it is named in the recording; None for what
-            was not recorded. To set and to observe, as all that follow.
+        layer, step, head, direction, branch, image, recording: what is chosen, as it is named in the recording; None
+            for what was not recorded. To set and to observe, as all that follow.
         token: the word or token whose map is shown.
         beside: what the second panel has of its own, such as {"layer": 9}; {} for one panel.
         defaults: settings that a line of code need not name.
@@ -74,8 +75,8 @@ class Explorer(anywidget.AnyWidget):
 
     # what the front end is told
     axes = traitlets.Dict().tag(sync=True)
-    tokens = traitlets.List().tag(sync=True)
-    words = traitlets.List().tag(sync=True)
+    tokens: traitlets.List = traitlets.List().tag(sync=True)
+    words: traitlets.List = traitlets.List().tag(sync=True)
     pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
     palette = traitlets.Dict().tag(sync=True)
     call = traitlets.Unicode().tag(sync=True)

@@ -1,4 +1,5 @@
-"""Every touch of private diffusers and PyTorch API of `families` and `attention`: the one file that an upgrade may open.
+"""Every touch of private diffusers and PyTorch API of `families` and `attention`: the one file that an upgrade may
+open.
 
 `tests/test_private.py` has a test for each function here, and says which release moved what.
 """
@@ -109,10 +110,10 @@ class _Hook:
     """A hook of this package, which copies of its module do not get."""
 
     def __init__(self, function: Callable):
-        self._function = function
+        self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
 
 def add_hook(module: nn.Module, function: Callable, *, before: bool = False, **options: bool) -> Callable[[], None]:

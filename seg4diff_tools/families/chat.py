@@ -47,7 +47,8 @@ def label_chat(
     template = render("{}")
     if render(text) != template.replace("{}", text):
         raise PromptError(
-            f"the model's chat template changes the prompt {text!r}: leave out white space at its ends and tokens in brackets"
+            f"the model's chat template changes the prompt {text!r}: leave out white space at its ends and tokens in "
+            f"brackets"
         )
     left = tokenizer.padding_side == "left"
     return label_template(tokenizer, text, length, template, skipped=skipped, room=room, specials=False, left=left)

@@ -1,4 +1,5 @@
-"""Chroma: [T5 tokens, image], FLUX.1's blocks, with a mask over the text: what stands after its first pad counts less."""
+"""Chroma: [T5 tokens, image], FLUX.1's blocks, with a mask over the text: what stands after its first pad counts
+less."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""ERNIE-Image: [image, language model's tokens] in single blocks; as many text tokens as the longest prompt has, pads are masked."""
+"""ERNIE-Image: [image, language model's tokens] in single blocks; as many text tokens as the longest prompt has, pads
+are masked."""
 
 from functools import partial
 from typing import Any

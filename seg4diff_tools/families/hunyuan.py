@@ -36,7 +36,8 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 
 
 def _at_an_instant(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The distilled model predicts the mean velocity of the time until `timestep_r`; of no time, it is the velocity itself.
+    """The distilled model predicts the mean velocity of the time until `timestep_r`; of no time, it is the velocity
+    itself.
 
     A departure from the pipeline, which gives it the next timestep of its schedule; a timestep alone has none.
     """

@@ -1,4 +1,5 @@
-"""Krea 2: [language model's tokens, image] in single blocks with grouped keys; pads, before the template's end, are masked."""
+"""Krea 2: [language model's tokens, image] in single blocks with grouped keys; pads, before the template's end, are
+masked."""
 
 from typing import Any
 

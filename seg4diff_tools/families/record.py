@@ -54,7 +54,10 @@ def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, ref
 
 
 def patch_grid(transformer: nn.Module, latents: Tensor) -> tuple[int, int]:
-    """Rows and columns of image tokens, where the transformer cuts latents [... rows columns] into patches by itself."""
+    """Rows and columns of image tokens, where the transformer cuts latents [...
+
+    rows columns] into patches by itself.
+    """
     patch = transformer.config.patch_size
     down, across = (patch, patch) if isinstance(patch, int) else patch
     return latents.shape[-2] // down, latents.shape[-1] // across
@@ -66,7 +69,8 @@ def label_alone(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
 
 
 def native_side(pipe: Any) -> int:
-    """Side in pixels of the square that a pipeline makes where it is asked for no size; a megapixel where it does not say."""
+    """Side in pixels of the square that a pipeline makes where it is asked for no size; a megapixel where it does not
+    say."""
     cells = getattr(pipe, "default_sample_size", None)
     return 1024 if cells is None else cells * pipe.vae_scale_factor
 
@@ -109,8 +113,10 @@ class Family:
         patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
         takes_packed: whether the `latents` that the pipeline takes are cut too.
-        latents_as_given: whether the pipeline hands the `latents` that it takes to its transformer without casting them.
-        finalize_inputs: from a forward's inputs, put together of what the prompt and what the image gives, to what fits together.
+        latents_as_given: whether the pipeline hands the `latents` that it takes to its transformer without casting
+            them.
+        finalize_inputs: from a forward's inputs, put together of what the prompt and what the image gives, to what
+            fits together.
         default_size: from the pipeline to the side in pixels of the square images that it was trained on.
         max_tokens_per_side: from the transformer to the most image tokens along a side, None where any number will do.
         latent_cell_px: from the pipeline to the side of a latent cell in pixels.
@@ -201,7 +207,8 @@ class Family:
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:
-        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token channels]."""
+        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token
+        channels]."""
         if not self.packed:
             return latents
         return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch_size, q=self.patch_size)

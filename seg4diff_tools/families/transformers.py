@@ -17,7 +17,8 @@ PATIENCE = 3.0
 
 
 def transformer_of(model: Any) -> nn.Module:
-    """Return the transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module inside."""
+    """Return the transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module
+    inside."""
     return unwrapped(getattr(model, "transformer", model))
 
 
@@ -63,7 +64,8 @@ class ModelLock:
             elif now - since > PATIENCE:
                 raise RecordingError(
                     f"expected a free model for {use} in thread {threading.current_thread().name!r}, got one that "
-                    f"{self._uses[0]} holds in thread {thread.name!r}: leave that `with` first, or run both in one thread"
+                    f"{self._uses[0]} holds in thread {thread.name!r}: leave that `with` first, or run both in one "
+                    f"thread"
                 )
         try:
             yield

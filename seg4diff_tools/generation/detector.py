@@ -179,9 +179,8 @@ def load_detector(folder: str | Path | None = None, device: str | torch.device =
     folder = FOLDER if folder is None else as_path(folder, "folder")
     try:
         told: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = DetectorConfig(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
-        )
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+        config = DetectorConfig(**plain)
         net = DetectorNet(config)
         # taken as they are and then widened, whatever the default dtype of new layers is
         net.load_state_dict(load_file(folder / "model.safetensors"), assign=True)

@@ -13,7 +13,7 @@ from seg4diff_tools.magnet import losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.class_maps import span_maps
+from seg4diff_tools.segmentation.class_maps import Normalize, span_maps
 
 # Head-level maps that go through the convolution at once while they are matched.
 MAPS_AT_ONCE = 64
@@ -49,10 +49,12 @@ def mask_logits(
         targets: one for each image of the batch.
         config: how maps are read.
         grid: rows and columns of image tokens.
-        clip_tokens: how many text tokens come from CLIP; 0 where the text has none of them, and all its tokens are candidates.
+        clip_tokens: how many text tokens come from CLIP; 0 where the text has none of them, and all its tokens are
+            candidates.
 
     Returns:
-        For each image its maps (with `conv_first` those of each token of its classes, in order); gradients flow to queries and keys.
+        For each image its maps (with `conv_first` those of each token of its classes, in order); gradients flow to
+        queries and keys.
     """
     if config.maps == "heads":
         found = _head_maps(call, config, clip_tokens)
@@ -65,7 +67,7 @@ def mask_logits(
     if config.conv_first:
         # a map for each token: the mean over a class's tokens follows the convolution
         weights = torch.eye(len(columns))
-    reading = "scores" if config.reading == "scores" else "softmax"
+    reading: Normalize = "scores" if config.reading == "scores" else "softmax"
     maps = span_maps(call, "i2t", reading, ["mean"], columns, weights.to(call.query.device))[:, 0]
     if config.conv_first:
         order = [[columns.index(column) for span in one.spans for column in span] for one in targets]
@@ -106,8 +108,8 @@ def mask_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the focal and dice loss of a batch, averaged as `config.average` says.
 
-    "images": the mean over an image's masks, then over images, of which those without a mask count 0. "masks": the mean over
-    all masks of the batch, as in the paper's code.
+    "images": the mean over an image's masks, then over images, of which those without a mask count 0. "masks": the
+    mean over all masks of the batch, as in the paper's code.
 
     Args:
         logits: from `mask_logits`.

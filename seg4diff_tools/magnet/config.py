@@ -1,4 +1,5 @@
-"""What MAGNET trains, by which losses and for how long: the paper's settings, those of its code, and one for the embedded model."""
+"""What MAGNET trains, by which losses and for how long: the paper's settings, those of its code, and one for the
+embedded model."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,25 +29,28 @@ class MagnetConfig:
         clip_gradients: largest L2 norm of all gradients together.
         rank, alpha: of the LoRA.
         layers: 0-based layers whose attention is aligned with masks; empty for the expert layer alone.
-        maps: "words": the mean over heads and over a class's tokens should show that class. "heads": every head's map of
-            every CLIP token (of a model without them, every text token) is a candidate, each mask trains the one that fits it best (Hungarian matching), no name needed.
+        maps: "words": the mean over heads and over a class's tokens should show that class. "heads": every head's map
+            of
+            every CLIP token (of a model without them, every text token) is a candidate, each mask trains the one that
+            fits it best (Hungarian matching), no name needed.
         text: the prompt: "classes" for the names that the image shows, joined by a space, or "caption". With words, a
             class that the caption does not name trains nothing.
-        reading: log odds of a mask: "scores", q k^T / sqrt(dim) before the softmax, as in the paper's code; "softmax", the
-            log odds of the attention itself; "shares", of its share among the image's classes, which is what an argmax over
-            classes reads (words only).
+        reading: log odds of a mask: "scores", q k^T / sqrt(dim) before the softmax, as in the paper's code; "softmax",
+            the
+            log odds of the attention itself; "shares", of its share among the image's classes, which is what an argmax
+            over classes reads (words only).
         conv_head: add a 3-layer convolution of the map to it, trained along, as the paper's code does.
         head_learning_rate: of that convolution.
         focal: "published" or "released", see `losses.focal_loss`.
         average: of the mask losses: "images", the mean over an image's masks, then over images; "masks", over all masks
             of the batch, as the released code does.
         unlabeled: pixels without a label: "ignored", or "outside" of every mask as in the released code.
-        class_tokens: of a class with maps="words": "span", where its name stands in the prompt; "any", every position with
-            a token of its name, as in the released code ("traffic" in "traffic sign" is one of "traffic light").
-        conv_first: apply the convolution to each token's map before the mean over a class's tokens, as the released code
-            does (reading="scores" only; with heads every map is one token's).
-        match_resize: how masks come to the grid of tokens before they are matched: "nearest-exact", or "nearest" as in the
-            released code, which takes the corner of each cell.
+        class_tokens: of a class with maps="words": "span", where its name stands in the prompt; "any", every position
+            with a token of its name, as in the released code ("traffic" in "traffic sign" is one of "traffic light").
+        conv_first: apply the convolution to each token's map before the mean over a class's tokens, as the released
+            code does (reading="scores" only; with heads every map is one token's).
+        match_resize: how masks come to the grid of tokens before they are matched: "nearest-exact", or "nearest" as in
+            the released code, which takes the corner of each cell.
         flow_weight, focal_weight, dice_weight: of the three losses; without a mask loss (both 0) it is plain LoRA
             fine-tuning, the control.
         match_focal, match_dice: weights of the matching cost.
@@ -105,7 +109,8 @@ class MagnetConfig:
             )
         if self.conv_first and (self.reading != "scores" or not self.conv_head):
             raise InputError(
-                f"expected conv_head=True and reading='scores' with conv_first=True, got conv_head={self.conv_head} and "
+                f"expected conv_head=True and reading='scores' with conv_first=True, got conv_head={self.conv_head} "
+                f"and "
                 f"reading={self.reading!r}: leave conv_first out"
             )
         if not self.has_masks and self.flow_weight == 0:
@@ -135,8 +140,10 @@ PRESETS = {
 }
 """Settings by name: the paper's two data sets, each by the paper's text and by its code, and the embedded model's.
 
-The released presets have the code's losses, averages, tokens, matching and effective batch (detectron2 ignores its gradient
-accumulation). They differ from it in the pictures of COCO: it trains on the top left 640 pixels of a random 1024 crop, half of
+The released presets have the code's losses, averages, tokens, matching and effective batch (detectron2 ignores its
+gradient
+accumulation). They differ from it in the pictures of COCO: it trains on the top left 640 pixels of a random 1024 crop,
+half of
 them flipped, these on the whole image stretched to the model's square. Noise and order of images are other draws.
 """
 

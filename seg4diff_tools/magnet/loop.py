@@ -69,13 +69,13 @@ def finetune(
 ) -> Path:
     """Aligns the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
 
-    Every random number follows from the seed and from how many images came before, so that a run that was killed, or cut
-    between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
+    Every random number follows from the seed and from how many images came before, so that a run that was killed, or
+    cut between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
 
     Args:
         backbone: the model.
-        samples: images with label maps or masks, taken in a new random order each time through, read as they are needed.
-            What cannot be read is named in a warning, and the next image takes its place.
+        samples: images with label maps or masks, taken in a new random order each time through, read as they are
+            needed. What cannot be read is named in a warning, and the next image takes its place.
         config: see `MagnetConfig`.
         out: folder for the LoRA, `log.csv`, `evaluation.csv`, pictures, and the checkpoint that is replaced atomically.
         evaluation: images to segment while it trains; the prompt names the classes that each one shows.
@@ -92,7 +92,8 @@ def finetune(
         `out`, for `apply_lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
 
     Raises:
-        InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another run.
+        InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another
+            run.
         TrainingError: a loss that is not a number; the last checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read.
 
@@ -192,7 +193,8 @@ class _Student(nn.Module):
         return found
 
     def watching(self):
-        """Keeps the maps of the wanted layers; checkpointed blocks, which run again in the backward pass, need it too."""
+        """Keeps the maps of the wanted layers; checkpointed blocks, which run again in the backward pass, need it
+        too."""
         return intercept(self.transformer, self._keep, layers=self.layers) if self.layers else nullcontext()
 
     def _keep(self, call: JointAttention) -> None:
@@ -375,7 +377,7 @@ class _Run:
 
 def _images_at_once(backbone: Backbone, share: int, size: int | None) -> int:
     """Return how many images of a batch fit into the free memory at once, by an estimate."""
-    tokens = ((size or backbone.image_size) // backbone.footprint) ** 2
+    tokens = ((size or backbone.image_size) // backbone.token_px) ** 2
     queries = (value.shape[0] for name, value in backbone.transformer.named_parameters() if "to_q" in name)
     width = max(queries, default=1)
     need = VALUES_PER_CHANNEL * tokens * backbone.layers * width * backbone.dtype.itemsize

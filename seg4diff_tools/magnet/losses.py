@@ -1,7 +1,7 @@
 """Mask losses and the matching of maps to masks, as MAGNET trains with them (Seg4Diff, section 3.5).
 
-Maps and masks are flattened: one row each, one column for each place. Every loss gives one number for each mask, so that
-the caller decides how masks, images and processes are averaged.
+Maps and masks are flattened: one row each, one column for each place. Every loss gives one number for each mask, so
+that the caller decides how masks, images and processes are averaged.
 """
 
 from typing import Literal

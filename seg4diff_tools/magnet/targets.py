@@ -102,7 +102,7 @@ def _prompt(
 
 def _any_tokens(backbone: Backbone, prompt: Prompt, spans: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return for each class every word position whose token is one of its name's."""
-    tokenizer = backbone.family.reader(backbone.pipe)[0]
+    tokenizer = backbone.family.tokenizer_and_limit(backbone.pipe)[0]
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

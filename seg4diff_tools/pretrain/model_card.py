@@ -160,13 +160,21 @@ def _stage(run: Path, name: str, config: RunConfig) -> dict[str, Any]:
 def _limits(config: SceneConfig, quality: Quality) -> list[str]:
     nouns, backgrounds, side = len(config.concepts), len(config.backgrounds), config.size
     limits = [
-        "It is not Stable Diffusion 3 and shares no weight with it; architecture and file layout are the same, with "
-        "RMS norm of queries and keys, which Stable Diffusion 3.5 has and 3 medium has not.",
-        f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no photographs.",
+        (
+            "It is not Stable Diffusion 3 and shares no weight with it; architecture and file layout are the same, with "
+            "RMS norm of queries and keys, which Stable Diffusion 3.5 has and 3 medium has not."
+        ),
+        (
+            f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no "
+            f"photographs."
+        ),
         "It has never seen a picture of any other word.",
         "What its attention shows need not hold for large models trained on photographs.",
         "CLIPScore is judged by the model's own CLIP, trained on such scenes: do not compare it with other models'.",
-        "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder test.",
+        (
+            "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder "
+            "test."
+        ),
     ]
     for name, goal in GOALS.items():
         reached = _row(quality, name, "present", quality.steps_from_end)["object_mIoU"]

@@ -20,10 +20,10 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import SCORES, layer_step_sweep
-from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
 from seg4diff_tools.scenes import Scene, SceneConfig, Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.segmentation.options import OpenVocabulary
 
 PAPER_STEP = 8
 """Steps from the end, of 28, at which the paper segments."""
@@ -99,14 +99,15 @@ def measure(
     """
     if not 2 <= generated <= scenes <= SEARCH_FROM:
         raise InputError(
-            f"expected 2 to {SEARCH_FROM} scenes and from 2 to as many pictures, got {scenes} scenes and {generated} pictures"
+            f"expected 2 to {SEARCH_FROM} scenes and from 2 to as many pictures, got {scenes} scenes and {generated} "
+            f"pictures"
         )
     folder = None if out is None else Path(out) / _key(backbone, config, steps)
     shared = OpenVocabulary(steps=steps)
 
-    def sweep(name: str, samples: Sequence[Scene], layers: Sequence[int] | None, at: Sequence[int], **options):
+    def sweep(name: str, samples: Sequence[Scene], layers: Sequence[int] | None, at: Sequence[int], **options: Any):
         where = (
-            None if folder is None else folder / "-".join([name, *map(str, layers or ["layers"]), "at", *map(str, at)])
+            None if folder is None else folder / "-".join([name, *map(str, layers or ("layers",)), "at", *map(str, at)])
         )
         swept = layer_step_sweep(
             backbone,

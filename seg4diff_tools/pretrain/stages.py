@@ -357,7 +357,9 @@ def export(run: Path, out: Path) -> None:
     Raises:
         CheckpointError: a part of the run is not finished.
     """
-    transformer = SD3Transformer2DModel.from_pretrained(_finished(run / "transformer"))
+    for part in STAGES:
+        _finished(run / part)
+    transformer = SD3Transformer2DModel.from_pretrained(run / "transformer")
     pipe = assemble(run, transformer)
     pipe.transformer.half(), pipe.vae.half()
     pipe.save_pretrained(out, safe_serialization=True, max_shard_size="14MB")

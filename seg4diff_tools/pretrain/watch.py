@@ -17,6 +17,7 @@ from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.stages import assemble
 from seg4diff_tools.scenes import scene
+from seg4diff_tools.segmentation.options import OpenVocabulary
 
 VALIDATE_FROM = 20_000
 """Index of the first validation scene of the test split: these count in no table."""
@@ -81,7 +82,9 @@ class Watch:
         scenes = replace(self.config.model.scenes, captions="short")
         samples = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
         steps_from_end = min(8, self.steps)
-        table = layer_step_sweep(backbone, samples, None, (steps_from_end,), steps=self.steps, progress=False)
+        table = layer_step_sweep(
+            backbone, samples, OpenVocabulary(steps=self.steps), steps_from_end=steps_from_end, progress=False
+        ).table()
         layers = table.sort_values("layer")["object_mIoU"].tolist()
         best = max(range(len(layers)), key=layers.__getitem__)
         row: dict[str, int | float | str] = {"step": step, "images": images, "best_layer": best, "best": layers[best]}

@@ -1,4 +1,5 @@
-"""Whether an evaluation's cost for an image grows with the number of images: python -m tests.benchmarks.bench_evaluation [--csv FILE]
+"""Whether an evaluation's cost for an image grows with the number of images: python -m
+tests.benchmarks.bench_evaluation [--csv FILE]
 
 Evaluates 2,000 scenes with the embedded model, in both protocols, and writes down time and memory after every 100.
 """

@@ -1,10 +1,11 @@
 """How quickly the explorer answers, for a recording of SD3-medium's size: 24 layers, 28 steps, 77 tokens of 64 x 64.
 
-Run from the repository: python -m tests.benchmarks.bench_explorer (in float32 it needs 1 GB of memory; --dtype float16 half of it)
+Run from the repository: python -m tests.benchmarks.bench_explorer (in float32 it needs 1 GB of memory; --dtype float16
+half of it)
 
 - Python: opening the recording, and what it takes to answer when a control is moved
-- page: from the movement of a slider to the drawn picture, in a page that holds a part of the recording (needs chromium)
-- JupyterLab: the same with a kernel that holds all of it
+- page: from the movement of a slider to the drawn picture, in a page that holds a part of the recording (needs
+chromium) - JupyterLab: the same with a kernel that holds all of it
 """
 
 import argparse

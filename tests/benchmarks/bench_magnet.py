@@ -1,6 +1,7 @@
 """What the mask loss adds to a step of LoRA fine-tuning: `python -m tests.benchmarks.bench_magnet`.
 
-Prints a markdown table. Time is the median of processor seconds of a whole step, data included, over interleaved steps; on a
+Prints a markdown table. Time is the median of processor seconds of a whole step, data included, over interleaved
+steps; on a
 GPU wall-clock seconds. Peak memory is a process's own, above what it used before its first step. The third variant is
 what one would write instead: keep the layer's whole joint map for the loss.
 """

@@ -9,9 +9,9 @@ For each model, one denoising forward
 - segmented: up to the expert layer, with the maps of two words, as `segment` runs it
 
 Then one attention of the SD3 shape, by each operator that returns a log-sum-exp, against PyTorch's own.
-Times are medians of interleaved runs; peak memory is the device's, weights included (on the CPU: of a process for each row).
-Without a GPU, sizes are reduced in depth, width and picture, in fp32: it takes about two minutes, and the counted floor beside
-each row is that of the reduced size.
+Times are medians of interleaved runs; peak memory is the device's, weights included (on the CPU: of a process for each
+row). Without a GPU, sizes are reduced in depth, width and picture, in fp32: it takes about two minutes, and the counted
+floor beside each row is that of the reduced size.
 """
 
 import argparse
@@ -71,9 +71,9 @@ REDUCED = {
 def floor(size: Size) -> dict[str, float]:
     """What cannot be avoided, for one layer: operations of recording and of the direction, and bytes in 16 bits.
 
-    Recording multiplies image queries with text keys once more (2 N T H d operations), takes T H exponentials for each of N
-    image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A direction of two streams projects
-    every token (8 w^2), mixes tokens (4 n w) and has a feed-forward of four widths (16 w^2).
+    Recording multiplies image queries with text keys once more (2 N T H d operations), takes T H exponentials for each
+    of N image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A direction of two
+    streams projects every token (8 w^2), mixes tokens (4 n w) and has a feed-forward of four widths (16 w^2).
     """
     tokens = size.image + size.text
     recording = 2 * size.image * size.text * size.width + 2 * size.image * size.text * size.heads
@@ -209,7 +209,8 @@ def floors() -> str:
     """The table of what cannot be avoided at full size."""
     rows = [
         (
-            "| model at 1024 pixels | operations of a direction | of recording it | time ratio at least | bytes read and written "
+            "| model at 1024 pixels | operations of a direction | of recording it | time ratio at least | bytes read "
+            "and written "
             "| bytes of the full maps |"
         ),
         "|---|---|---|---|---|---|",

@@ -18,7 +18,7 @@ def bench(backbone: Any, **changes: Any) -> Any:
 
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("layout", lambda b: bench(b, layout="gen-eval"), "layout as one of geneval, .*got 'gen-eval': choose"),
-    ("prompts", lambda b: bench(b), "a text file of prompts, got nowhere.jsonl, no such file: check the path"),
+    ("prompts", bench, "a text file of prompts, got nowhere.jsonl, no such file: check the path"),
     (
         "prompts-list",
         lambda b: bench(b, prompts=["a cat"]),
