@@ -292,9 +292,9 @@ def test_flux_learns_and_plain_diffusers_loads_it(tmp_path, options):
     backbone = wrap_pipeline(build("flux-dev"))
     # a double direction and a single one
     losses = {"flow_weight": 0.0, "focal_weight": 0.0, "reading": "softmax"}
-    config = replace(QUICK, steps=6, batch=3, layers=(1, 3), learning_rate=0.03, **losses, **options)
+    config = replace(QUICK, zero_tokens=77, steps=6, batch=3, layers=(1, 3), learning_rate=0.03, **losses, **options)
     few = [DATA[index] for index in range(3)]
-    prompt = target(backbone, few[0], replace(QUICK, text="classes")).prompt
+    prompt = target(backbone, few[0], replace(QUICK, zero_tokens=77, text="classes")).prompt
     assert len(prompt.tokens) == 512
     assert set(prompt.classes) == set(few[0].class_names)
 

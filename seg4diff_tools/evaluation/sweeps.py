@@ -98,7 +98,7 @@ def layer_step_sweep(
     """
     check_samples(samples)
     options = OpenVocabulary() if options is None else options
-    _check_options(options)
+    _check_options(options, steps_from_end)
     shared = {name: value for name, value in option_settings(options).items() if name in USED}
     steps = as_indices(steps_from_end, "steps_from_end", options.steps + 1, low=1)
     plan: dict[str, Any] = {
@@ -135,18 +135,19 @@ def layer_step_sweep(
     )
 
 
-def _check_options(options: Any) -> None:
+def _check_options(options: Any, steps_from_end: Any) -> None:
     if not isinstance(options, OpenVocabulary):
         raise InputError(
             f"expected options as OpenVocabulary, got {options!r}: pass OpenVocabulary(...), and layers=... by name"
         )
-    usual = OpenVocabulary()
+    # a schedule of fewer than 8 steps needs its own step in the options, too
+    usual = replace(OpenVocabulary(), steps=options.steps, steps_from_end=steps_from_end)
+    usual = usual if options.steps_from_end == usual.steps_from_end else OpenVocabulary()
     others = [each.name for each in fields(OpenVocabulary) if each.name not in USED]
     if changed := [name for name in others if getattr(options, name) != getattr(usual, name)]:
         raise InputError(
             f"expected options of a sweep ({', '.join(USED)}), got {', '.join(changed)} too: pass layers, "
-            f"steps_from_end, "
-            "heads, directions and normalize to the sweep itself, and compare other options by evaluate"
+            "steps_from_end, heads, directions and normalize to the sweep itself, and compare other options by evaluate"
         )
 
 

@@ -83,7 +83,7 @@ class Watch:
         samples = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
         steps_from_end = min(8, self.steps)
         table = layer_step_sweep(
-            backbone, samples, OpenVocabulary(steps=self.steps), steps_from_end=steps_from_end, progress=False
+            backbone, samples, OpenVocabulary(steps=self.steps, steps_from_end=steps_from_end), steps_from_end=steps_from_end, progress=False
         ).table()
         layers = table.sort_values("layer")["object_mIoU"].tolist()
         best = max(range(len(layers)), key=layers.__getitem__)
