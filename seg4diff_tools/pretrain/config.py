@@ -132,7 +132,7 @@ _GPU = RunConfig(
     ),
 )
 
-_RICH = {"captions": "rich", "twins": 0.2, "triples": 0.4, "colored": 0.5, "recolorable": 0.15}
+_RICH: dict[str, Any] = {"captions": "rich", "twins": 0.2, "triples": 0.4, "colored": 0.5, "recolorable": 0.15}
 _RECIPE = Recipe(lists=0.4, columns=28, pool=1 << 16)
 
 

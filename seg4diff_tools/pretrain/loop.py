@@ -137,7 +137,7 @@ def _moving_average(decay: float) -> Callable[[Iterable[Tensor], Iterable[Tensor
 def _optimizers(model: nn.Module, config: StageConfig, speed: Speed, modulation: bool = False) -> list[Optimizer]:
     """AdamW, or Muon for the matrices of attention and MLPs (and of modulation, in chunks) with AdamW for the rest."""
     groups: dict[int, list[nn.Parameter]] = {}
-    rest = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         chunks = 0
         if config.muon_learning_rate and parameter.ndim == 2:
