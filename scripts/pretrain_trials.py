@@ -22,7 +22,7 @@ from seg4diff_tools._runs import append_row
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.generation.composition import composition_scores, prompts
-from seg4diff_tools.generation.detector import load_parser
+from seg4diff_tools.generation.detector import load_detector
 from seg4diff_tools.pretrain import RunConfig, images_of, pin, run_stage
 from seg4diff_tools.pretrain.stages import assemble
 from seg4diff_tools.pretrain.watch import VALIDATE_FROM
@@ -60,7 +60,7 @@ def judged(run: Path, config: RunConfig, scenes: int, asked: int) -> dict[str, f
     row: dict[str, float | int] = {"layer": int(best["layer"]), "object_mIoU": round(float(best["object_mIoU"]), 4)}
     row["scenes"] = scenes
     if asked:
-        table = composition_scores(backbone, load_parser(), prompts(asked), guidance_scale=4.0, progress=False)
+        table = composition_scores(backbone, load_detector(), prompts(asked), guidance_scale=4.0, progress=False)
         row["right_pictures"] = round(float(table["correct"].mean()), 4)
     return row | {"pictures": 6 * asked}
 

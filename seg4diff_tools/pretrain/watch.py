@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -80,7 +81,7 @@ class Watch:
         """Segment the validation scenes at every layer and draw the pictures."""
         backbone = wrap_pipeline(assemble(self.run, self._plain(average)), "training")
         scenes = replace(self.config.model.scenes, captions="short")
-        samples = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
+        samples: list[Any] = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
         steps_from_end = min(8, self.steps)
         table = layer_step_sweep(
             backbone, samples, OpenVocabulary(steps=self.steps, steps_from_end=steps_from_end), steps_from_end=steps_from_end, progress=False
