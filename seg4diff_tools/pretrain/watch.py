@@ -83,9 +83,8 @@ class Watch:
         scenes = replace(self.config.model.scenes, captions="short")
         samples: list[Any] = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
         steps_from_end = min(8, self.steps)
-        table = layer_step_sweep(
-            backbone, samples, OpenVocabulary(steps=self.steps, steps_from_end=steps_from_end), steps_from_end=steps_from_end, progress=False
-        ).table()
+        options = OpenVocabulary(steps=self.steps, steps_from_end=steps_from_end)
+        table = layer_step_sweep(backbone, samples, options, steps_from_end=steps_from_end, progress=False).table()
         layers = table.sort_values("layer")["object_mIoU"].tolist()
         best = max(range(len(layers)), key=layers.__getitem__)
         row: dict[str, int | float | str] = {"step": step, "images": images, "best_layer": best, "best": layers[best]}
