@@ -264,7 +264,7 @@ def test_wrong_input_is_refused(tiny_backbone, latents, prompt):
             flat(tiny_backbone, latents, prompt, name)
     with pytest.raises(InputError, match="expected layers, at least one"):
         read(tiny_backbone, latents, [prompt], "concept", [])
-    with pytest.raises(InputError, match="no layer 5"):
+    with pytest.raises(InputError, match="from 0 to 4, got 5"):
         read(tiny_backbone, latents, [prompt], partial(attribution.goca, reference=5))
 
 
