@@ -383,7 +383,7 @@ def test_a_missing_part_is_named(tiny_run, tmp_path):
     shutil.copytree(tiny_run / "tokenizer", tmp_path / "tokenizer")
     with pytest.raises(CheckpointError, match=r"vae is not finished: run .*pretrain vae"):
         run_stage("transformer", tmp_path, TINY, device="cpu")
-    with pytest.raises(CheckpointError, match="transformer is not finished"):
+    with pytest.raises(CheckpointError, match="vae is not finished"):
         export(tmp_path, tmp_path / "model")
     with pytest.raises(InputError, match="one of clip, vae, transformer, got 'unet'"):
         run_stage("unet", tmp_path, TINY)
