@@ -330,7 +330,7 @@ def test_both_kinds_of_captions_belong_to_the_same_pictures():
         np.testing.assert_array_equal(short.noise, rich.noise)
     with pytest.raises(InputError, match="expected captions as one of short, rich"):
         SceneConfig(captions="long")
-    with pytest.raises(InputError, match="needs a concept that can be recolored"):
+    with pytest.raises(InputError, match="concepts that can be recolored"):
         SceneConfig(concepts=("cat",), recolorable=0.5)
 
 
