@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from conftest import SENTENCES, tiny_pipeline
 from diffusers.hooks import apply_layerwise_casting
+from packaging.version import Version
 from tiny_models import BUILDERS, build, tiny_flux
 from transformers import CLIPTokenizer
 
@@ -545,6 +547,8 @@ class TestNumberFormats:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("name", BUILDERS)
     def test_every_family_runs_in_half_precision(self, name, dtype):
+        if (name, dtype) == ("auraflow", torch.float16) and Version(diffusers.__version__) < Version("0.42"):
+            pytest.skip(f"diffusers {diffusers.__version__} cannot decode AuraFlow's float16 latents of this VAE")
         backbone = wrap_pipeline(build(name).to(dtype), name)
         latents = torch.zeros(1, *backbone.latent_size(backbone.token_px * 4))
         before = model_fingerprint(backbone)
