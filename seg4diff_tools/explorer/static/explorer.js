@@ -125,7 +125,7 @@ function render({ model, el }) {
     let limits = found.map(({ values }) => extent(values));
     if (get("shared")) limits = limits.map(() => extent(limits.flat()));
     const classes = get("classes").map(view.find).filter(Boolean);
-    const classColors = classes.map(({ label }) => rgb(classColor(view, label)));
+    const classColors = classes.map((_, i) => rgb(classColor(view, i)));
     const texts = chosen.map((selection, i) => describe(view, selection, limits[i]));
     const axis = view.besideAxis();
     headings = chosen.map((selection) => (axis ? named(axis, selection[axis]) : ""));

@@ -31,7 +31,7 @@ function wordBar(view) {
     for (const chip of chips.children) {
       const place = get("classes").indexOf(chip.dataset.label);
       chip.setAttribute("aria-pressed", masks ? place >= 0 : chip.dataset.label === get("token"));
-      chip.style.setProperty("--class", masks && place >= 0 ? classColor(view, chip.dataset.label) : "");
+      chip.style.setProperty("--class", masks && place >= 0 ? classColor(view, place) : "");
       chip.classList.toggle("class", masks && place >= 0);
     }
   };
@@ -39,11 +39,9 @@ function wordBar(view) {
   return { node: create("div", { class: "bar" }, chips, toggle), build, mark };
 }
 
-/** A word keeps its color, whichever others compete with it. */
-function classColor({ get }, label) {
+function classColor({ get }, place) {
   const colors = get("palette").classes;
-  const all = [...get("words"), ...get("tokens")].filter(({ kind }) => kind === "word").map((word) => word.label);
-  return colors[Math.max(0, [...new Set(all)].indexOf(label)) % colors.length];
+  return colors[place % colors.length];
 }
 
 /** One map over its picture, its scale, and its words ranked. */
@@ -91,9 +89,9 @@ function panel(view, hover) {
     const colors = view.get("palette")[view.get("colors")];
     const bar = create("span", { class: "gradient" });
     bar.style.background = `linear-gradient(to right, ${colors.join(", ")})`;
-    const masks = view.get("classes").map((label) => {
+    const masks = view.get("classes").map((label, i) => {
       const swatch = create("span", { class: "swatch" });
-      swatch.style.background = classColor(view, label);
+      swatch.style.background = classColor(view, i);
       return create("span", { class: "key" }, swatch, label);
     });
     const missing = "This word has no map here.";
@@ -120,7 +118,7 @@ function panel(view, hover) {
     });
   };
   const head = (text) => (heading.textContent = text);
-  const told = () => `${place.textContent}: ${[...list.children].slice(0, 3).map((row) => [...row.children].map((part) => part.textContent).filter(Boolean).join(" ")).join(", ")}`;
+  const told = () => `${place.textContent}: ${[...list.children].slice(0, 3).map((row) => row.textContent).join(", ")}`;
   return { node, stage, canvas, draw, legend, rank, head, place: told };
 }
 

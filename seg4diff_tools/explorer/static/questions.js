@@ -91,10 +91,9 @@ function describe({ get, choices, find }, chosen, limits) {
   const said = parts.map((axis) => {
     const values = choices(axis);
     const whole = axis === "step" && values[0] === 0 && values.at(-1) === values.length - 1;
-    return named(axis, chosen[axis]) + (whole ? ` of ${values.length} (${values.length - chosen[axis]} left)` : "");
+    return named(axis, chosen[axis]) + (whole ? ` of ${values.length}` : "");
   });
-  const count = get("classes").length;
-  const masks = `masks of ${count} word${count === 1 ? "" : "s"}`;
+  const masks = `masks of ${get("classes").length} words`;
   const kind = find(get("token"))?.tokens.length > 1 || !get("pieces") ? "word" : "token";
   const map = `${kind} “${get("token")}”` + (limits ? `: ${format(limits[0])} to ${format(limits[1])}` : "");
   return [...said, get("mode") === "masks" ? masks : map].join(", ");
