@@ -77,7 +77,7 @@ class ModelLock:
         held.__enter__()
         self._entered.append(held)
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._entered.pop().__exit__(*exception)
 
 
