@@ -77,7 +77,7 @@ class ModelLock:
         held.__enter__()
         self._entered.append(held)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:  # noqa: PYI036 - handed on to another `__exit__`, whose types differ
         self._entered.pop().__exit__(*exception)
 
 
