@@ -27,8 +27,8 @@ book: $(VENV)/book.stamp  ## build the report from the stored outputs
 	$(BUILD_BOOK)
 	@echo "Report: $(CURDIR)/book/_build/html/index.html"
 
-test: $(VENV)/dev.stamp  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp  ## run the tests, a file at a time on each core (at most four)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-oldest: $(VENV)/oldest.stamp  ## run the tests of models on the oldest diffusers
 	@PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -c 'import diffusers; print("diffusers", diffusers.__version__)'
