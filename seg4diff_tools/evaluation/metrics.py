@@ -309,8 +309,7 @@ def interval(
         kurtosis = count * (squares**2).sum(-1) / spread**2
         freedom = np.fmin(count - 1, 2 * count / np.fmax(kurtosis - 1, 1e-9))
     half = student_t.ppf(1 - (1 - level) / comparisons / 2, freedom) * np.sqrt((count - 1) / count * spread)
-    # [()]: a number where there is no batch, not an array without axes, which pandas would keep as an object
-    return np.asarray(score - half)[()], np.asarray(score + half)[()]
+    return np.asarray(score - half), np.asarray(score + half)
 
 
 def verdict(a: str, b: str, gain: float, low: float, high: float, unit: str = "points") -> str:
