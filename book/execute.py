@@ -1,21 +1,23 @@
-"""Execute notebooks in place: python book/execute.py notebooks/*.ipynb
+"""Execute notebooks in place: python book/execute.py [--jobs 2] notebooks/*.ipynb
 
-A notebook is written only when all of its cells ran, and without anything that differs from run to run beside the
-outputs.
+Notebooks run side by side, one for each core unless --jobs says otherwise, each on one thread, so that numbers do not
+depend on how many run; a model that is not the embedded one has the machine for itself. A notebook is written only when
+all of its cells ran, and without anything that differs from run to run beside the outputs.
 Its metadata keep a hash of its code and of the package. With --check nothing runs: notebooks whose outputs are older
 than their code are an error, those older than the package are listed.
 """
 
+import argparse
 import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seg4diff_tools"
@@ -53,7 +55,7 @@ def is_progress_bar(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in data and data.get("text/plain", "").endswith("/s]")
 
 
-def execute(path: Path) -> None:
+def execute(path: Path, environment: Mapping[str, str]) -> None:
     """Run one notebook with this interpreter, under a progress bar."""
     notebook = nbformat.read(path, as_version=4)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -68,7 +70,7 @@ def execute(path: Path) -> None:
             store_widget_state=False,
             on_cell_executed=lambda **_: bar.update(),
         )
-        client.execute(env={**os.environ, "TQDM_DISABLE": "1"})
+        client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
@@ -84,18 +86,31 @@ def execute(path: Path) -> None:
     os.replace(finished, path)
 
 
-def main(arguments: list[str]) -> None:
+def execute_all(paths: list[Path], jobs: int, environment: Mapping[str, str]) -> list[str]:
+    """Run notebooks side by side, and say which of them failed, and why."""
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = {path: pool.submit(execute, path, environment) for path in paths}
+    return [
+        f"{path} is unchanged, because a cell failed.\n{error}"
+        for path, run in runs.items()
+        if (error := run.exception()) is not None
+    ]
+
+
+def main() -> None:
     """Execute notebooks, or check whether they have to be."""
-    if arguments[:1] == ["--check"]:
-        reasons = [reason for name in arguments[1:] if (reason := outdated(Path(name)))]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--check", action="store_true", help="run nothing; list outputs that are out of date")
+    own = "SEG4DIFF_MODEL" in os.environ
+    parser.add_argument("--jobs", type=int, default=1 if own else os.cpu_count(), help="notebooks at once")
+    options = parser.parse_args()
+    if options.check:
+        reasons = [reason for path in options.notebooks if (reason := outdated(path))]
         print(*reasons, sep="\n")
         sys.exit(any(reason.endswith("its code") for reason in reasons))
-    for name in arguments:
-        try:
-            execute(Path(name))
-        except CellExecutionError as error:
-            sys.exit(f"{name} is unchanged, because a cell failed.\n{error}")
+    sys.exit("\n\n".join(execute_all(options.notebooks, options.jobs, {} if own else {"OMP_NUM_THREADS": "1"})) or 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
