@@ -11,12 +11,12 @@ from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from seg4diff_tools.backbones._private import written
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora_files import LoraWeights, is_plain, lora_file, read_lora, read_safetensors
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.families import Family
+from seg4diff_tools.families._private import unwrapped
 
 ADAPTER = "seg4diff"
 
@@ -68,7 +68,7 @@ def apply_lora(
             for part in parts:
                 part.requires_grad_(False)
             if scale != 1:
-                for part in map(written, parts):
+                for part in map(unwrapped, parts):
                     if ADAPTER in getattr(part, "peft_config", {}):
                         _set_scale(part, scale)
             yield backbone
