@@ -164,7 +164,7 @@ def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"])
     ious = []
     for index in truth.unique():
         found, true = labels == index, truth == index
-        ious.append((found & true).sum(1) / (found | true).sum(1))
+        ious.append((found & true).sum(1, dtype=torch.float32) / (found | true).sum(1))
     return torch.stack(ious).mean(0)
 
 

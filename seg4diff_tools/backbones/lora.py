@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
@@ -187,7 +188,13 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
     names = {attention for _, attention in family.block_lists}
     modules = [f"{name}.{part}" for name in sorted(names) for part in ("to_q", "to_k", "to_v", "to_out.0")]
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=modules)
-    transformer.add_adapter(config, adapter_name=ADAPTER)
+    before = torch.get_default_dtype()
+    # peft draws in the default dtype
+    torch.set_default_dtype(torch.float32)
+    try:
+        transformer.add_adapter(config, adapter_name=ADAPTER)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def trained(transformer: ModelMixin, alpha: int) -> LoraWeights:

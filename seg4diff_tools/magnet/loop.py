@@ -261,7 +261,7 @@ class _Run:
         batch = [self._target(number) for number in range(start, start + self.share)]
         unnamed = sum(one.unnamed for one in batch)
         # masks of one forward, on average over the whole batch: so cuts change nothing
-        masks = torch.tensor(float(sum(len(one.masks) for one in batch)), device=accelerator.device)
+        masks = torch.tensor(sum(len(one.masks) for one in batch), dtype=torch.float32, device=accelerator.device)
         count = accelerator.reduce(masks, "mean").item() * self.at_once / self.share
         for at in range(0, self.share, self.at_once):
             numbers = range(start + at, start + at + self.at_once)
