@@ -1,20 +1,24 @@
 """What a process is set to, and what its other threads do, changes no result: default dtype, encoding, locks."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from tiny_run import SCENES, tiny_clip
 
 import seg4diff_tools
+from seg4diff_tools import errors
 from seg4diff_tools.analysis import (
     attention_budget,
     choose_combination,
@@ -265,3 +269,53 @@ def test_files_are_read_whatever_the_locale(tmp_path):
     )
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     assert result.stdout.split()[-1] == b"9"
+
+
+WITHOUT_EXTRAS = """
+import importlib, json, pkgutil, sys
+sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
+import seg4diff_tools
+found = {}
+for module in pkgutil.walk_packages(seg4diff_tools.__path__, "seg4diff_tools.", onerror=lambda name: None):
+    if module.name != "seg4diff_tools.__main__":
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            found[module.name] = str(error)
+try:
+    seg4diff_tools.evaluate
+except ModuleNotFoundError as error:
+    found["evaluate"] = str(error)
+import numpy as np
+from seg4diff_tools import OpenVocabulary, load_backbone, segment
+try:
+    segment(load_backbone("mini"), np.zeros((99, 99, 3), np.uint8), ["cat"], OpenVocabulary(upsampling="guided"))
+except ModuleNotFoundError as error:
+    found["guided"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_missing_package_names_its_extra(tmp_path):
+    extras = {package: extra for extra, packages in errors._EXTRAS.items() for package in packages}
+    (tmp_path / "script.py").write_text(WITHOUT_EXTRAS, encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, tmp_path / "script.py", json.dumps([*extras])],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert {"seg4diff_tools.evaluation", "seg4diff_tools.plotting", "evaluate", "guided"} <= found.keys()
+    for place, message in found.items():
+        package = message.partition(" ")[0]
+        assert message == f"{package} is not installed: pip install 'seg4diff-tools[{extras[package]}]'", place
+
+
+def test_the_extras_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra, packages in errors._EXTRAS.items():
+        wanted = {Requirement(line).name for line in project["optional-dependencies"][extra]}
+        assert wanted == {{"sklearn": "scikit-learn"}.get(package, package) for package in packages}
