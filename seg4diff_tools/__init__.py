@@ -9,8 +9,6 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-from seg4diff_tools.errors import missing_extra
-
 __version__ = "0.2.0"
 
 
@@ -29,10 +27,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES[name]
-    try:
-        value = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
+    value = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

@@ -34,10 +34,16 @@ from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools._runs import as_path, written_whole
 from seg4diff_tools.attention.intercept import interceptions
-from seg4diff_tools.backbones._private import diffusers_hooks, forward_hooks, scheduler_shift, written
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.families._private import (
+    CONFIG_ATTRIBUTE,
+    diffusers_hooks,
+    forward_hooks,
+    scheduler_shift,
+    unwrapped,
+)
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -53,7 +59,7 @@ _INERT = {
     "gradient_checkpointing",
     "warnings_issued",
     "peft_config",
-    "_internal_dict",
+    CONFIG_ATTRIBUTE,
 }
 
 
@@ -118,7 +124,7 @@ def model_fingerprint(backbone: Backbone) -> str:
     pipe, weights, state = backbone.pipe, hashlib.sha256(), hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module):
-            part = written(part)
+            part = unwrapped(part)
             _add_weights(weights, name, part)
             _add_state(state, name, part)
         elif part is not None:

@@ -1,5 +1,8 @@
 """One error tree: every error that this package raises on purpose is a `Seg4DiffError`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _EXTRAS = {
     "evaluate": ("kornia", "pyarrow", "pycocotools", "sklearn", "torchmetrics"),
     "explore": ("anywidget", "ipywidgets", "plotly", "seaborn"),
@@ -14,6 +17,15 @@ def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError:
             text = f"{package} is not installed: pip install 'seg4diff-tools[{extra}]'"
             return ModuleNotFoundError(text, name=error.name)
     return error
+
+
+@contextmanager
+def named_extra() -> Iterator[None]:
+    """Import packages of an extra inside the `with`: if one is missing, the error says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
 
 
 class Seg4DiffError(Exception):

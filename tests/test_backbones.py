@@ -8,12 +8,10 @@ import PIL.Image
 import pytest
 import torch
 from conftest import SENTENCES, tiny_pipeline
-from diffusers.hooks import apply_layerwise_casting
 from packaging.version import Version
 from tiny_models import BUILDERS, build, tiny_flux
 from transformers import CLIPTokenizer
 
-from seg4diff_tools.backbones import _private
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import InputError, PromptError
@@ -583,29 +581,3 @@ class TestNumberFormats:
 def test_a_backbone_prints_in_a_line(tiny_backbone):
     shown = f"Backbone('x', sd3, 5 layers of 3 heads, 56 px, {torch.float32} on cpu)"
     assert repr(replace(tiny_backbone, name="x")) == shown
-
-
-class TestPrivateParts:
-    """Each private part of a library that is touched, so that an upgrade that moves it fails here."""
-
-    def test_pipeline(self):
-        pipe = tiny_pipeline()
-        assert _private.execution_device(pipe) == torch.device("cpu")
-        with _private.progress_bar(pipe, False):
-            assert pipe._progress_bar_config["disable"] is True
-        assert pipe._progress_bar_config == {"disable": True}
-        pipe.scheduler.set_shift(2.5)
-        assert _private.scheduler_shift(pipe.scheduler) == 2.5
-        assert _private.scheduler_shift(object()) is None
-
-    def test_modules(self):
-        module = torch.nn.Linear(2, 3)
-        one, other = module.register_forward_hook(print), module.register_forward_pre_hook(repr)
-        assert _private.forward_hooks(module) == [repr, print]
-        one.remove()
-        other.remove()
-        compiled = torch.compile(module, backend="eager")
-        assert _private.written(compiled) is _private.written(module) is module
-        assert _private.diffusers_hooks(module) == {}
-        apply_layerwise_casting(module, torch.float16, torch.float32)
-        assert list(_private.diffusers_hooks(module)) == ["layerwise_casting"]

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
-from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 from tqdm.auto import tqdm
@@ -16,8 +15,11 @@ from tqdm.auto import tqdm
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.forwards import forward_batches, observe
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.prompts import Prompt
+
+with named_extra():
+    from sklearn.decomposition import PCA
 
 Projection = Literal["query", "key", "value"]
 PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,11 +14,14 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import renumber, true_classes
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.scenes import Scene
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.class_maps import read_class_maps
+
+with named_extra():
+    from sklearn.metrics import roc_auc_score
 
 HeadMaps = Float[Tensor, "layer head class y x"]
 
@@ -164,7 +166,7 @@ def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"])
     ious = []
     for index in truth.unique():
         found, true = labels == index, truth == index
-        ious.append((found & true).sum(1) / (found | true).sum(1))
+        ious.append((found & true).sum(1, dtype=torch.float32) / (found | true).sum(1))
     return torch.stack(ious).mean(0)
 
 

@@ -20,7 +20,7 @@ from seg4diff_tools.attention.intercept import announce, intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.shapes import JointHeads
 from seg4diff_tools.errors import InputError, RecordingError
-from seg4diff_tools.families import family_of, sampling_loop, transformer_of, uncompiled
+from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.indices import as_indices, as_int
 
@@ -242,12 +242,13 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
         for sample, other in zip(output[0][rows], worse, strict=True):
             sample += strength * (sample - other)
 
-    remove = add_hook(transformer, guide, with_kwargs=True)
-    try:
-        with uncompiled():
+    # another thread's forwards would be guided too
+    with model_lock(transformer).hold("perturbed guidance"), uncompiled():
+        remove = add_hook(transformer, guide, with_kwargs=True)
+        try:
             yield
-    finally:
-        remove()
+        finally:
+            remove()
 
 
 def _rows_of(value: Tensor | list) -> int | None:

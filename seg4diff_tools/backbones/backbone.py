@@ -13,11 +13,11 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.backbones._private import execution_device, scheduler_shift
 from seg4diff_tools.backbones.checks import check_latents, check_timesteps, check_zeros
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
+from seg4diff_tools.families._private import execution_device, scheduler_shift
 from seg4diff_tools.families.capture import CapturedInputs, capture_inputs
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.indices import as_indices, as_int

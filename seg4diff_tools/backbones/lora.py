@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from seg4diff_tools.backbones._private import written
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora_files import LoraWeights, is_plain, lora_file, read_lora, read_safetensors
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.families import Family
+from seg4diff_tools.families._private import unwrapped
 
 ADAPTER = "seg4diff"
 
@@ -68,7 +69,7 @@ def apply_lora(
             for part in parts:
                 part.requires_grad_(False)
             if scale != 1:
-                for part in map(written, parts):
+                for part in map(unwrapped, parts):
                     if ADAPTER in getattr(part, "peft_config", {}):
                         _set_scale(part, scale)
             yield backbone
@@ -187,7 +188,13 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
     names = {attention for _, attention in family.block_lists}
     modules = [f"{name}.{part}" for name in sorted(names) for part in ("to_q", "to_k", "to_v", "to_out.0")]
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=modules)
-    transformer.add_adapter(config, adapter_name=ADAPTER)
+    before = torch.get_default_dtype()
+    # peft draws in the default dtype
+    torch.set_default_dtype(torch.float32)
+    try:
+        transformer.add_adapter(config, adapter_name=ADAPTER)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def trained(transformer: ModelMixin, alpha: int) -> LoraWeights:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.backbones._private import progress_bar
 from seg4diff_tools.backbones.checks import check_zeros
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.families._private import progress_bar
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt, check_prompt
 

@@ -217,7 +217,7 @@ def _usable(device: str | None) -> str | None:
 
     if device:
         try:
-            torch.empty(0, device=device)
+            torch.empty(0, dtype=torch.float32, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(f"device {device!r} cannot be used here ({reason}): leave out --device") from error

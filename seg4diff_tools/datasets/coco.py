@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.datasets.files import as_folder, open_photograph, open_png, read_captions, read_json
 from seg4diff_tools.datasets.folders import Labeled, Labels
 from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.datasets.samples import LabeledImage
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.indices import LazySequence
+
+with named_extra():
+    from pycocotools.coco import COCO
 
 
 @dataclass(frozen=True)

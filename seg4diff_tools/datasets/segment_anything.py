@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as rle
 
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.datasets.files import as_folder, open_photograph, read_captions, read_json, visible_files
 from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.datasets.samples import LabeledImage
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.indices import LazySequence
+
+with named_extra():
+    from pycocotools import mask as rle
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import PartialState
 from jaxtyping import Float, Int
 
 from seg4diff_tools._runs import processes, replace_file
 from seg4diff_tools.attention.operators import chunks
 from seg4diff_tools.datasets.opened import OpenedSample, open_sample
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.errors import CheckpointError, InputError, named_extra
+
+with named_extra():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 COUNTS = "counts"
 """Name of the folder of Parquet files in a run folder."""

@@ -72,7 +72,7 @@ def grouping_scores(
     prompt = backbone.encode_prompt("", zero_tokens=zero_tokens)
     tokens = prompt.indices(*kinds)
     totals = torch.zeros(len(wanted), len(thresholds), classes + 1, classes + 1, dtype=torch.int64)
-    counts = torch.zeros(len(wanted), len(thresholds))
+    counts = torch.zeros(len(wanted), len(thresholds), dtype=torch.float32)
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping")):
         picture = open_sample(sample, index).picture
         target = true_classes(sample.label_map, sample.class_names, vocabulary)

@@ -91,7 +91,7 @@ def match(
     count = max(classes, int(groups.max()) + 1)
     overlaps = confusion(groups, target, count, ignore)
     true, found = linear_sum_assignment(overlaps.cpu().numpy(), maximize=True)
-    names = torch.full((count,), classes, device=groups.device)
+    names = torch.full((count,), classes, dtype=torch.int64, device=groups.device)
     for name, group in zip(true.tolist(), found.tolist(), strict=True):
         if overlaps[name, group] > 0:
             names[group] = name

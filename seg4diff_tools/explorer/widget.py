@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import ipywidgets
 import matplotlib
 import numpy as np
 import PIL.Image
@@ -22,10 +20,14 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.colors import to_hex
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.explorer.maps import AXES, MapSource, content_words, quantize
 from seg4diff_tools.explorer.page import STORED, module, page, style
 from seg4diff_tools.plotting.static import class_colors
+
+with named_extra():
+    import anywidget
+    import ipywidgets
 
 
 class SettingError(InputError, traitlets.TraitError):

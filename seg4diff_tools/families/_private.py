@@ -1,7 +1,6 @@
-"""Every touch of private diffusers and PyTorch API of `families` and `attention`: the one file that an upgrade may
-open.
+"""Every touch of private API of diffusers, PyTorch and accelerate: the one file that an upgrade may have to change.
 
-`tests/test_private.py` has a test for each function here, and says which release moved what.
+`tests/test_private.py` tests each private name, says what breaks without it, and finds such names in other modules.
 """
 
 import sys
@@ -13,12 +12,15 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 
 _COMPUTING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn", "autograd", "optim", "_tensor.py")) + (
     str(Path(sys.modules["diffusers"].__file__ or "").parent),
 )
+CONFIG_ATTRIBUTE = "_internal_dict"
+"""Attribute in which diffusers' models keep their configuration."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
@@ -62,14 +64,19 @@ def sampling_loop(transformer: nn.Module) -> SamplingLoop | None:
     The pipeline is found on the stack, not passed: pipelines that share a transformer (`from_pipe`) each keep the
     settings of their own last call.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in _callers(sys._getframe(1)):
         if frame.f_code.co_name == "__call__":
             pipe = frame.f_locals.get("self")
             if not isinstance(pipe, nn.Module) and unwrapped(getattr(pipe, "transformer", None)) is transformer:
                 return _loop_of(pipe, frame.f_locals)
-        frame = frame.f_back
     return None
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those of its callers, innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
@@ -97,13 +104,8 @@ def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
 
 
 def is_computing(thread: int) -> bool:
-    """Whether a thread (by its ident) is inside of PyTorch's modules or a diffusers pipeline at this moment."""
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(_COMPUTING):
-            return True
-        frame = frame.f_back
-    return False
+    """Whether a thread, given by its ident, runs PyTorch's modules or diffusers at this moment."""
+    return any(frame.f_code.co_filename.startswith(_COMPUTING) for frame in _callers(sys._current_frames().get(thread)))
 
 
 class _Hook:
@@ -204,3 +206,53 @@ def unpatchify(pipe: Any, latents: Tensor) -> Tensor:
 def ovis_message(pipe: Any, text: str) -> str:
     """Put a prompt into Ovis-Image's chat template."""
     return pipe._get_messages(text)[0]
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """Return the device that a pipeline computes on, offloaded or not."""
+    return pipe._execution_device
+
+
+def scheduler_shift(scheduler: Any) -> float | None:
+    """Return the shift that `scheduler.set_shift` sets beside the configuration; None if it has none."""
+    return getattr(scheduler, "_shift", None)
+
+
+@contextmanager
+def progress_bar(pipe: Any, shown: bool) -> Iterator[None]:
+    """Show or hide a pipeline's progress bar inside the `with`."""
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**((before or {}) | {"disable": not shown}))
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
+
+
+def forward_hooks(module: nn.Module) -> list[Any]:
+    """Return the forward pre-hooks and forward hooks of a module, in order."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def diffusers_hooks(module: nn.Module) -> dict[str, Any]:
+    """Return diffusers' own hooks on a module by name, such as caches and layerwise casting."""
+    return getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+
+
+def foreach(name: str) -> Callable[..., Any]:
+    """Return an operator on lists of tensors, such as "lerp_"; PyTorch's optimizers use the same ones."""
+    return getattr(torch, f"_foreach_{name}")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 matrices."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def allow_precision(precision: str) -> None:
+    """Let the next Accelerator use this mixed precision; accelerate keeps that of a process's first one otherwise."""
+    if AcceleratorState._shared_state.get("_mixed_precision") != precision:
+        AcceleratorState._reset_state()

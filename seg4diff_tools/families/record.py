@@ -228,4 +228,5 @@ class Family:
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
         """Timesteps from 0 to 1000 of a forward, on the CPU."""
         start, slope = self.timestep_affine
-        return (torch.as_tensor(inputs[self.timestep]).detach().float().cpu().reshape(-1) - start) / slope
+        times = torch.as_tensor(inputs[self.timestep], dtype=torch.float32, device="cpu").detach()
+        return (times.reshape(-1) - start) / slope

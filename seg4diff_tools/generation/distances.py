@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.generation.clip import Clip, ImageVectors
 from seg4diff_tools.images import ImageLike
+
+with named_extra():
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> ImageVectors:

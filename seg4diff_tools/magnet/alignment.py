@@ -28,11 +28,11 @@ class ConvHead(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
+            nn.Conv2d(1, width, 3, padding=1, dtype=torch.float32),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1, dtype=torch.float32),
             nn.ReLU(),
-            nn.Conv2d(width, 1, 3, padding=1),
+            nn.Conv2d(width, 1, 3, padding=1, dtype=torch.float32),
         )
 
     def forward(self, maps: Float[Tensor, "map y x"]) -> Float[Tensor, "map y x"]:
@@ -66,7 +66,7 @@ def mask_logits(
     weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
     if config.conv_first:
         # a map for each token: the mean over a class's tokens follows the convolution
-        weights = torch.eye(len(columns))
+        weights = torch.eye(len(columns), dtype=torch.float32)
     reading: Normalize = "scores" if config.reading == "scores" else "softmax"
     maps = span_maps(call, "i2t", reading, ["mean"], columns, weights.to(call.query.device))[:, 0]
     if config.conv_first:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import cast_training_params
@@ -35,6 +34,7 @@ from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
+from seg4diff_tools.families._private import allow_precision
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import MagnetConfig
@@ -144,9 +144,7 @@ def _accelerator(
     backbone: Backbone, folder: Path, mixed_precision: str | None, tensorboard: bool, unused: bool
 ) -> Accelerator:
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # accelerate keeps the precision of this process's first run, and refuses another one
-    if AcceleratorState._shared_state.get("_mixed_precision") != precision:
-        AcceleratorState._reset_state()
+    allow_precision(precision)
     try:
         return Accelerator(
             cpu=backbone.device.type == "cpu",
@@ -263,7 +261,7 @@ class _Run:
         batch = [self._target(number) for number in range(start, start + self.share)]
         unnamed = sum(one.unnamed for one in batch)
         # masks of one forward, on average over the whole batch: so cuts change nothing
-        masks = torch.tensor(float(sum(len(one.masks) for one in batch)), device=accelerator.device)
+        masks = torch.tensor(sum(len(one.masks) for one in batch), dtype=torch.float32, device=accelerator.device)
         count = accelerator.reduce(masks, "mean").item() * self.at_once / self.share
         for at in range(0, self.share, self.at_once):
             numbers = range(start + at, start + at + self.at_once)

@@ -40,7 +40,8 @@ def focal_loss(
     chance = logits if focal == "released" else logits.sigmoid()
     missed = torch.where(masks, 1 - chance, chance)
     entropy = binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return (torch.where(masks, alpha, 1 - alpha) * missed**gamma * entropy).mean(-1)
+    weights = torch.full_like(missed, 1 - alpha).masked_fill(masks, alpha)
+    return (weights * missed**gamma * entropy).mean(-1)
 
 
 def dice_loss(logits: Logits, masks: Masks) -> Float[Tensor, " mask"]:

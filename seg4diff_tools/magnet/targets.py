@@ -158,8 +158,8 @@ def noise(
         Noise, and sigma from 0 to 1.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + number)
-    drawn = torch.randn(*shape, generator=generator)
-    level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator)).sigmoid()
+    drawn = torch.randn(*shape, generator=generator, dtype=torch.float32)
+    level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator, dtype=torch.float32)).sigmoid()
     shift = _shift(backbone, config.size)
     return drawn, shift * level / (1 + (shift - 1) * level)
 

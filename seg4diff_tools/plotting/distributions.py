@@ -6,12 +6,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from seg4diff_tools.datasets.labels import check_names
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.plotting.checks import OKABE_ITO, closed, numbers, require_columns
+
+with named_extra():
+    import seaborn as sns
 
 
 def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = None, *, title: str = "") -> Figure:

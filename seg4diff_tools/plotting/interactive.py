@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.plotting.checks import OKABE_ITO, require_columns
+
+with named_extra():
+    import plotly.graph_objects as go
 
 AXES = {
     "layer": "layer (from 0)",

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 from PIL import Image
-from plotly.subplots import make_subplots
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.images import ImageLike, open_images
 from seg4diff_tools.plotting.checks import Maps, reduced_maps
 from seg4diff_tools.plotting.interactive import finished
+
+with named_extra():
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
 
 # largest sides of maps and pictures, of which such a figure holds many
 MAP_SIDE, PICTURE_SIDE = 32, 160

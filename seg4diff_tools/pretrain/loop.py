@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import append_row, truncate_log
 from seg4diff_tools.errors import CheckpointError
+from seg4diff_tools.families._private import foreach
 from seg4diff_tools.pretrain.config import StageConfig
 from seg4diff_tools.pretrain.muon import BatchedMuon
 from seg4diff_tools.pretrain.speed import Speed
@@ -129,7 +130,7 @@ def _moving_average(decay: float) -> Callable[[Iterable[Tensor], Iterable[Tensor
 
     def update(averaged: Iterable[Tensor], current: Iterable[Tensor], updates: Tensor | int) -> None:
         done = int(updates)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + done) / (10 + done)))
+        foreach("lerp_")(list(averaged), list(current), 1 - min(decay, (1 + done) / (10 + done)))
 
     return torch.no_grad()(update)
 

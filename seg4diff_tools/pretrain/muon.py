@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from seg4diff_tools.families._private import foreach
+
 _COEFFICIENTS, _STEPS, _EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
@@ -51,9 +53,9 @@ class BatchedMuon(Optimizer):
                     self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
             gradients = [weight.grad for weight in weights]
             means = [self.state[weight]["momentum_buffer"] for weight in weights]
-            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, means, group["momentum"])
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            foreach("lerp_")(means, gradients, 1 - group["momentum"])
+            ahead = foreach("lerp")(gradients, means, group["momentum"])
+            foreach("mul_")(weights, 1 - group["lr"] * group["weight_decay"])
             self._add(weights, ahead, group["lr"], group["chunks"])
 
     def _add(self, weights: list[Tensor], updates: Iterable[Tensor], rate: float, chunks: int) -> None:
@@ -66,7 +68,7 @@ class BatchedMuon(Optimizer):
         for (_, columns), pairs in stacks.items():
             found = orthogonalize(torch.stack([part for _, part in pairs]).to(self.dtype))
             targets = [target for target, _ in pairs]
-            torch._foreach_add_(targets, list(found.to(targets[0].dtype)), alpha=-0.2 * rate * columns**0.5)
+            foreach("add_")(targets, list(found.to(targets[0].dtype)), alpha=-0.2 * rate * columns**0.5)
 
 
 def orthogonalize(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack rows columns"]:

@@ -13,17 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL.Image import Image
-from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm.auto import trange
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.evaluation import SCORES, layer_step_sweep
 from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
 from seg4diff_tools.scenes import Scene, SceneConfig, Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
 from seg4diff_tools.segmentation.options import OpenVocabulary
+
+with named_extra():
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
 PAPER_STEP = 8
 """Steps from the end, of 28, at which the paper segments."""

@@ -11,6 +11,8 @@ from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from seg4diff_tools.families._private import cpu_has_bf16
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -56,7 +58,7 @@ def fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 matrices faster than fp32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cpu" and cpu_has_bf16()
 
 
 def has_compiler(device: torch.device) -> bool:

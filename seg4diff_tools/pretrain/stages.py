@@ -96,7 +96,7 @@ class ClipStage:
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         images, plans = scene_batch(indices, self.config.scenes, self.device)
         order = np.random.default_rng(indices.start)
-        draws = EMPTY + (1 - EMPTY) * torch.rand(len(plans), generator=generator)
+        draws = EMPTY + (1 - EMPTY) * torch.rand(len(plans), generator=generator, dtype=torch.float32)
         rich = self.config.scenes.captions == "rich"
         prompts = [prompt_of(p, draw.item(), order, rich) for p, draw in zip(plans, draws, strict=True)]
         tokens = self.tokenizer(prompts, padding=True, return_tensors="pt").input_ids.to(self.device)
@@ -134,7 +134,7 @@ class VaeStage:
         top, left = torch.randint(side + 1, (2,), generator=generator).tolist()
         images = images[..., top : top + side, left : left + side].contiguous(memory_format=torch.channels_last)
         posterior = self.model.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
+        noise = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32).to(self.device)
         decoded = self.model.decode(posterior.mean + posterior.std * noise).sample
         error, squares = (decoded - images).abs().mean(), (decoded - images).square().mean()
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -216,8 +216,8 @@ class TransformerStage:
         prompts, thinned = self._prompts(plans, indices.start, generator)
         with torch.no_grad():
             text, pooled, counts = self._encode(prompts, thinned, min(1.0, indices.start / self.CROWDED), generator)
-        noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        normal = torch.randn(len(latents), generator=generator).sigmoid().to(self.device)
+        noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32).to(self.device)
+        normal = torch.randn(len(latents), generator=generator, dtype=torch.float32).sigmoid().to(self.device)
         sigma = recipe.shift * normal / (1 + (recipe.shift - 1) * normal)
         mix = sigma[:, None, None, None]
         velocity = self._predict((1 - mix) * latents + mix * noise, sigma, text, pooled, counts.log()).float()
@@ -243,7 +243,7 @@ class TransformerStage:
             "return_dict": False,
         }
         tokens = noised.shape[-1] * noised.shape[-2] // 4
-        bias = torch.cat([torch.zeros(tokens, device=self.device), log_counts])
+        bias = torch.cat([torch.zeros(tokens, dtype=torch.float32, device=self.device), log_counts])
         if self.speed:
             return self.model(joint_attention_kwargs={"key_bias": bias}, **inputs)[0]
         with intercept(self.model, key_bias=bias):
@@ -284,13 +284,13 @@ class TransformerStage:
     def _prompts(self, plans: Sequence[Plan], first: int, generator: torch.Generator) -> tuple[list[str], bool]:
         """Prompts of a batch, and whether its pads are thinned; lists of classes stand in the other batches alone."""
         order, scenes, recipe = np.random.default_rng(first), self.config.scenes, self.config.recipe
-        draws = torch.rand(len(plans), generator=generator).tolist()
+        draws = torch.rand(len(plans), generator=generator, dtype=torch.float32).tolist()
         crowd = min(1.0, first / self.CROWDED)
-        thinned = bool(crowd * torch.rand((), generator=generator) < self.THINNED)
+        thinned = bool(crowd * torch.rand((), generator=generator, dtype=torch.float32) < self.THINNED)
         rich = scenes.captions == "rich"
         prompts = [prompt_of(p, draw, order, rich) for p, draw in zip(plans, draws, strict=True)]
         if recipe.lists and not thinned:
-            listed = (torch.rand(len(plans), generator=generator) < recipe.lists).tolist()
+            listed = (torch.rand(len(plans), generator=generator, dtype=torch.float32) < recipe.lists).tolist()
             prompts = [
                 list_of(p, scenes, order) if long else told
                 for p, told, long in zip(plans, prompts, listed, strict=True)
@@ -304,15 +304,17 @@ class TransformerStage:
         ids = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         encoded = self.text(ids.to(self.device), output_hidden_states=True)
         text = encoded.hidden_states[-2]
-        counts = torch.ones(MAX_TOKENS)
+        counts = torch.ones(MAX_TOKENS, dtype=torch.float32)
         if thinned and self._words(ids) <= self.config.recipe.columns:
             kept, counts = self._thin(generator)
             text = text[:, kept.to(self.device)]
-        zeros = math.exp(torch.empty(()).uniform_(math.log(32), math.log(384), generator=generator))
+        zeros = math.exp(
+            torch.empty((), dtype=torch.float32).uniform_(math.log(32), math.log(384), generator=generator)
+        )
         text = torch.cat([torch.cat([text, text], -1), text.new_zeros(len(text), 1, 2 * text.shape[-1])], 1)
-        told = (torch.rand(len(text), 1, generator=generator) >= self.UNPOOLED).to(text)
+        told = (torch.rand(len(text), 1, generator=generator, dtype=torch.float32) >= self.UNPOOLED).to(text)
         pooled = torch.cat([encoded.text_embeds, encoded.text_embeds], -1) * told
-        return text, pooled, torch.cat([counts, torch.tensor([zeros])]).to(self.device) ** crowd
+        return text, pooled, torch.cat([counts, torch.tensor([zeros], dtype=torch.float32)]).to(self.device) ** crowd
 
     def _words(self, ids: Int[Tensor, "batch tokens"]) -> int:
         """Columns up to the end of the longest prompt."""
@@ -325,7 +327,7 @@ class TransformerStage:
         """
         words = self.config.recipe.columns
         pads = words + torch.randperm(MAX_TOKENS - words, generator=generator)[: self.PADS].sort().values
-        counts = torch.ones(words + len(pads))
+        counts = torch.ones(words + len(pads), dtype=torch.float32)
         counts[words:] = (MAX_TOKENS - words) / len(pads)
         return torch.cat([torch.arange(words), pads]), counts
 

@@ -315,12 +315,12 @@ def _second_pass(
 ) -> ImageMaps:
     """Prompt again with the classes that won enough of the image tokens; the maps of the others are NaN."""
     owners = torch.tensor([index for _, index in columns], device=maps.device)
-    won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)) / maps[0].numel()
+    won = owners[masks.label_map(maps)].flatten().bincount(minlength=len(names)).float() / maps[0].numel()
     kept = [i for i, name in enumerate(names) if won[i] >= options.second_pass or name == BACKGROUND]
     kept = kept if set(kept) & set(owners.tolist()) else [int(won.argmax()), *kept]
     once = replace(options, second_pass=0.0, classes_per_prompt=None)
     (found,) = image_maps(work, [image], [[names[i] for i in kept]], once, batch=batch)
-    everything = torch.full((len(names), *found.maps.shape[1:]), torch.nan, device=found.maps.device)
+    everything = found.maps.new_full((len(names), *found.maps.shape[1:]), torch.nan)
     everything[kept] = found.maps
     return ImageMaps(everything, torch.tensor(kept, device=found.labels.device)[found.labels], found.prompts)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, named_extra
 
 Merging = Literal["published", "released"]
 
@@ -93,7 +93,8 @@ def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Ima
     Source: He and Sun, "Fast Guided Filter", arXiv 1505.00996, by kornia.
     """
     # a heavy import that nothing else needs
-    from kornia.filters import guided_blur
+    with named_extra():
+        from kornia.filters import guided_blur
 
     large = upsample(maps, (image.height, image.width))
     guide = torch.from_numpy(np.array(image.convert("RGB"))).to(large).permute(2, 0, 1)[None] / 255
