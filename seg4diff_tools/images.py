@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seg4diff_tools._runs import as_path
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.indices import as_int
 
 ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
@@ -143,8 +143,7 @@ def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize"
     Raises:
         InputError: another `fit`.
     """
-    if fit not in ("resize", "crop"):
-        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}")
+    one_of(fit, "fit", ("resize", "crop"))
     height, width = size
     if image.size == (width, height):
         return image

@@ -8,39 +8,19 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
 
 IGNORE = 255
 """Label of the pixels to leave out of a score."""
-
-
-def check_names(class_names: Sequence[str], name: str = "class_names") -> tuple[str, ...]:
-    """Return class names as a tuple.
-
-    Args:
-        class_names: of one image or of a whole set, at least none, each one once.
-        name: of the argument, for the error.
-
-    Raises:
-        InputError: one text in place of a list, something that is no text, or a name twice.
-    """
-    if isinstance(class_names, str) or not isinstance(class_names, (Sequence, np.ndarray)):
-        raise InputError(f"expected {name} as a list of names, got {class_names!r}: pass {name}=['cat', 'dog']")
-    names = tuple(class_names)
-    if wrong := [value for value in names if not isinstance(value, str)]:
-        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}=['cat', 'dog']")
-    if len(set(names)) < len(names):
-        raise InputError(f"expected {name}, each one once, got {list(names)}: name each one once")
-    return names
 
 
 def check_image_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Return the class names of one image, of which there are fewer than `IGNORE`, so that this value is no class.
 
     Raises:
-        InputError: as `check_names`, or too many names.
+        InputError: no list of names, each one once, or too many names.
     """
-    names = check_names(class_names)
+    names = as_names(class_names, "class_names", empty=True)
     if len(names) > IGNORE:
         raise InputError(
             f"expected at most {IGNORE} classes in one image, since label {IGNORE} means ignore, got {len(names)}: "

@@ -1,6 +1,5 @@
 """From attention maps to masks: the pure tensor steps of Seg4Diff's open-vocabulary segmentation (Eq 9 to 12)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,39 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.indices import as_float, as_int
 
 Merging = Literal["published", "released"]
-
-
-def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token class"]:
-    """Return the averaging matrix of class spans: a row of token values times it is the mean over each class's tokens.
-
-    Args:
-        spans: for each class, the indices of its tokens, 0 to tokens - 1.
-        tokens: how many tokens there are.
-
-    Returns:
-        Matrix whose columns sum to 1.
-
-    Raises:
-        InputError: no class, a class without tokens, or an index out of range.
-
-    Source: Seg4Diff, arXiv 2509.18096, equation 10 (mean over the tokens of a class).
-    """
-    if not spans:
-        raise InputError("expected the token span of at least one class, got none: pass one span for each class")
-    weights = torch.zeros(tokens, len(spans), dtype=torch.float32)
-    for column, span in enumerate(spans):
-        if len(span) == 0:
-            raise InputError(f"expected tokens for every class, got an empty span for class {column}: drop that class")
-        if min(span) < 0 or max(span) >= tokens:
-            raise InputError(
-                f"expected token indices from 0 to {tokens - 1}, got {tuple(span)} for class {column}: "
-                "take the span from the prompt that made these maps"
-            )
-        weights[list(span), column] = 1 / len(span)
-    return weights
 
 
 def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
@@ -130,7 +100,7 @@ def label_map(
     if nan.any():
         unread = nan.flatten(-2).all(-1)
         if not torch.equal(nan, unread[..., None, None].expand_as(nan)) or unread.all(-1).any():
-            raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
+            raise InputError("expected class maps without NaN, got some: run the model in float32 or bfloat16")
         maps = maps.nan_to_num(nan=torch.finfo(maps.dtype).max)
     # Class by class this is several times faster on a CPU than argmax over a strided axis, and needs less memory.
     first, *others = maps.unbind(-3)
@@ -170,12 +140,10 @@ def merge_maps(
     Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg
     (Tian et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
-    if len(maps) == 0 or threshold < 0:
-        raise InputError(
-            f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}: pass 0.035"
-        )
-    if merging not in ("published", "released"):
-        raise InputError(f"expected merging='published' or merging='released', got {merging!r}: pass one of them")
+    if len(maps) == 0:
+        raise InputError("expected at least one map, got none: pass the maps of some text tokens")
+    threshold, rounds = as_float(threshold, "threshold"), as_int(rounds, "rounds", 1)
+    one_of(merging, "merging", ("published", "released"))
     released = merging == "released"
     # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
     exact = torch.float32 if maps.device.type == "mps" else torch.float64

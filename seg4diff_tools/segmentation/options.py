@@ -1,7 +1,6 @@
 """Options of segmentation: one frozen object each for open-vocabulary and for unsupervised segmentation."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -10,12 +9,12 @@ from types import FunctionType
 from typing import Any, Literal, SupportsIndex
 
 from seg4diff_tools.caching import fingerprint
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names, one_of
 from seg4diff_tools.images import Fit, Size
-from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.indices import as_float, as_indices, as_int
 from seg4diff_tools.prompts import Kind
 from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES, Attribution
-from seg4diff_tools.segmentation.class_maps import Direction, Normalize
+from seg4diff_tools.segmentation.class_maps import DIRECTIONS, NORMALIZATIONS, Direction, Normalize
 from seg4diff_tools.segmentation.masks import Merging
 
 BACKGROUND = "background"
@@ -93,33 +92,34 @@ class OpenVocabulary:
 
     def __post_init__(self) -> None:
         if not callable(self.method):
-            _one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
+            one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
         _common(self)
         if self.heads != "mean":
-            _one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
+            one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
             _set(self, "heads", tuple(as_indices(self.heads, "heads")))
-        _one_of(self.direction, "direction", ("i2t", "t2i"))
-        _one_of(self.normalize, "normalize", ("softmax", "scores"))
-        _one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
+        one_of(self.direction, "direction", DIRECTIONS)
+        one_of(self.normalize, "normalize", NORMALIZATIONS)
+        one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
         for name in ("minmax", "merge_scaled", "prompt_sets", "cut_prompt"):
-            _one_of(getattr(self, name), name, (False, True))
+            one_of(getattr(self, name), name, (False, True))
         _set(self, "tiles", as_int(self.tiles, "tiles", 1))
         if self.classes_per_prompt is not None:
             _set(self, "classes_per_prompt", as_int(self.classes_per_prompt, "classes_per_prompt", 1))
-        _set(self, "second_pass", _number(self.second_pass, "second_pass"))
+        _set(self, "second_pass", as_float(self.second_pass, "second_pass"))
         if not self.second_pass < 1:
             raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}: pass 0.05")
         if not isinstance(self.synonyms, Mapping):
             raise InputError(
                 f"expected synonyms as a dict such as {{'cat': ('cat', 'kitten')}}, got {self.synonyms!r}: pass a dict"
             )
-        _set(self, "synonyms", {name: _words(words, f"synonyms of {name!r}") for name, words in self.synonyms.items()})
+        words = {name: as_names(words, f"synonyms[{name!r}]") for name, words in self.synonyms.items()}
+        _set(self, "synonyms", words)
         if isinstance(self.background, Real):
-            _set(self, "background", _number(self.background, "background"))
+            _set(self, "background", as_float(self.background, "background"))
         elif isinstance(self.background, str):
-            _one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
+            one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
         else:
-            _set(self, "background", _words(self.background, "background"))
+            _set(self, "background", as_names(self.background, "background"))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -132,7 +132,7 @@ class OpenVocabulary:
                 f"leave {'it' if len(changed) == 1 else 'them'} out"
             )
         if isinstance(self.background, float):
-            if not 0 < self.background < math.inf:
+            if not self.background:
                 raise InputError(
                     f"expected background, a number above 0, got {self.background}: pass 1.0 for an even share"
                 )
@@ -183,13 +183,13 @@ class Unsupervised:
         _common(self)
         if not isinstance(self.prompt, str):
             raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
-        _set(self, "kinds", _words(self.kinds, "kinds"))
+        _set(self, "kinds", as_names(self.kinds, "kinds"))
         for kind in self.kinds:
-            _one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
-        _set(self, "threshold", _number(self.threshold, "threshold"))
+            one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
+        _set(self, "threshold", as_float(self.threshold, "threshold"))
         _set(self, "rounds", as_int(self.rounds, "rounds", 1))
-        _one_of(self.merging, "merging", ("published", "released"))
-        _one_of(self.matching, "matching", ("image", "rows"))
+        one_of(self.merging, "merging", ("published", "released"))
+        one_of(self.matching, "matching", ("image", "rows"))
 
 
 Options = OpenVocabulary | Unsupervised
@@ -224,7 +224,7 @@ def option_settings(options: Options) -> dict[str, Any]:
 def _common(options: Options) -> None:
     """Check and normalize the fields that both kinds of options have."""
     if isinstance(options.layers, str):
-        _one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
+        one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
     elif options.layers is not None:
         _set(options, "layers", _layers(options.layers))
     _set(options, "steps", as_int(options.steps, "steps", 1))
@@ -233,7 +233,7 @@ def _common(options: Options) -> None:
     )
     _set(options, "seeds", tuple(as_indices(options.seeds, "seeds")))
     _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
-    _one_of(options.fit, "fit", ("resize", "crop"))
+    one_of(options.fit, "fit", ("resize", "crop"))
     if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
         _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))
     elif options.size is not None:
@@ -249,24 +249,3 @@ def _layers(layers: Any) -> tuple[int | str, ...]:
 
 def _set(options: Options, name: str, value: Any) -> None:
     object.__setattr__(options, name, value)
-
-
-def _one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
-    if not any(type(value) is type(each) and value == each for each in allowed):
-        listed = ", ".join(map(repr, allowed))
-        raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
-        raise InputError(f"expected {name}, a number from 0, got {value!r}: pass a number such as {name}=0.05")
-    return float(value)
-
-
-def _words(words: Any, name: str) -> tuple[str, ...]:
-    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
-        raise InputError(f"expected {name} as a list of at least one word, got {words!r}: pass a list such as ['sky']")
-    for word in words:
-        if not isinstance(word, str) or not word.strip():
-            raise InputError(f"expected {name} as text, got {word!r} among them: pass words")
-    return tuple(words)

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from seg4diff_tools import segmentation
+from seg4diff_tools import evaluation, segmentation
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution, open_segmentation
 
 # untyped, as slips are wrong types
 segment: Any = segmentation.segment
 group: Any = segmentation.group
+grouping_scores: Any = evaluation.grouping_scores
 concept: Any = attribution.concept
 IMAGE = np.zeros((56, 56, 3), np.uint8)
 NAMES = ["cat", "grass"]
@@ -23,6 +25,11 @@ def _segment(**options: Any) -> Callable[[Any], Any]:
 
 def _group(**options: Any) -> Callable[[Any], Any]:
     return lambda backbone: group(backbone, IMAGE, Unsupervised(**{"layers": 1} | options))
+
+
+def _scores(**arguments: Any) -> Callable[[Any], Any]:
+    usual = {"samples": [LabeledImage(IMAGE, ("cat",), np.zeros((56, 56), int))], "thresholds": [0.1], "layers": 1}
+    return lambda backbone: grouping_scores(**{"model": backbone} | usual | arguments)
 
 
 def _saved(backbone: Any, path: str) -> Any:
@@ -37,10 +44,14 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         "expected a model.*got SD3Transformer2DModel",
     ),
     ("model-typo", lambda b: segment("minni", IMAGE, NAMES), "minni"),
-    ("classes-text", lambda b: segment(b, IMAGE, "cat grass"), r"class_names as a list, got 'cat grass': pass"),
-    ("classes-none", lambda b: segment(b, IMAGE, None), "class_names as a list, got None"),
-    ("classes-empty", lambda b: segment(b, IMAGE, []), "class_names, at least one class"),
-    ("classes-numbers", lambda b: segment(b, IMAGE, [1, 2]), r"class_names.*got \[1, 2\]"),
+    (
+        "classes-text",
+        lambda b: segment(b, IMAGE, "cat grass"),
+        "class_names as a list .*got 'cat grass': pass",
+    ),
+    ("classes-none", lambda b: segment(b, IMAGE, None), "class_names as a list of names, got None"),
+    ("classes-empty", lambda b: segment(b, IMAGE, []), "class_names, at least one name, got none: pass"),
+    ("classes-numbers", lambda b: segment(b, IMAGE, [1, 2]), r"class_names.*got 1 in it: pass"),
     ("classes-twice", lambda b: segment(b, IMAGE, ["cat", "cat"]), "got .'cat'. given twice"),
     ("classes-blank", lambda b: segment(b, IMAGE, ["cat", " "], OpenVocabulary(layers=1)), "class"),
     ("image-missing", lambda b: segment(b, "nowhere.png", NAMES, OpenVocabulary(layers=1)), "no image file.*check"),
@@ -58,7 +69,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ),
     ("method-typo", _segment(method="deam"), r"method, one of 'layer', 'daam'.*got 'deam': pass"),
     ("method-none", _segment(method=None), "method, one of.*got None"),
-    ("variant", _segment(method=partial(concept, variant="sd4")), "variant 'sd3'.*got 'sd4': pass"),
+    ("variant", _segment(method=partial(concept, variant="sd4")), "variant, one of 'sd3'.*got 'sd4': pass"),
     ("layers-above", _segment(layers=5), "layers? from 0 to 4.*5"),
     ("layers-numpy-above", _segment(layers=np.arange(6)), "layers? from 0 to 4"),
     ("layers-below", _segment(layers=-1), "layers 0 or more, got -1"),
@@ -90,8 +101,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("background-zero", _segment(background=0.0), "background, a number above 0"),
     ("background-scores", _segment(background=2.0, normalize="scores"), "probabilities with a number for background"),
     ("background-cosine", _segment(background=2.0, method="cosine"), "probabilities with a number for background"),
-    ("synonyms-text", _segment(synonyms={"cat": "kitten"}), "synonyms of 'cat' as a list.*got 'kitten'"),
-    ("synonyms-empty", _segment(synonyms={"cat": ()}), r"synonyms of 'cat' as a list.*got \(\)"),
+    ("synonyms-text", _segment(synonyms={"cat": "kitten"}), r"synonyms\['cat'\] as a list.*got 'kitten': pass"),
+    ("synonyms-empty", _segment(synonyms={"cat": ()}), r"synonyms\['cat'\], at least one name, got none: pass"),
     ("synonyms-list", _segment(synonyms=["cat"]), r"synonyms as a dict.*got \['cat'\]"),
     ("classes-per-prompt", _segment(classes_per_prompt=0), "classes_per_prompt 1 or more, got 0"),
     ("second-pass", _segment(second_pass=1), "second_pass, a share from 0 to less than 1, got 1"),
@@ -104,7 +115,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("kinds-missing", _group(kinds=["word"]), "kinds of text tokens that the prompt '' has"),
     ("prompt", _group(prompt=None), "prompt as text, got None"),
     ("rounds", _group(rounds=0), "rounds 1 or more, got 0"),
-    ("open-missing", lambda b: open_segmentation("nowhere.nc"), "path of a file that Segmentation.save wrote.*check"),
-    ("open-other", lambda b: open_segmentation(__file__), "readable netCDF file, got"),
+    (
+        "open-missing",
+        lambda b: open_segmentation("nowhere.nc"),
+        "segmentation, got nowhere.nc, .*no file: pass",
+    ),
+    ("open-other", lambda b: open_segmentation(__file__), "not a readable netCDF file.*: save it again"),
     ("save-suffix", partial(_saved, path="cat.png"), r"path ending in .nc, got 'cat.png': pass path='cat.nc'"),
 ]
