@@ -64,24 +64,26 @@ def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> 
         raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
 
 
-def as_names(values: Any, name: str, *, empty: bool = False) -> tuple[str, ...]:
+def as_names(values: Any, name: str, *, empty: bool = False, example: str = "['cat', 'grass']") -> tuple[str, ...]:
     """Return names as a tuple.
 
     Args:
         values: the names, each one once.
         name: of the argument, for the error.
         empty: whether there may be none.
+        example: of the argument, for the error.
 
     Raises:
         InputError: one text in place of a list, something in it that is no text or blank, a name twice, or no name.
     """
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise InputError(f"expected {name} as a list of names, got {values!r}: pass {name}=['cat', 'grass']")
+        raise InputError(f"expected {name} as a list of names, got {values!r}: pass {name}={example}")
     names = tuple(values)
     if wrong := [value for value in names if not isinstance(value, str) or not value.strip()]:
-        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}=['cat', 'grass']")
+        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}={example}")
     if not names and not empty:
-        raise InputError(f"expected {name}, at least one name, got none: pass {name}=['cat', 'grass']")
-    if twice := sorted({value for value in names if names.count(value) > 1}):
+        raise InputError(f"expected {name}, at least one name, got none: pass {name}={example}")
+    if len(set(names)) < len(names):
+        twice = sorted({value for value in names if names.count(value) > 1})
         raise InputError(f"expected {name}, each one once, got {twice} given twice: name each one once")
     return names

@@ -153,7 +153,12 @@ def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize"
 
 def _from_tensor(image: Tensor) -> PIL.Image.Image:
     shape = tuple(image.shape)
-    if len(shape) != 3 or shape[0] not in (1, 3) or not (image.is_floating_point() or image.dtype == torch.uint8):
+    if (
+        len(shape) != 3
+        or shape[0] not in (1, 3)
+        or 0 in shape
+        or not (image.is_floating_point() or image.dtype == torch.uint8)
+    ):
         raise InputError(f"expected a float tensor [3 y x] with values from 0 to 1, got {image.dtype} of shape {shape}")
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()

@@ -30,7 +30,7 @@ def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     return int(number)
 
 
-def as_float(value: Any, name: str, low: float = 0, high: float | None = None) -> float:
+def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None) -> float:
     """Return a finite number as a float: Python's own, NumPy's, or a tensor of one.
 
     Args:
@@ -45,8 +45,9 @@ def as_float(value: Any, name: str, low: float = 0, high: float | None = None) -
     number = value.item() if getattr(value, "shape", None) == () else value
     real = isinstance(number, Real) and not isinstance(number, bool) and isfinite(number)
     if not real or number < low or (high is not None and number > high):
-        wanted = f"from {low}" if high is None else f"from {low} to {high}"
-        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass a number such as {name}={low}")
+        wanted = f"from {low:g}" if high is None else f"from {low:g} to {high:g}"
+        example = low if high is None else (low + high) / 2
+        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass a number such as {name}={example:g}")
     return float(number)
 
 

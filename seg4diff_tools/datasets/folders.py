@@ -129,7 +129,7 @@ def folder(
     stuff = as_names((background,) if isinstance(background, str) else background, "background", empty=True)
     if unknown := sorted(set(stuff) - set(names)):
         raise InputError(f"expected background among the class_names, got {unknown} outside them: add them there")
-    ignore = as_int(ignore, "ignore", -(1 << 31))
+    ignore = as_int(ignore, "ignore", -(1 << 31), (1 << 31) - 1)
     if 0 <= ignore < len(names):
         raise InputError(
             f"expected an ignore value that is no class of {len(names)}, got ignore={ignore}, which is "

@@ -9,6 +9,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.indices import as_int
 
 IGNORE = 255
 """Label of the pixels to leave out of a score."""
@@ -60,13 +61,17 @@ def renumber(
     Raises:
         InputError: a class that the vocabulary lacks, a value without a name, or an ignore label that is a class.
     """
+    names, vocabulary = as_names(names, "names", empty=True), as_names(vocabulary, "vocabulary", empty=True)
+    ignore = as_int(ignore, "ignore", -(1 << 31), (1 << 31) - 1)
+    if not isinstance(label_map, Tensor) or label_map.is_floating_point():
+        label_map = torch.from_numpy(label_array(label_map))
     if missing := [name for name in names if name not in vocabulary]:
         raise InputError(f"expected every class in the vocabulary, got {missing} outside it: add them to it")
     if 0 <= ignore < len(vocabulary):
         raise InputError(
             f"expected an ignore label that is no class of {len(vocabulary)}, got {ignore}: pass ignore=-1"
         )
-    numbers = [list(vocabulary).index(name) for name in names] + [ignore]
+    numbers = [vocabulary.index(name) for name in names] + [ignore]
     table = torch.tensor(numbers, dtype=torch.int64, device=label_map.device)
     values = label_map.long()
     check_labels(values, len(names), ignore)

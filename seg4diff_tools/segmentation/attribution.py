@@ -20,7 +20,8 @@ from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.forwards import observe
-from seg4diff_tools.errors import one_of
+from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
 
@@ -100,6 +101,8 @@ def cosine(
     Returns:
         Cosines, mean over each class's tokens and over layers.
     """
+    one_of(image, "image", get_args(Features), "image='key'")
+    one_of(text, "text", get_args(Features), "text='key'")
 
     def see(call: JointAttention, spans: Spans) -> Maps:
         places = normalize(_tokens(call, image, "image"), dim=-1)
@@ -225,7 +228,7 @@ def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
     Returns:
         I2I^times @ maps, where I2I is the mean over heads, its rows brought to a sum of 1.
     """
-    for _ in range(times):
+    for _ in range(as_int(times, "times", 0)):
         maps = torch.cat(
             [maps.to(part) @ (part / part.sum(-1, keepdim=True)).mT for _, part in image_rows(call)], dim=-1
         )
@@ -331,12 +334,16 @@ def read(
         fp32, classes in the order of the prompts.
 
     Raises:
-        InputError: a layer or step out of range.
+        InputError: a layer or step out of range, or a function that returns something else than class maps.
     """
     function = ATTRIBUTIONS[method] if isinstance(method, str) else method
     noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
-    maps = function(backbone, noisy, timestep, prompts, layers)
-    return maps.mean(0).float().unflatten(-1, backbone.token_grid(latents))
+    maps, grid = function(backbone, noisy, timestep, prompts, layers), backbone.token_grid(latents)
+    shape = len(noisy), sum(len(prompt.classes) for prompt in prompts), grid[0] * grid[1]
+    if not isinstance(maps, Tensor) or maps.shape != shape:
+        found = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"expected of method maps [step class image] of shape {shape}, got {found}: return such maps")
+    return maps.mean(0).float().unflatten(-1, grid)
 
 
 def _layer_maps(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.images import as_size
 from seg4diff_tools.indices import as_float, as_int
 
 Merging = Literal["published", "released"]
@@ -26,6 +27,7 @@ def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
 
     Source: Seg4Diff, arXiv 2509.18096, table 5 (the paper's best row does without).
     """
+    _check(maps, "y x")
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     extent = high - low
     return (maps - low) / torch.where(extent > 0, extent, 1)
@@ -41,10 +43,13 @@ def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> 
     Returns:
         Maps on pixels; corners of the two grids are not aligned, as in image resizing.
 
+    Raises:
+        InputError: no float tensor of maps, or no height and width from 1 pixel.
+
     Source: Seg4Diff, arXiv 2509.18096, equation 11.
     """
-    if min(size) < 1:
-        raise InputError(f"expected size, a height and width of at least 1 pixel, got {size}: pass (height, width)")
+    size = as_size(size)
+    _check(maps, "y x")
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
@@ -92,10 +97,11 @@ def label_map(
         everywhere, as it is for argmax in the released code.
 
     Raises:
-        InputError: other maps that hold NaN, for which no class is the largest.
+        InputError: no float tensor of maps, or other maps that hold NaN, for which no class is the largest.
 
     Source: Seg4Diff, arXiv 2509.18096, equation 12, after equation 11 where a size is given.
     """
+    _check(maps, "class y x")
     nan = maps.isnan()
     if nan.any():
         unread = nan.flatten(-2).all(-1)
@@ -140,8 +146,9 @@ def merge_maps(
     Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg
     (Tian et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
-    if len(maps) == 0:
-        raise InputError("expected at least one map, got none: pass the maps of some text tokens")
+    _check(maps, "token y x")
+    if maps.isnan().any():
+        raise InputError("expected maps without NaN, got some: run the model in float32 or bfloat16")
     threshold, rounds = as_float(threshold, "threshold"), as_int(rounds, "rounds", 1)
     one_of(merging, "merging", ("published", "released"))
     released = merging == "released"
@@ -168,6 +175,14 @@ def merge_maps(
         if len(groups) == len(near):
             break
     return logs.exp().float().unflatten(-1, maps.shape[-2:]), members.argmax(0)
+
+
+def _check(maps: Tensor, axes: str) -> None:
+    """Refuse what is no tensor of floats with at least these axes, none of them empty."""
+    shape = tuple(getattr(maps, "shape", ()))
+    if not isinstance(maps, Tensor) or not maps.is_floating_point() or len(shape) < len(axes.split()) or 0 in shape:
+        found = f"{maps.dtype} of shape {shape}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"expected maps as a float tensor [{axes}], none of them empty, got {found}: pass such maps")
 
 
 def _stretched_over_tokens(maps: Float[Tensor, "token y x"]) -> Float[Tensor, "token y x"]:

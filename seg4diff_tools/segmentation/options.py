@@ -1,5 +1,6 @@
 """Options of segmentation: one frozen object each for open-vocabulary and for unsupervised segmentation."""
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -36,7 +37,7 @@ class OpenVocabulary:
             times=4)`.
         layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
         steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
-        steps: length of the schedule.
+        steps: length of the schedule, 1 to 1000.
         seeds: of the noise; maps of several are averaged.
         heads: "mean" over all heads (equation 9), or the heads to average. Heads, direction and normalize belong to the
             methods "layer" and "daam".
@@ -59,7 +60,7 @@ class OpenVocabulary:
             centered square, as the paper says, and the label map covers that square.
         size: height and width in pixels at which the model reads the image, or the side of a square; None for its own.
         tiles: 2 also reads nine overlapping windows of half the image's side, each at full resolution; n reads
-            (2 n - 1)^2 windows. Maps are averaged.
+            (2 n - 1)^2 windows, up to n = 16. Maps are averaged.
         upsampling: "bilinear" (equation 11), or "guided": bilinear, then a guided filter along edges of the image.
         background: what stands for the class "background". "word": the word itself, as in the released code; several
             words: the best of them; a number: pixels where no class gets that many times an even share of attention.
@@ -91,18 +92,21 @@ class OpenVocabulary:
     background: Literal["word"] | Sequence[str] | float = "word"
 
     def __post_init__(self) -> None:
-        if not callable(self.method):
-            one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
+        if callable(self.method):
+            _check_function(self.method)
+        else:
+            one_of(self.method, "method", METHODS, "one of them, or a function of the kind of attribution.refined")
         _common(self)
-        if self.heads != "mean":
-            one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
+        if isinstance(self.heads, str):
+            one_of(self.heads, "heads", ("mean",), "'mean', or a number such as heads=0")
+        else:
             _set(self, "heads", tuple(as_indices(self.heads, "heads")))
         one_of(self.direction, "direction", DIRECTIONS)
         one_of(self.normalize, "normalize", NORMALIZATIONS)
         one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
         for name in ("minmax", "merge_scaled", "prompt_sets", "cut_prompt"):
             one_of(getattr(self, name), name, (False, True))
-        _set(self, "tiles", as_int(self.tiles, "tiles", 1))
+        _set(self, "tiles", as_int(self.tiles, "tiles", 1, 16))
         if self.classes_per_prompt is not None:
             _set(self, "classes_per_prompt", as_int(self.classes_per_prompt, "classes_per_prompt", 1))
         _set(self, "second_pass", as_float(self.second_pass, "second_pass"))
@@ -112,12 +116,13 @@ class OpenVocabulary:
             raise InputError(
                 f"expected synonyms as a dict such as {{'cat': ('cat', 'kitten')}}, got {self.synonyms!r}: pass a dict"
             )
+        as_names(tuple(self.synonyms), "class names in synonyms", empty=True)
         words = {name: as_names(words, f"synonyms[{name!r}]") for name, words in self.synonyms.items()}
         _set(self, "synonyms", words)
         if isinstance(self.background, Real):
             _set(self, "background", as_float(self.background, "background"))
         elif isinstance(self.background, str):
-            one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
+            one_of(self.background, "background", ("word",), "'word', a list of words, or a number above 0")
         else:
             _set(self, "background", as_names(self.background, "background"))
         self._check_together()
@@ -151,7 +156,7 @@ class Unsupervised:
     Args:
         layers: 0-based layers whose maps are averaged; None or "expert" for the expert layer.
         steps_from_end: noise levels whose maps are averaged.
-        steps: length of the schedule.
+        steps: length of the schedule, 1 to 1000.
         seeds: of the noise; maps of several are averaged.
         prompt: the text; empty in the paper.
         kinds: kinds of text tokens whose maps are merged; pads in the paper.
@@ -183,7 +188,7 @@ class Unsupervised:
         _common(self)
         if not isinstance(self.prompt, str):
             raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
-        _set(self, "kinds", as_names(self.kinds, "kinds"))
+        _set(self, "kinds", as_names(self.kinds, "kinds", example="['pad']"))
         for kind in self.kinds:
             one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
         _set(self, "threshold", as_float(self.threshold, "threshold"))
@@ -221,17 +226,33 @@ def option_settings(options: Options) -> dict[str, Any]:
     return {"kind": type(options).__name__} | json.loads(json.dumps(values, default=plain))
 
 
+def _check_function(method: Any) -> None:
+    """Refuse a method that is no function of a backbone, latents, timesteps, prompts and layers."""
+    function = method
+    while isinstance(function, partial):
+        function = function.func
+    try:
+        if not isinstance(function, FunctionType):
+            raise TypeError(f"{function!r} is no Python function")
+        inspect.signature(method).bind(*Attribution.__args__[:-1])  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected method, a name or a function of (backbone, noisy, timestep, prompts, layers), got another "
+            f"({error}): pass one of the kind of attribution.refined"
+        ) from error
+
+
 def _common(options: Options) -> None:
     """Check and normalize the fields that both kinds of options have."""
     if isinstance(options.layers, str):
-        one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
+        one_of(options.layers, "layers", ("expert",), "'expert', or a number such as layers=4")
     elif options.layers is not None:
         _set(options, "layers", _layers(options.layers))
-    _set(options, "steps", as_int(options.steps, "steps", 1))
+    _set(options, "steps", as_int(options.steps, "steps", 1, 1000))
     _set(
         options, "steps_from_end", tuple(as_indices(options.steps_from_end, "steps_from_end", options.steps + 1, low=1))
     )
-    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds")))
+    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds", 1 << 63)))
     _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
     one_of(options.fit, "fit", ("resize", "crop"))
     if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:

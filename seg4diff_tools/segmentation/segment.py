@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
-from seg4diff_tools.backbones.checks import check_heads
+from seg4diff_tools.backbones.checks import check_heads, check_latents
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.images import open_images
@@ -120,7 +120,7 @@ def segment(
     sources, single = image_list(images)
     backbone = as_backbone(model)
     check_options(backbone, options)
-    if latents is not None and (options.tiles > 1 or len(latents) != len(sources)):
+    if latents is not None and (options.tiles > 1 or len(check_latents(backbone, latents, "latents")) != len(sources)):
         raise InputError(
             f"expected latents of {len(sources)} images and tiles=1, got {len(latents)} with tiles={options.tiles}: "
             "leave latents out"

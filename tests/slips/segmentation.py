@@ -5,18 +5,25 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from seg4diff_tools import evaluation, segmentation
 from seg4diff_tools.datasets import LabeledImage
-from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution, open_segmentation
+from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution
 
 # untyped, as slips are wrong types
+open_segmentation: Any = segmentation.open_segmentation
 segment: Any = segmentation.segment
 group: Any = segmentation.group
 grouping_scores: Any = evaluation.grouping_scores
 concept: Any = attribution.concept
+cosine: Any = attribution.cosine
+masks: Any = segmentation.masks
 IMAGE = np.zeros((56, 56, 3), np.uint8)
 NAMES = ["cat", "grass"]
+LAYER, TILES = OpenVocabulary(layers=1), OpenVocabulary(layers=1, tiles=2)
+MAPS = torch.linspace(0, 1, 60).reshape(3, 4, 5)
+NAN = float("nan")
 
 
 def _segment(**options: Any) -> Callable[[Any], Any]:
@@ -30,6 +37,14 @@ def _group(**options: Any) -> Callable[[Any], Any]:
 def _scores(**arguments: Any) -> Callable[[Any], Any]:
     usual = {"samples": [LabeledImage(IMAGE, ("cat",), np.zeros((56, 56), int))], "thresholds": [0.1], "layers": 1}
     return lambda backbone: grouping_scores(**{"model": backbone} | usual | arguments)
+
+
+def _transposed(backbone: Any, noisy: Any, timestep: Any, prompts: Any, layers: Any) -> Any:
+    return attribution.cosine(backbone, noisy, timestep, prompts, layers).mT
+
+
+def _plotted(backbone: Any, truth: Any) -> Any:
+    return segment(backbone, IMAGE, NAMES, LAYER).plot(truth)
 
 
 def _saved(backbone: Any, path: str) -> Any:
@@ -65,7 +80,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "latents",
         lambda b: segment(b, IMAGE, NAMES, OpenVocabulary(layers=1), latents=np.zeros((2, 1))),
-        "latents of 1 im",
+        r"latents \[image 16 rows columns\], got ndarray: pass what encode_image returns",
     ),
     ("method-typo", _segment(method="deam"), r"method, one of 'layer', 'daam'.*got 'deam': pass"),
     ("method-none", _segment(method=None), "method, one of.*got None"),
@@ -83,7 +98,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("heads-of-goca", _segment(heads=1, method="goca"), "expected heads with method 'layer' or 'daam' alone"),
     ("step-zero", _segment(steps_from_end=0), "steps_from_end from 1 to 28, got 0"),
     ("step-above", _segment(steps_from_end=[8, 29]), "steps_from_end from 1 to 28, got 29"),
-    ("steps-zero", _segment(steps=0), "steps 1 or more, got 0"),
+    ("steps-zero", _segment(steps=0), "steps from 1 to 1000, got 0"),
     ("seed-float", _segment(seeds=1.5), "seeds, a whole number.*got 1.5"),
     ("seeds-none", _segment(seeds=[]), "seeds, at least one"),
     ("direction", _segment(direction="i2i"), "direction, one of 'i2t', 't2i', got 'i2i': pass"),
@@ -92,7 +107,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("fit", _segment(fit="stretch"), "fit, one of 'resize', 'crop', got 'stretch'"),
     ("size", _segment(size=50), "size in multiples of 8.*try"),
     ("size-text", _segment(size="large"), "size, a whole number.*got 'large'"),
-    ("tiles-zero", _segment(tiles=0), "tiles 1 or more, got 0"),
+    ("tiles-zero", _segment(tiles=0), "tiles from 1 to 16, got 0"),
     ("tiles-float", _segment(tiles=2.0), "tiles, a whole number.*got 2.0"),
     ("upsampling", _segment(upsampling="bicubic"), "upsampling, one of 'bilinear', 'guided'"),
     ("background-text", _segment(background="sky"), r"background, one of 'word', got 'sky': pass.*list of words"),
