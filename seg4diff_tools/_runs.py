@@ -25,9 +25,9 @@ def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
         name: of the argument, for the error.
 
     Raises:
-        InputError: neither, an empty text, or the `~` of an unknown user.
+        InputError: neither, an empty text, one with a null character, or the `~` of an unknown user.
     """
-    if not isinstance(value, (str, os.PathLike)) or value == "":
+    if not isinstance(value, (str, os.PathLike)) or value == "" or "\0" in str(value):
         raise InputError(f"expected {name} as text or a Path, got {value!r}: pass {name}='folder/file'")
     try:
         return Path(value).expanduser()

@@ -1,7 +1,8 @@
-"""One error tree: every error that this package raises on purpose is a `Seg4DiffError`."""
+"""One error tree: every error that this package raises on purpose is a `Seg4DiffError`; checks of names and choices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _EXTRAS = {
     "evaluate": ("kornia", "pyarrow", "pycocotools", "sklearn", "torchmetrics"),
@@ -54,3 +55,45 @@ class RecordingError(Seg4DiffError):
 
 class TrainingError(Seg4DiffError):
     """Training cannot go on, such as with a loss that is not a number; what was saved before is kept."""
+
+
+def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
+    """Check that an argument is one of a few values.
+
+    Args:
+        value: of the argument.
+        name: of the argument, for the error.
+        allowed: the values; the error recommends the first one.
+        way_out: what else to pass, for the error.
+
+    Raises:
+        InputError: another value, or one of another type.
+    """
+    if not any(isinstance(value, type(each)) and value == each for each in allowed):
+        listed = ", ".join(map(repr, allowed))
+        raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
+
+
+def as_names(values: Any, name: str, *, empty: bool = False, example: str = "['cat', 'grass']") -> tuple[str, ...]:
+    """Return names as a tuple.
+
+    Args:
+        values: the names, each one once.
+        name: of the argument, for the error.
+        empty: whether there may be none.
+        example: of the argument, for the error.
+
+    Raises:
+        InputError: one text in place of a list, something in it that is no text or blank, a name twice, or no name.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"expected {name} as a list of names, got {values!r}: pass {name}={example}")
+    names = tuple(values)
+    if wrong := [value for value in names if not isinstance(value, str) or not value.strip()]:
+        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}={example}")
+    if not names and not empty:
+        raise InputError(f"expected {name}, at least one name, got none: pass {name}={example}")
+    if len(set(names)) < len(names):
+        twice = sorted({value for value in names if names.count(value) > 1})
+        raise InputError(f"expected {name}, each one once, got {twice} given twice: name each one once")
+    return names

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seg4diff_tools._runs import as_path
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.indices import as_int
 
 ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
@@ -143,8 +143,7 @@ def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize"
     Raises:
         InputError: another `fit`.
     """
-    if fit not in ("resize", "crop"):
-        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}")
+    one_of(fit, "fit", ("resize", "crop"))
     height, width = size
     if image.size == (width, height):
         return image
@@ -154,7 +153,12 @@ def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize"
 
 def _from_tensor(image: Tensor) -> PIL.Image.Image:
     shape = tuple(image.shape)
-    if len(shape) != 3 or shape[0] not in (1, 3) or not (image.is_floating_point() or image.dtype == torch.uint8):
+    if (
+        len(shape) != 3
+        or shape[0] not in (1, 3)
+        or 0 in shape
+        or not (image.is_floating_point() or image.dtype == torch.uint8)
+    ):
         raise InputError(f"expected a float tensor [3 y x] with values from 0 to 1, got {image.dtype} of shape {shape}")
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()

@@ -1,8 +1,9 @@
-"""Indices: index arguments checked at the call, and sequences that make their items when indexed."""
+"""Numbers and indices checked at the call, and sequences that make their items when indexed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, TypeVar, overload
 
 from seg4diff_tools.errors import InputError
@@ -27,6 +28,27 @@ def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     if int(number) < low or (high is not None and int(number) > high):
         raise InputError(f"expected {name} {wanted}, got {int(number)}: choose one in that range")
     return int(number)
+
+
+def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None) -> float:
+    """Return a finite number as a float: Python's own, NumPy's, or a tensor of one.
+
+    Args:
+        value: the number; True and False are none.
+        name: of the argument, for the error.
+        low: smallest number allowed.
+        high: largest number allowed; None for no limit.
+
+    Raises:
+        InputError: not a number, not finite, or out of range.
+    """
+    number = value.item() if getattr(value, "shape", None) == () else value
+    real = isinstance(number, Real) and not isinstance(number, bool) and isfinite(number)
+    if not real or number < low or (high is not None and number > high):
+        wanted = f"from {low:g}" if high is None else f"from {low:g} to {high:g}"
+        example = low if high is None else (low + high) / 2
+        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass a number such as {name}={example:g}")
+    return float(number)
 
 
 def as_indices(value: Any, name: str, length: int | None = None, *, low: int = 0) -> list[int]:

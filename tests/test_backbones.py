@@ -338,7 +338,7 @@ class TestImages:
     def test_unknown_fit(self):
         # as a user meets it, without the test run's type checking
         unchecked = getattr(fit_image, "__wrapped__", fit_image)
-        with pytest.raises(InputError, match="fit='resize' or fit='crop'"):
+        with pytest.raises(InputError, match="fit, one of 'resize', 'crop'"):
             unchecked(PIL.Image.new("RGB", (3, 3)), (8, 8), "stretch")
 
 

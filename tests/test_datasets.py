@@ -129,7 +129,7 @@ def test_wrong_folders_and_names_are_refused(folders, tmp_path):
     for arguments, message in (
         ((images, tmp_path / "nowhere", NAMES), "expected a folder"),
         ((images, tmp_path / "empty", NAMES), "no pair"),
-        ((images, masks, []), "each one once"),
+        ((images, masks, []), "at least one name"),
         ((images, masks, ["cat", "cat"]), "each one once"),
         ((images, masks, NAMES, ["water"]), "water"),
     ):

@@ -3,14 +3,15 @@
 import json
 import pickle
 from copy import deepcopy
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
 from seg4diff_tools.attention.recorder import AttentionRecorder
-from seg4diff_tools.datasets.labels import renumber
+from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
@@ -89,11 +90,26 @@ def test_scores_are_those_of_the_groups(tiny_backbone, samples):
     assert row.groups == pytest.approx(np.mean(counts))
 
 
+def test_scores_take_options_and_any_model(tiny_backbone, tiny_folder, samples):
+    options = Unsupervised(layers=(1, 3), threshold=0.5, steps_from_end=(4, 8), seeds=3, fit="crop", size=(40, 64))
+    table = grouping_scores(str(tiny_folder), samples, [0.01], options=options, progress=False)
+    assert table.layer.tolist() == [1, 3]
+    named = grouping_scores(tiny_backbone.pipe, samples, 0.01, 3, replace(options, seeds=0), seeds=3, progress=False)
+    assert_frame_equal(named, table[1:].reset_index(drop=True))
+    vocabulary = sorted({name for sample in samples for name in sample.class_names})
+    total = 0
+    for sample in samples:
+        found = group(tiny_backbone, sample.image, replace(options, layers=3, threshold=0.01))
+        left, top, right, bottom = found.settings["frame"]
+        target = true_classes(sample.label_map, sample.class_names, vocabulary)[top:bottom, left:right]
+        assert target.shape == found.label_map.shape != (56, 56)
+        named = metrics.match(torch.from_numpy(found.label_map), target, len(vocabulary), ignore=-1)
+        total = total + metrics.confusion(named, target, len(vocabulary) + 1, ignore=-1)
+    assert table.mIoU[1] == pytest.approx(metrics.miou(total, range(len(vocabulary))).item())
+
+
 def test_bad_input(tiny_backbone, samples):
     with pytest.raises(InputError, match="kinds of text tokens that the prompt '' has"):
         group(tiny_backbone, samples[0].image, Unsupervised(layers=0, kinds=("word",)))
     with pytest.raises(InputError, match="expert layer is known"):
         group(tiny_backbone, samples[0].image)
-    unchecked: Any = getattr(grouping_scores, "__wrapped__", grouping_scores)
-    with pytest.raises(InputError, match="matching='image' or matching='rows'"):
-        unchecked(tiny_backbone, samples, [0.1], matching="columns")

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors"},
     {"_runs", "indices"},
-    {"images", "paper", "prompts"},
+    {"_netcdf", "images", "paper", "prompts"},
     {"families"},
     {"attention", "datasets", "scenes"},
     {"backbones", "plotting"},

@@ -18,7 +18,7 @@ from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.caching import remember
 from seg4diff_tools.errors import InputError, PromptError
 from seg4diff_tools.segmentation import Segmentation, group, masks, open_segmentation
-from seg4diff_tools.segmentation.class_maps import check_kinds, read_class_maps
+from seg4diff_tools.segmentation.class_maps import read_class_maps
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
 from seg4diff_tools.segmentation.segment import segment
 
@@ -154,7 +154,7 @@ def test_batches_give_what_single_images_give(tiny_backbone, photograph):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"class_names": []}, InputError, "at least one class"),
+        ({"class_names": []}, InputError, "at least one name"),
         ({"class_names": ["cat", "grass", "cat"]}, InputError, "given twice"),
         ({"class_names": ["cat " * 90]}, PromptError, "do not fit"),
         ({"layers": 5}, InputError, r"layers? from 0 to 4.*got 5"),
@@ -178,10 +178,12 @@ def test_wrong_input_is_refused(tiny_backbone, photograph, arguments, error, mes
         )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_options_are_refused(tiny_backbone):
+    latents, prompts = torch.zeros(1, 16, 14, 14), tiny_backbone.class_prompts(["cat"])
     for kind in (("i2i", "softmax"), ("i2t", "sigmoid")):
-        with pytest.raises(InputError, match="expected"):
-            check_kinds([kind])
+        with pytest.raises(InputError, match="(direction|normalize), one of"):
+            read_class_maps(tiny_backbone, latents, [prompts], layers=[1], kinds=[kind])
     with pytest.raises(InputError, match="each one once"):
         checks.check_heads(tiny_backbone, ["mean", 1, 1])
     with pytest.raises(InputError, match="each one once"):

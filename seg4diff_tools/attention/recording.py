@@ -1,13 +1,13 @@
 """Recorded attention as labeled arrays, in memory and in files."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
+from seg4diff_tools._netcdf import read_netcdf, write_netcdf
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.prompts import Prompt, Token
 
@@ -112,16 +112,7 @@ class Recording:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write a netCDF file (read again with `open_recording`, or by any netCDF 4 reader); return its path."""
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset = xr.Dataset(dict(self.arrays), attrs={"format": FORMAT, "format_version": FORMAT_VERSION})
-        encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in self.arrays}
-        # Written beside its place and moved there, so that a killed run leaves no half file under this name.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder, "recording.nc")
-            dataset.to_netcdf(written, engine="h5netcdf", encoding=encoding)
-            written.replace(path)
-        return path
+        return write_netcdf(xr.Dataset(dict(self.arrays)), path, FORMAT, FORMAT_VERSION)
 
 
 def open_recording(path: str | os.PathLike) -> Recording:
@@ -130,22 +121,7 @@ def open_recording(path: str | os.PathLike) -> Recording:
     Raises:
         RecordingError: there is no such file, it is damaged, or it is no recording of a version this package reads.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise RecordingError(f"expected a recording, got {path}, where there is no file: pass the path it was saved to")
-    try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-    except Exception as error:  # each damage of the file has its own error in HDF5
-        raise RecordingError(
-            f"expected a recording, got {path}, not a readable netCDF file ({error}): record and save it again"
-        ) from error
-    found = dataset.attrs.get("format"), dataset.attrs.get("format_version")
-    if found != (FORMAT, FORMAT_VERSION):
-        raise RecordingError(
-            f"expected a {FORMAT} of format version {FORMAT_VERSION}, got {path} of format {found[0]}, version "
-            f"{found[1]}: "
-            "record and save it again with this version"
-        )
+    dataset = read_netcdf(path, FORMAT, FORMAT_VERSION, RecordingError)
     text = {name: values.astype(str) for name, values in dataset.coords.items() if values.dtype == object}
     dataset = dataset.assign_coords(text)
     return Recording({str(name): array for name, array in dataset.data_vars.items()})

@@ -22,6 +22,36 @@ differently."""
 Maps = Float[Tensor, "batch *head token y x"]
 
 
+def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token span"]:
+    """Return the matrix that averages token values over each of several spans, such as those of class names.
+
+    Args:
+        spans: indices of the tokens of each span, 0 to tokens - 1.
+        tokens: how many tokens there are.
+
+    Returns:
+        Matrix whose columns sum to 1.
+
+    Raises:
+        InputError: no class, a class without tokens, or an index out of range.
+
+    Source: Seg4Diff, arXiv 2509.18096, equation 10 (mean over the tokens of a class).
+    """
+    if not spans:
+        raise InputError("expected the token span of at least one class, got none: pass one span for each class")
+    weights = torch.zeros(tokens, len(spans), dtype=torch.float32, device="cpu")
+    for column, span in enumerate(spans):
+        if len(span) == 0:
+            raise InputError(f"expected tokens for every class, got an empty span for class {column}: drop that class")
+        if min(span) < 0 or max(span) >= tokens:
+            raise InputError(
+                f"expected token indices from 0 to {tokens - 1}, got {tuple(span)} for class {column}: "
+                "take the span from the prompt that made these maps"
+            )
+        weights[list(span), column] = 1 / len(span)
+    return weights
+
+
 @dataclass(frozen=True, eq=False)
 class Columns:
     """The token axis of a recording.
@@ -61,10 +91,7 @@ class Columns:
         if self.names is None or self.singles or len(self.groups) > 1:
             return None
         text = self.text or []
-        weights = torch.zeros(len(text), len(self.groups[0]), dtype=torch.float32, device="cpu")
-        for column, group in enumerate(self.groups[0]):
-            weights[[text.index(index) for index in group], column] = 1 / len(group)
-        return weights
+        return span_weights([[text.index(index) for index in group] for group in self.groups[0]], len(text))
 
     def combine(self, maps: Maps, text: Sequence[int], images: int) -> Float[Tensor, "batch *head column y x"]:
         """Average single tokens into the columns of each image; a column without all of its tokens is NaN.

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Integer
 from PIL import Image
 
 from seg4diff_tools.datasets.files import as_folder, open_photograph, read_labels, visible_files
-from seg4diff_tools.datasets.labels import IGNORE, check_image_names, check_names
+from seg4diff_tools.datasets.labels import IGNORE, check_image_names
 from seg4diff_tools.datasets.samples import LabeledImage
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.indices import LazySequence, as_int
 
 
@@ -125,13 +125,11 @@ def folder(
         InputError: no such folder, no pair, two images or masks of one name, an image that is its own mask, an ignore
             value that is a class; on reading, a damaged image, a mask of another size, or a value without a name.
     """
-    names = check_names(class_names)
-    stuff = check_names((background,) if isinstance(background, str) else background, "background")
-    if not names:
-        raise InputError("expected class_names, at least one and each one once, got none: name what each value means")
+    names = as_names(class_names, "class_names")
+    stuff = as_names((background,) if isinstance(background, str) else background, "background", empty=True)
     if unknown := sorted(set(stuff) - set(names)):
         raise InputError(f"expected background among the class_names, got {unknown} outside them: add them there")
-    ignore = as_int(ignore, "ignore", -(1 << 31))
+    ignore = as_int(ignore, "ignore", -(1 << 31), (1 << 31) - 1)
     if 0 <= ignore < len(names):
         raise InputError(
             f"expected an ignore value that is no class of {len(names)}, got ignore={ignore}, which is "

@@ -8,39 +8,20 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.indices import as_int
 
 IGNORE = 255
 """Label of the pixels to leave out of a score."""
-
-
-def check_names(class_names: Sequence[str], name: str = "class_names") -> tuple[str, ...]:
-    """Return class names as a tuple.
-
-    Args:
-        class_names: of one image or of a whole set, at least none, each one once.
-        name: of the argument, for the error.
-
-    Raises:
-        InputError: one text in place of a list, something that is no text, or a name twice.
-    """
-    if isinstance(class_names, str) or not isinstance(class_names, (Sequence, np.ndarray)):
-        raise InputError(f"expected {name} as a list of names, got {class_names!r}: pass {name}=['cat', 'dog']")
-    names = tuple(class_names)
-    if wrong := [value for value in names if not isinstance(value, str)]:
-        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}=['cat', 'dog']")
-    if len(set(names)) < len(names):
-        raise InputError(f"expected {name}, each one once, got {list(names)}: name each one once")
-    return names
 
 
 def check_image_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Return the class names of one image, of which there are fewer than `IGNORE`, so that this value is no class.
 
     Raises:
-        InputError: as `check_names`, or too many names.
+        InputError: no list of names, each one once, or too many names.
     """
-    names = check_names(class_names)
+    names = as_names(class_names, "class_names", empty=True)
     if len(names) > IGNORE:
         raise InputError(
             f"expected at most {IGNORE} classes in one image, since label {IGNORE} means ignore, got {len(names)}: "
@@ -80,13 +61,17 @@ def renumber(
     Raises:
         InputError: a class that the vocabulary lacks, a value without a name, or an ignore label that is a class.
     """
+    names, vocabulary = as_names(names, "names", empty=True), as_names(vocabulary, "vocabulary", empty=True)
+    ignore = as_int(ignore, "ignore", -(1 << 31), (1 << 31) - 1)
+    if not isinstance(label_map, Tensor) or label_map.is_floating_point():
+        label_map = torch.from_numpy(label_array(label_map))
     if missing := [name for name in names if name not in vocabulary]:
         raise InputError(f"expected every class in the vocabulary, got {missing} outside it: add them to it")
     if 0 <= ignore < len(vocabulary):
         raise InputError(
             f"expected an ignore label that is no class of {len(vocabulary)}, got {ignore}: pass ignore=-1"
         )
-    numbers = [list(vocabulary).index(name) for name in names] + [ignore]
+    numbers = [vocabulary.index(name) for name in names] + [ignore]
     table = torch.tensor(numbers, dtype=torch.int64, device=label_map.device)
     values = label_map.long()
     check_labels(values, len(names), ignore)

@@ -1,15 +1,16 @@
 """Samples: an image, its class names and its label map."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Integer
+from torch import Tensor
 
 from seg4diff_tools.datasets.labels import IGNORE, check_image_names, label_array
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.indices import LazySequence
 
 
@@ -44,9 +45,22 @@ def background_of(sample: Sample) -> tuple[str, ...]:
 
     Args:
         sample: its `background` is one name or several, or is missing.
+
+    Raises:
+        InputError: a background that is neither.
     """
-    background = getattr(sample, "background", ())
-    return (background,) if isinstance(background, str) else tuple(background)
+    return _background(getattr(sample, "background", ()))
+
+
+def _background(names: Any) -> tuple[str, ...]:
+    return as_names((names,) if isinstance(names, str) else names, "background", empty=True)
+
+
+def vocabulary_of(samples: Sequence) -> tuple[str, ...]:
+    """Return the class names of a data set: its own, or all that its samples name."""
+    if hasattr(samples, "class_names"):
+        return tuple(samples.class_names)
+    return tuple(dict.fromkeys(name for sample in samples for name in sample.class_names))
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,8 @@ class LabeledImage:
         masks: of single things, which may overlap and need no class; None where there are none.
 
     Raises:
-        InputError: class names that are no list of different names, or too many of them.
+        InputError: class names that are no list of different names, or too many of them; a background that is no name
+            or names, a caption or name that is no text, or masks that are no array [mask y x].
     """
 
     image: Any = field(repr=False)
@@ -76,6 +91,12 @@ class LabeledImage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", check_image_names(self.class_names))
+        object.__setattr__(self, "background", _background(self.background))
+        for name in ("caption", "name"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"expected {name} as text, got {getattr(self, name)!r}: pass {name}=''")
+        if self.masks is not None and getattr(self.masks, "ndim", 0) != 3:
+            raise InputError(f"expected masks as an array [mask y x], got {type(self.masks).__name__}: stack them")
 
 
 @dataclass(frozen=True)
@@ -93,12 +114,14 @@ class Renamed(LazySequence[LabeledImage]):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The whole vocabulary."""
-        return self._new(self.samples.class_names)
+        return self._new(vocabulary_of(self.samples))
 
     @property
     def background(self) -> tuple[str, ...]:
         """Those of the names that are stuff."""
-        return self._new(self.samples.background)
+        if hasattr(self.samples, "background"):
+            return self._new(self.samples.background)
+        return self._new(dict.fromkeys(name for sample in self.samples for name in background_of(sample)))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -119,7 +142,7 @@ class Renamed(LazySequence[LabeledImage]):
             masks=getattr(sample, "masks", None),
         )
 
-    def _new(self, names: Sequence[str]) -> tuple[str, ...]:
+    def _new(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.names.get(name, name) for name in names))
 
 
@@ -134,11 +157,19 @@ def renamed(samples: Sequence, names: Mapping[str, str]) -> Renamed:
         A sequence of samples, read from the old one as they are asked for; everything but the names stays.
 
     Raises:
-        InputError: no names, or the new name of a class that the vocabulary lacks.
+        InputError: something else than samples or names, or the new name of a class that the vocabulary lacks.
     """
-    if not isinstance(names, Mapping) or not all(isinstance(text, str) for pair in names.items() for text in pair):
+    listed = isinstance(samples, (list, tuple, np.ndarray))
+    if isinstance(samples, (str, bytes, Mapping, set, Tensor)) or not hasattr(samples, "__len__"):
+        raise InputError(f"expected samples, images with label maps, got {samples!r}: pass those of datasets.folder")
+    if listed and (strange := [each for each in samples if not isinstance(each, Sample)]):
+        raise InputError(
+            f"expected samples, images with label maps, got {type(strange[0]).__name__} in it: pass LabeledImage(...)"
+        )
+    pairs = names.items() if isinstance(names, Mapping) else [(None,)]
+    if not all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
         raise InputError(f"expected names as old: new, got {names!r}: pass names={{'sofa': 'couch'}}")
-    known = getattr(samples, "class_names", tuple(names))
+    known = vocabulary_of(samples) if listed else getattr(samples, "class_names", tuple(names))
     if unknown := [name for name in names if name not in known]:
         near = get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -1,92 +1,100 @@
 """Scores of unsupervised grouping at several layers and thresholds, from one forward for each image."""
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import open_sample
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.evaluation import metrics
-from seg4diff_tools.prompts import Kind
+from seg4diff_tools.indices import as_float
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.engine import Labels
-from seg4diff_tools.segmentation.options import Matching, Unsupervised
-from seg4diff_tools.segmentation.unsupervised import read_token_maps
+from seg4diff_tools.segmentation.engine import Labels, model_layers, pad_maps
+from seg4diff_tools.segmentation.options import Layers, Unsupervised
+from seg4diff_tools.segmentation.workbench import Workbench, label_frame
+
+PAPER = Unsupervised()
+"""The paper's way."""
 
 
 def grouping_scores(
-    backbone: Backbone,
+    model: Backbone | DiffusionPipeline | str | Path,
     samples: Sequence[Sample],
-    thresholds: Sequence[float],
-    layers: Sequence[int] | None = None,
+    thresholds: float | Sequence[float],
+    layers: Layers = None,
+    options: Unsupervised = PAPER,
     *,
-    steps_from_end: int = 8,
-    steps: int = 28,
-    merging: masks.Merging = "published",
-    matching: Matching = "image",
     absent: metrics.Absent = "skip",
-    kinds: Sequence[Kind] = ("pad",),
-    seed: int = 0,
-    zero_tokens: int = 77,
     progress: bool = True,
+    **changes: Any,
 ) -> pd.DataFrame:
-    """Scores of unsupervised grouping at several layers and thresholds.
+    """Score unsupervised grouping at several layers and thresholds.
 
     Each image's groups are given the names of the classes that they cover best, one group for each class; what is left
     over is wrong everywhere (`metrics.match`). `paper.RELEASED` has the choices of the paper's code.
 
     Args:
-        backbone: the model.
+        model: a backbone, a diffusers pipeline, or the name or folder of a model.
         samples: images with label maps.
         thresholds: of merging.
-        layers: 0-based; the expert if None.
-        steps_from_end, steps, merging, kinds, seed, zero_tokens: as in `group`.
-        matching: "image" matches groups and classes once for an image, as the paper says, "rows" in every row of pixels
-            anew, as its released code does (`metrics.match_rows`).
+        layers: 0-based; those of the options if None, which is the expert by default. Each one is scored by itself.
+        options: everything else; maps of several steps or seeds are averaged.
         absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were
             given pixels, as the released code does (`metrics.miou`).
         progress: show a progress bar.
+        changes: fields of the options to change, such as `matching="rows"`.
 
     Returns:
         Columns layer, threshold, pACC, mACC, mIoU (from the confusion matrix of the whole set), groups (mean number for
         an image), images.
 
     Raises:
-        InputError: another `merging` or `matching`, a label map that does not fit its image, or as `group`.
+        InputError: no samples, options of another kind, a label map that does not fit its image, or as `group`.
 
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
-    if matching not in ("image", "rows"):
-        raise InputError(f"expected matching='image' or matching='rows', got {matching!r}")
-    wanted = check_layers(backbone, ["expert"] if layers is None else list(layers))
+    if not isinstance(options, Unsupervised):
+        raise InputError(f"expected options, an Unsupervised, got {options!r}: pass Unsupervised(matching='rows')")
+    known = [each.name for each in fields(Unsupervised) if each.name not in ("layers", "threshold")]
+    for name in changes:
+        one_of(name, "keywords", known, "fields of Unsupervised, layers and thresholds")
+    options = replace(options, **changes, layers=options.layers if layers is None else layers)
+    one_of(absent, "absent", ("skip", "zero"))
+    wanted = [as_float(each, "thresholds") for each in ([thresholds] if isinstance(thresholds, float) else thresholds)]
+    if not wanted or not len(samples):
+        raise InputError(
+            f"expected at least one threshold and sample, got {len(wanted)} and {len(samples)}: pass thresholds=[0.035]"
+        )
+    backbone = as_backbone(model)
+    chosen, work = model_layers(backbone, options) or [], Workbench(backbone)
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     classes = len(vocabulary)
-    prompt = backbone.encode_prompt("", zero_tokens=zero_tokens)
-    tokens = prompt.indices(*kinds)
-    totals = torch.zeros(len(wanted), len(thresholds), classes + 1, classes + 1, dtype=torch.int64)
-    counts = torch.zeros(len(wanted), len(thresholds), dtype=torch.float32)
+    totals = torch.zeros(len(chosen), len(wanted), classes + 1, classes + 1, dtype=torch.int64)
+    counts = torch.zeros(len(chosen), len(wanted), dtype=torch.float32)
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping")):
         picture = open_sample(sample, index).picture
         target = true_classes(sample.label_map, sample.class_names, vocabulary)
-        latents = backbone.encode_image(picture)
-        maps = read_token_maps(backbone, latents, prompt, wanted, tokens, steps_from_end, steps, seed)[0].cpu()
-        for i in range(len(wanted)):
-            for j, threshold in enumerate(thresholds):
-                proposals, _ = masks.merge_maps(maps[i], threshold, merging=merging)
+        left, top, right, bottom = label_frame(backbone, tuple(target.shape), options.fit, options.size)
+        target = target[top:bottom, left:right]
+        work.forget()
+        maps = pad_maps(work, [picture], options)[0].mean(0).cpu()
+        for i in range(len(chosen)):
+            for j, threshold in enumerate(wanted):
+                proposals, _ = masks.merge_maps(maps[i], threshold, options.rounds, options.merging)
                 found = masks.label_map(proposals, tuple(target.shape))
-                if matching == "image":
-                    named = metrics.match(found, target, classes, ignore=-1)
-                    totals[i, j] += metrics.confusion(named, target, classes + 1, ignore=-1)
-                else:
-                    totals[i, j] += metrics.match_rows(found, target, classes, ignore=-1)
+                totals[i, j] += pad_confusion(found, target, classes, options)
                 counts[i, j] += len(proposals)
     rows = [
         (
@@ -98,8 +106,8 @@ def grouping_scores(
             (counts[i, j] / len(samples)).item(),
             len(samples),
         )
-        for i, layer in enumerate(wanted)
-        for j, threshold in enumerate(thresholds)
+        for i, layer in enumerate(chosen)
+        for j, threshold in enumerate(wanted)
     ]
     return pd.DataFrame(rows, columns=["layer", "threshold", "pACC", "mACC", "mIoU", "groups", "images"])
 

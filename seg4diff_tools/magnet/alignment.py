@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.magnet import losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
-from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.class_maps import Normalize, span_maps
 
 # Head-level maps that go through the convolution at once while they are matched.
@@ -63,7 +63,7 @@ def mask_logits(
     if not spans:
         return [call.query.new_zeros(0, *grid) for _ in targets]
     columns = sorted({column for span in spans for column in span})
-    weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
+    weights = span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
     if config.conv_first:
         # a map for each token: the mean over a class's tokens follows the convolution
         weights = torch.eye(len(columns), dtype=torch.float32)

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seg4diff_tools.datasets.labels import check_names
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, as_names, named_extra
 from seg4diff_tools.plotting.checks import OKABE_ITO, closed, numbers, require_columns
 
 with named_extra():
@@ -70,7 +69,7 @@ def confusion(
     """
     if class_names is None and not isinstance(matrix, pd.DataFrame):
         raise InputError("expected class_names for the rows of an array, got None: pass class_names=['cat', 'dog']")
-    names = [str(name) for name in matrix.index] if class_names is None else check_names(class_names)
+    names = [str(name) for name in matrix.index] if class_names is None else as_names(class_names, "class_names")
     counts = numbers(matrix, 2)
     if counts.shape != (len(names), len(names)) or not (counts >= 0).all():
         raise InputError(

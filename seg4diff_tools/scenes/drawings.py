@@ -12,6 +12,8 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from torch import Tensor
 
+from seg4diff_tools.errors import one_of
+
 COLORS = {"red": 0.0, "orange": 0.08, "yellow": 0.15, "green": 0.36, "blue": 0.6, "purple": 0.77}
 """Color word -> hue (0 to 1) that a recolored drawing gets."""
 
@@ -40,9 +42,9 @@ def concepts() -> dict[str, Concept]:
     return {c["name"]: Concept(**c | {"drawings": tuple(c["drawings"])}) for c in _index()["concepts"]}
 
 
-@lru_cache(maxsize=1)
 def styles(held_out: bool = False) -> tuple[str, ...]:
     """Return the names of the styles that models train on, or of those that are kept for testing."""
+    one_of(held_out, "held_out", (False, True))
     return tuple(name for name, style in _index()["styles"].items() if style["held_out"] == held_out)
 
 

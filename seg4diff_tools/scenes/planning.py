@@ -1,24 +1,29 @@
 """Plans of scenes: objects, places and captions, which follow from the split, the index and the settings."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.indices import as_int
+from seg4diff_tools.errors import InputError, as_names, one_of
+from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.scenes.drawings import COLORS, concepts, styles
 from seg4diff_tools.scenes.textures import NOISE_SIDE, TEXTURES
+
+Number = TypeVar("Number", int, float)
 
 BACKGROUNDS = tuple(TEXTURES)
 BASE_CONCEPTS = tuple(concepts())[:32]
 """Concepts in the embedded model's training vocabulary; it never saw the words of the others."""
 SPLITS = ("train", "test", "test-style", "gallery")
 CAPTIONS = ("short", "rich")
+LARGEST = 4096
+"""Largest side of an image in pixels; drawings have 96."""
 RELATIONS = ("left of", "right of", "above", "below")
 
 _PLACES = {"grass": "on", "sand": "on", "water": "in", "snow": "in", "road": "on", "brick": "on", "wood": "on"}
@@ -62,28 +67,19 @@ class SceneConfig:
     recolorable: float = 0.0
 
     def __post_init__(self) -> None:
-        as_int(self.size, "size", 8)
-        for name, values, known in (
-            ("concepts", self.concepts, concepts()),
-            ("backgrounds", self.backgrounds, dict(TEXTURES)),
-        ):
-            if isinstance(values, str) or not values:
-                raise InputError(f"expected {name} as a tuple of names, got {values!r}: pass {name}={tuple(known)[:2]}")
-            if unknown := [value for value in values if value not in known]:
-                raise InputError(f"expected {name} that are drawn, got {unknown[0]!r}: {near(unknown[0], known)}")
-        if not _is_range(self.objects) or self.objects[0] < 1:
-            raise InputError(f"expected objects as (least, most) from 1, got {self.objects}: pass objects=(1, 3)")
-        if not _is_range(self.object_side) or not 0 < self.object_side[0] <= self.object_side[1] <= 1:
-            raise InputError(
-                f"expected object_side as (least, most) from 0 to 1, got {self.object_side}: pass (0.3, 0.6)"
-            )
+        checked: dict[str, Any] = {"size": as_int(self.size, "size", 8, LARGEST)}
+        for name, known in ("concepts", tuple(concepts())), ("backgrounds", BACKGROUNDS):
+            checked[name] = as_names(getattr(self, name), name, example=str(list(known[:2])))
+            for value in checked[name]:
+                check_known(value, name, known)
+        checked["objects"] = _ends(self.objects, "objects", "(1, 3)", partial(as_int, low=1))
+        checked["object_side"] = _ends(self.object_side, "object_side", "(0.3, 0.6)", as_share)
+        checked["degrees"] = as_float(self.degrees, "degrees", 0.0, 180.0)
         for name in ("twins", "colored", "related", "triples", "recolorable"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}: pass {name}=0.1")
-        if self.captions not in CAPTIONS:
-            raise InputError(
-                f"expected captions as one of {', '.join(CAPTIONS)}, got {self.captions!r}: pass captions='short'"
-            )
+            checked[name] = as_float(getattr(self, name), name, 0.0, 1.0)
+        one_of(self.captions, "captions", CAPTIONS)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.recolorable and not any(concepts()[name].recolor for name in self.concepts):
             raise InputError(
                 f"expected concepts that can be recolored for recolorable={self.recolorable}, got {self.concepts}: add "
@@ -91,15 +87,31 @@ class SceneConfig:
             )
 
 
-def near(name: object, known: Iterable[str]) -> str:
-    """Return the end of an error message: the known name that is nearest to a mistyped one, or some of them."""
+def check_known(value: Any, name: str, known: Iterable[str]) -> None:
+    """Raise InputError for a name that is not among those that are drawn; the message has the nearest one."""
     names = tuple(known)
-    close = get_close_matches(str(name), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names[:8])} ..."
+    if not isinstance(value, str) or value not in names:
+        close = get_close_matches(value, names, n=1) if isinstance(value, str) else []
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names[:8])} ..."
+        raise InputError(f"expected {name}, drawn ones, got {value!r}: {hint}")
 
 
-def _is_range(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2 and value[0] <= value[1]
+def _ends(value: Any, name: str, example: str, check: Callable[[Any, str], Number]) -> tuple[Number, Number]:
+    """Return the two ends of a range, each one checked."""
+    ends = list(value) if isinstance(value, (list, tuple, np.ndarray)) else []
+    if len(ends) == 2:
+        least, most = (check(end, name) for end in ends)
+        if least <= most:
+            return least, most
+    raise InputError(f"expected {name} as (least, most), got {value!r}: pass {name}={example}")
+
+
+def as_share(value: Any, name: str) -> float:
+    """Return a share of the image side, above 0 and up to 1."""
+    share = as_float(value, name, 0.0, 1.0)
+    if not share:
+        raise InputError(f"expected {name}, a share above 0 of the image side, got {value!r}: pass {name}=0.5")
+    return share
 
 
 @dataclass(frozen=True)
@@ -140,9 +152,9 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
     Raises:
         InputError: an unknown split, or an index that is no whole number from 0.
     """
-    check_split(split)
+    one_of(split, "split", SPLITS)
     check_config(config)
-    index = as_int(index, "index", 0)
+    index = as_int(index, "index", 0, (1 << 63) - 1)
     if split == "gallery":
         config = replace(config, objects=(2, 3))
     rng = np.random.Generator(np.random.Philox(key=[SPLITS.index(split), index]))
@@ -177,12 +189,6 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
         # drawn last, so that both kinds of captions belong to the same pictures
         caption = describe(placements, background, rng)
     return Plan(tuple(placements), background, caption, noise)
-
-
-def check_split(split: str) -> None:
-    """Raise InputError for an unknown split."""
-    if split not in SPLITS:
-        raise InputError(f"expected split as one of {', '.join(SPLITS)}, got {split!r}: choose one of these")
 
 
 def check_config(config: SceneConfig) -> None:
@@ -230,6 +236,10 @@ def describe(placements: Sequence[Placement], background: str, rng: np.random.Ge
     Returns:
         A sentence such as "a small red car at the left and two dogs on grass".
     """
+    if not isinstance(placements, Sequence) or not placements or not isinstance(placements[0], Placement):
+        raise InputError(f"expected placements, at least one, got {placements!r}: pass those of a plan")
+    if not isinstance(rng, np.random.Generator):
+        raise InputError(f"expected rng, a NumPy generator, got {rng!r}: pass np.random.default_rng(0)")
     groups: dict[tuple[str, str | None], list[Placement]] = {}
     for each in placements:
         groups.setdefault((each.concept, each.color), []).append(each)
@@ -278,16 +288,37 @@ def _overlap(first: Placement, second: Placement) -> bool:
     return distance < 0.42 * (first.side + second.side)
 
 
+def as_center(value: Any, name: str) -> tuple[float, float]:
+    """Return a center (x, y); raise InputError for something else."""
+    try:
+        x, y = value
+    except (TypeError, ValueError):
+        raise InputError(f"expected {name}, a center (x, y), got {value!r}: pass {name}=(0.5, 0.5)") from None
+    return as_float(x, f"x of {name}", -10.0, 10.0), as_float(y, f"y of {name}", -10.0, 10.0)
+
+
 def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """Return where the first of two centers lies, one of `RELATIONS`, along the longer way."""
-    (x0, y0), (x1, y1) = first, second
+    """Return where the first of two centers lies, one of `RELATIONS`, along the longer way.
+
+    Raises:
+        InputError: a center that is no pair of numbers.
+    """
+    (x0, y0), (x1, y1) = as_center(first, "first"), as_center(second, "second")
     if abs(x0 - x1) > abs(y0 - y1):
         return "left of" if x0 < x1 else "right of"
     return "above" if y0 < y1 else "below"
 
 
 def sentence(phrases: Sequence[str], background: str, relation: str | None = None) -> str:
-    """Join phrases of `phrase` to a caption: two of them in a relation, or listed."""
+    """Join phrases of `phrase` to a caption: two of them in a relation, or listed.
+
+    Raises:
+        InputError: no phrases, an unknown background, or a relation that is no text.
+    """
+    texts = isinstance(phrases, (list, tuple)) and all(isinstance(each, str) for each in (*phrases, relation or ""))
+    if not texts or not phrases:
+        raise InputError(f"expected phrases as a list of texts, got {phrases!r}, {relation!r}: pass phrases=['a cat']")
+    check_known(background, "background", BACKGROUNDS)
     if relation:
         listed = f" {relation} ".join(phrases)
     else:
@@ -296,7 +327,21 @@ def sentence(phrases: Sequence[str], background: str, relation: str | None = Non
 
 
 def phrase(name: str, color: str | None = None, count: int = 1, size: str | None = None) -> str:
-    """Return the words for some things of a kind: "a cat", "two red cars", "a small red car"."""
+    """Return the words for some things of a kind: "a cat", "two red cars", "a small red car".
+
+    Args:
+        name: of `drawings.concepts`.
+        color: one of `COLORS`, or none.
+        count: how many, from 1.
+        size: "small", "large" or none.
+
+    Raises:
+        InputError: any other value.
+    """
+    check_known(name, "name", concepts())
+    one_of(color, "color", (None, *COLORS))
+    one_of(size, "size", (None, "small", "large"))
+    count = as_int(count, "count", 1)
     plural = concepts()[name].plural
     noun = name if count == 1 else plural
     described = " ".join(word for word in (size, color, noun) if word)

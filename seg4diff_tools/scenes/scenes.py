@@ -7,6 +7,7 @@ and settings give the same scene on every machine.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +16,25 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.indices import LazySequence, as_int
 from seg4diff_tools.scenes.drawings import concepts, premultiplied, styles
 from seg4diff_tools.scenes.planning import (
     BACKGROUNDS,
     DEFAULT,
+    LARGEST,
+    SPLITS,
     Placement,
     Plan,
     SceneConfig,
+    as_center,
+    as_share,
     check_config,
-    check_split,
+    check_known,
     list_caption,
-    near,
     plan,
 )
-from seg4diff_tools.scenes.textures import NOISE_SIDE, TEXTURES, draw
+from seg4diff_tools.scenes.textures import NOISE_SIDE, draw
 
 _VISIBLE = 0.1  # an object of which less than this share can be seen is not listed as present
 GALLERY = 24
@@ -80,13 +84,21 @@ def render(
     """Draw many scenes at once.
 
     Args:
-        plans: from `plan`.
+        plans: from `plan`, at least one.
         size: pixels of the square images.
         device: where to draw.
 
     Returns:
         Images in 0..1, and for every pixel the number of the placement that is seen there, -1 for background.
+
+    Raises:
+        InputError: no plans, a size out of range, or another device.
     """
+    size = _check_plans(plans, size)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"expected device, one of torch's, got {device!r}: pass device='cpu'") from error
     noise = torch.from_numpy(np.stack([p.noise for p in plans])).to(device)
     images = torch.empty(len(plans), 3, size, size, dtype=torch.float32, device=device)
     for name in sorted({p.background for p in plans}):
@@ -110,6 +122,13 @@ def render(
     return images.clamp(0, 1), owners
 
 
+def _check_plans(plans: Any, size: Any) -> int:
+    """Return the size; raise InputError for one out of range or for something else than plans."""
+    if not isinstance(plans, (list, tuple)) or not plans or not all(isinstance(each, Plan) for each in plans):
+        raise InputError(f"expected plans, at least one, got {plans!r}: make them with scenes.plan")
+    return as_int(size, "size", 8, LARGEST)
+
+
 def _inverse(p: Placement) -> list[list[float]]:
     """Return the affine map from image to drawing coordinates, both in -1..1."""
     x, y = 2 * p.center[0] - 1, 2 * p.center[1] - 1
@@ -126,10 +145,8 @@ def draw_scenes(plans: Sequence[Plan], size: int) -> list[Scene]:
         size: pixels of the square images.
 
     Raises:
-        InputError: no plans.
+        InputError: no plans, or a size out of range.
     """
-    if not plans:
-        raise InputError("expected plans, at least one, got none: make them with scenes.plan")
     images, owners = render(plans, size)
     pixels = rearrange((images * 255).round().byte(), "batch color y x -> batch y x color").numpy()
     return [_scene(p, image, owner) for p, image, owner in zip(plans, pixels, owners.numpy(), strict=True)]
@@ -141,7 +158,13 @@ def visible(p: Plan, owner: Int[np.ndarray, "y x"]) -> list[int]:
     Args:
         p: the plan.
         owner: of its pixels, as `render` returns them.
+
+    Raises:
+        InputError: no plan, or owners that are no integers [y x].
     """
+    if not isinstance(p, Plan) or getattr(owner, "ndim", 0) != 2:
+        found = f"{type(p).__name__} and {type(owner).__name__}"
+        raise InputError(f"expected a plan and its owners [y x], got {found}: pass scenes.plan's and scenes.render's")
     # an empty drawing cell covers about half of its square, hence the factor
     whole = [0.5 * (placement.side * owner.shape[0]) ** 2 for placement in p.placements]
     return [k for k, area in enumerate(whole) if (owner == k).sum() > _VISIBLE * area]
@@ -197,9 +220,9 @@ class Scenes(LazySequence[Scene]):
     config: SceneConfig = DEFAULT
 
     def __post_init__(self) -> None:
-        check_split(self.split)
+        one_of(self.split, "split", SPLITS)
         check_config(self.config)
-        as_int(self.length, "length", 0)
+        object.__setattr__(self, "length", as_int(self.length, "length", 0, (1 << 63) - 1))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -243,39 +266,30 @@ def compose(
         seed: of the background's texture.
 
     Raises:
-        InputError: unknown name, style or background, no object, or a side that is not in 0..1.
+        InputError: unknown name, style or background, no object, a side that is not in 0..1, or a center far outside.
 
     Example:
         >>> compose([("cat", (0.3, 0.6), 0.5), ("tree", (0.7, 0.4), 0.5)], background="grass").caption
         'a cat and a tree on grass'
     """
-    if background not in TEXTURES:
-        raise InputError(
-            f"expected background as one of {', '.join(BACKGROUNDS)}, got {background!r}: choose one of these"
-        )
-    if isinstance(objects, str) or not objects:
+    check_known(background, "background", BACKGROUNDS)
+    if not isinstance(objects, (list, tuple)) or not objects:
         raise InputError(f"expected objects, at least one, got {objects!r}: pass objects=[('cat', (0.5, 0.5), 0.6)]")
-    as_int(size, "size", 8)
-    chosen = style or styles()[0]
+    size, seed = as_int(size, "size", 8, LARGEST), as_int(seed, "seed", 0)
+    if not (caption is None or isinstance(caption, str)):
+        raise InputError(f"expected caption as text, got {caption!r}: pass caption='a cat on grass'")
+    chosen = styles()[0] if style is None else style
     placements = []
     for item in objects:
         try:
-            name, (x, y), side = item
-            x, y, side = float(x), float(y), float(side)
+            name, center, side = item
         except (TypeError, ValueError):
             raise InputError(
                 f"expected objects as (name, (x, y), side), got {item!r}: pass ('cat', (0.5, 0.5), 0.6)"
             ) from None
-        if name not in concepts():
-            raise InputError(f"expected an object that is drawn, got {name!r}: {near(name, concepts())}")
-        if chosen not in concepts()[name].drawings:
-            known = ", ".join(concepts()[name].drawings)
-            raise InputError(f"expected style as one of {known} for {name!r}, got {chosen!r}: choose one of these")
-        if not 0 < side <= 1:
-            raise InputError(
-                f"expected an object's side as a share of the image side from 0 to 1, got {side} for {name!r}: pass 0.5"
-            )
-        placements.append(Placement(name, chosen, (x, y), side))
+        check_known(name, "objects", concepts())
+        one_of(chosen, "style", concepts()[name].drawings)
+        placements.append(Placement(name, chosen, as_center(center, "objects"), as_share(side, "side")))
     rng = np.random.default_rng(seed)
     caption = caption or list_caption(placements, background)
     noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)

@@ -7,7 +7,7 @@ from the log-sum-exp. Each prompt is a forward of its own, which ends in the las
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,12 @@ from torch.nn.functional import normalize
 
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
+from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.forwards import observe
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
 
@@ -37,7 +40,8 @@ Latents and timesteps come from `Backbone.add_noise`, prompts from `Backbone.cla
 method's own choice. `functools.partial` sets further options."""
 
 
-RELEASED_CONCEPT: dict[str, Literal["sd3", "flux", "flux2"]] = {
+Variant = Literal["sd3", "flux", "flux2"]
+RELEASED_CONCEPT: dict[str, Variant] = {
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
     "Flux2Pipeline": "flux2",
@@ -52,7 +56,7 @@ def concept(
     prompts: Prompts,
     layers: Layers = None,
     *,
-    variant: Literal["sd3", "flux", "flux2"] | None = None,
+    variant: Variant | None = None,
 ) -> Maps:
     """Take dot products of image tokens with the words in the attention's output space, and a softmax over classes.
 
@@ -60,8 +64,7 @@ def concept(
         variant: "sd3" divides each word's output by its length and takes the softmax in each layer, "flux" takes the
             softmax in each layer of the plain dot products, "flux2" the softmax of their mean over layers. None for the
             variant that the released code has for this model: "sd3" for Stable Diffusion 3 and 3.5, "flux2" for FLUX.2,
-                and "flux"
-            for FLUX.1 and all other families.
+            and "flux" for FLUX.1 and all other families.
 
     Returns:
         Shares that add up to 1 over the classes of all prompts together.
@@ -69,15 +72,13 @@ def concept(
     Source: ConceptAttention, Helbling et al., arXiv 2502.04320, its released code for SD3, FLUX.1 and FLUX.2 (the last
     divides by a temperature of 1000, which changes no label). Departure: there each concept is encoded on its own, as
     an extra token that attends to the image and to other concepts while image and prompt do not see it. Here the
-    concepts are
-    the words of the prompt, which names all classes: they also attend to the rest of the prompt, and the image attends
-    to them. A concept of several tokens is their mean.
+    concepts are the words of the prompt, which names all classes: they also attend to the rest of the prompt, and the
+    image attends to them. A concept of several tokens is their mean.
     """
     layers = range(backbone.layers) if layers is None else layers
     if variant is None:
         variant = RELEASED_CONCEPT.get(backbone.family.pipelines[0], "flux")
-    if variant not in ("sd3", "flux", "flux2"):
-        raise InputError(f"expected variant 'sd3', 'flux' or 'flux2', got {variant!r}: pass one of them")
+    one_of(variant, "variant", get_args(Variant))
     maps = _layer_maps(backbone, noisy, timestep, prompts, layers, partial(output_similarity, unit=variant == "sd3"))
     return maps.mean(0).softmax(dim=1) if variant == "flux2" else maps.softmax(dim=2).mean(0)
 
@@ -100,13 +101,15 @@ def cosine(
     Returns:
         Cosines, mean over each class's tokens and over layers.
     """
+    one_of(image, "image", get_args(Features), "image='key'")
+    one_of(text, "text", get_args(Features), "text='key'")
 
     def see(call: JointAttention, spans: Spans) -> Maps:
         places = normalize(_tokens(call, image, "image"), dim=-1)
         words = normalize(_tokens(call, text, "text"), dim=-1)
         return (spans.to(words).mT @ words) @ places.mT
 
-    layers = _expert(backbone) if layers is None else layers
+    layers = check_layers(backbone, ["expert"] if layers is None else layers)
     return _layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
 
 
@@ -123,7 +126,7 @@ def refined(
 
     Source: refinement by self-attention, as in many training-free segmentors on diffusion U-Nets; see `propagate`.
     """
-    layers = _expert(backbone) if layers is None else layers
+    layers = check_layers(backbone, ["expert"] if layers is None else layers)
 
     def see(call: JointAttention, spans: Spans) -> Maps:
         return propagate(call, _head_mean(call, spans), times)
@@ -180,7 +183,7 @@ def goca(
 def _weighted(
     call: JointAttention, spans: Spans, modules: Mapping[int, nn.Module], dense: Float[Tensor, "step image feature"]
 ) -> tuple[Float[Tensor, " step"], Maps]:
-    """A layer's weight, and its image-to-text attention with weighted heads."""
+    """Return a layer's weight and its image-to-text attention with weighted heads."""
     # single-stream blocks project heads together with their MLP, in one linear layer or outside of the attention
     out = getattr(modules.get(call.layer), "to_out", None)
     if not isinstance(out, nn.ModuleList):
@@ -204,7 +207,7 @@ def output_similarity(call: JointAttention, spans: Spans, *, unit: bool = False)
 
     Args:
         call: the attention as it is computed.
-        spans: what each class is made of, over all text tokens, as from `masks.span_weights`.
+        spans: what each class is made of, over all text tokens, as from `span_weights`.
         unit: divide the output of each class by its length.
 
     Source: ConceptAttention, arXiv 2502.04320.
@@ -215,7 +218,7 @@ def output_similarity(call: JointAttention, spans: Spans, *, unit: bool = False)
 
 
 def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
-    """Replaces the value at each image token by the mean of what it attends to in the image, several times over.
+    """Replace the value at each image token by the mean of what it attends to in the image, several times over.
 
     Args:
         call: the attention as it is computed.
@@ -225,7 +228,7 @@ def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
     Returns:
         I2I^times @ maps, where I2I is the mean over heads, its rows brought to a sum of 1.
     """
-    for _ in range(times):
+    for _ in range(as_int(times, "times", 0)):
         maps = torch.cat(
             [maps.to(part) @ (part / part.sum(-1, keepdim=True)).mT for _, part in image_rows(call)], dim=-1
         )
@@ -235,7 +238,7 @@ def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
 def head_weights(
     call: JointAttention, projection: Float[Tensor, "feature head_feature"]
 ) -> Float[Tensor, "step heads image"]:
-    """How much of a layer's output at each image token comes from each head.
+    """Return the share of each head in a layer's output at each image token.
 
     Args:
         call: the attention as it is computed.
@@ -257,13 +260,13 @@ def head_weights(
 
 
 def effective_weight(linear: nn.Module) -> Float[Tensor, "feature head_feature"]:
-    """The weight of a linear layer together with what active LoRA weights add to it."""
+    """Return the weight of a linear layer together with what active LoRA weights add to it."""
     added = [linear.get_delta_weight(adapter) for adapter in getattr(linear, "active_adapters", ())]
     return linear.weight + sum(added)
 
 
 def layer_weight(call: JointAttention, dense: Float[Tensor, "step image feature"]) -> Float[Tensor, " step"]:
-    """How similar a layer's image-to-image attention is to a pseudo attention map made of dense features.
+    """Return the similarity of a layer's image-to-image attention to a pseudo attention map made of dense features.
 
     Args:
         call: the attention as it is computed.
@@ -284,7 +287,7 @@ def layer_weight(call: JointAttention, dense: Float[Tensor, "step image feature"
 def image_rows(
     call: JointAttention, workspace: int | None = None
 ) -> Iterator[tuple[slice, Float[Tensor, "step rows image"]]]:
-    """Image-to-image attention, mean over heads, a few rows at a time: exact, from the log-sum-exp.
+    """Yield image-to-image attention, mean over heads, a few rows at a time: exact, from the log-sum-exp.
 
     Args:
         call: the attention as it is computed.
@@ -315,7 +318,7 @@ def read(
     steps: int = 28,
     seed: int = 0,
 ) -> Float[Tensor, "class y x"]:
-    """Class maps of one image by any method of `ATTRIBUTIONS`, mean over steps.
+    """Return class maps of one image by any method of `ATTRIBUTIONS`, mean over steps.
 
     Args:
         backbone: the model.
@@ -331,12 +334,16 @@ def read(
         fp32, classes in the order of the prompts.
 
     Raises:
-        InputError: a layer or step out of range.
+        InputError: a layer or step out of range, or a function that returns something else than class maps.
     """
     function = ATTRIBUTIONS[method] if isinstance(method, str) else method
     noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
-    maps = function(backbone, noisy, timestep, prompts, layers)
-    return maps.mean(0).float().unflatten(-1, backbone.token_grid(latents))
+    maps, grid = function(backbone, noisy, timestep, prompts, layers), backbone.token_grid(latents)
+    shape = len(noisy), sum(len(prompt.classes) for prompt in prompts), grid[0] * grid[1]
+    if not isinstance(maps, Tensor) or maps.shape != shape:
+        found = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"expected of method maps [step class image] of shape {shape}, got {found}: return such maps")
+    return maps.mean(0).float().unflatten(-1, grid)
 
 
 def _layer_maps(
@@ -347,7 +354,7 @@ def _layer_maps(
     layers: Sequence[int],
     see: Callable[[JointAttention, Spans], Maps],
 ) -> Float[Tensor, "layer step class image"]:
-    """What `see` makes of each layer, classes of all prompts side by side."""
+    """Return what `see` makes of each layer, classes of all prompts side by side."""
     found = [torch.stack(_watch(backbone, noisy, timestep, prompt, layers, see)) for prompt in prompts]
     return torch.cat(found, dim=2).float()
 
@@ -361,7 +368,7 @@ def _watch(
     see: Callable[[JointAttention, Spans], Found],
 ) -> list[Found]:
     """Return what `see` makes of each layer in one forward."""
-    spans = masks.span_weights(list(prompt.classes.values()), len(prompt.tokens)).to(noisy.device)
+    spans = span_weights(list(prompt.classes.values()), len(prompt.tokens)).to(noisy.device)
     return observe(backbone, noisy, timestep, prompt, lambda call: see(call, spans), layers)
 
 
@@ -375,12 +382,3 @@ def _tokens(
     """Return what the attention takes from or gives to image or text tokens, heads side by side, at least fp32."""
     tokens = getattr(call, name)[:, :, getattr(call, side)]
     return tokens.to(working_dtype(tokens)).transpose(1, 2).flatten(2)
-
-
-def _expert(backbone: Backbone) -> list[int]:
-    if backbone.expert_layer is None:
-        raise InputError(
-            f"expected a model whose expert layer is known, got '{backbone.name}': pass layers, each from 0 to "
-            f"{backbone.layers - 1}, or find the best one with sweeps.layer_step_sweep"
-        )
-    return [backbone.expert_layer]

@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
 from seg4diff_tools.backbones.forwards import forward_batches, observe
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import one_of
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
 
 Direction = Literal["i2t", "t2i"]
 Normalize = Literal["softmax", "scores"]
+DIRECTIONS, NORMALIZATIONS = get_args(Direction), get_args(Normalize)
 
 
 def read_class_maps(
@@ -60,7 +62,9 @@ def read_class_maps(
         InputError: a layer, step or head out of range, or an unknown kind.
     """
     layers, heads = check_layers(backbone, layers), check_heads(backbone, heads)
-    check_kinds(kinds)
+    for direction, normalize in kinds:
+        one_of(direction, "direction", DIRECTIONS)
+        one_of(normalize, "normalize", NORMALIZATIONS)
     grid = backbone.token_grid(latents)
     classes = [sum(len(prompt.classes) for prompt in group) for group in prompts]
     sizes = (len(kinds), len(steps_from_end), len(layers), len(heads))
@@ -73,7 +77,7 @@ def read_class_maps(
     for forward in forwards:
         spans = sorted({span for prompt in forward.prompts for span in prompt.classes.values() if span})
         columns = sorted({column for span in spans for column in span})
-        weights = masks.span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
+        weights = span_weights([[columns.index(column) for column in span] for span in spans], len(columns))
         see = partial(
             _kind_maps, kinds=kinds, heads=heads, columns=columns, weights=weights.to(latents.device), grid=grid,
             scaled=merge_scaled,
@@ -125,7 +129,7 @@ def span_maps(
         normalize: "softmax" or "scores".
         heads: "mean" for the mean over heads, or indices.
         columns: the text tokens that are needed.
-        weights: of these columns in each span, as from `masks.span_weights`.
+        weights: of these columns in each span, as from `span_weights`.
 
     Returns:
         At least fp32.
@@ -152,19 +156,3 @@ def span_maps(
         for head in single:
             found[head] = text[:, head] @ image[:, head].mT * call.scale
     return torch.stack([found[head] for head in heads], dim=1).float()
-
-
-def check_kinds(kinds: Sequence[tuple[str, str]]) -> None:
-    """Check pairs of direction and normalization.
-
-    Args:
-        kinds: the pairs.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    for direction, normalize in kinds:
-        if direction not in ("i2t", "t2i"):
-            raise InputError(f"expected direction='i2t' or direction='t2i', got {direction!r}: pass one of them")
-        if normalize not in ("softmax", "scores"):
-            raise InputError(f"expected normalize='softmax' or normalize='scores', got {normalize!r}: pass one of them")

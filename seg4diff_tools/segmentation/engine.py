@@ -11,7 +11,7 @@ from torch import Tensor
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import chunks
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
+from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.forwards import observe
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_indices
@@ -119,7 +119,7 @@ def pad_groups(work: Workbench, images: Sequence[PIL.Image.Image], options: Unsu
     Returns:
         For each image the number of the group at each pixel, on the CPU.
     """
-    token_maps = pad_maps(work, images, options)
+    token_maps = pad_maps(work, images, options).flatten(1, 2).mean(1)
     with work.timed("labels"):
         return [
             masks.label_map(
@@ -132,55 +132,31 @@ def pad_groups(work: Workbench, images: Sequence[PIL.Image.Image], options: Unsu
 
 def pad_maps(
     work: Workbench, images: Sequence[PIL.Image.Image], options: Unsupervised
-) -> Float[Tensor, "image token y x"]:
-    """Read the maps of the text tokens of `options.kinds`, mean over layers, steps, seeds and heads."""
-    backbone = work.backbone
-    layers = check_layers(backbone, layer_list(options) or ["expert"])
-    prompt = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
-    latents = work.latents(images, options.fit, options.size)
-    with work.timed("attention"):
-        tokens = prompt.indices(*options.kinds)
-        maps = [
-            read_token_maps(backbone, latents, prompt, layers, tokens, step, options.steps, seed)
-            for seed in as_indices(options.seeds, "seeds")
-            for step in as_indices(options.steps_from_end, "steps_from_end")
-        ]
-        return torch.cat(maps, dim=1).mean(1)
-
-
-def read_token_maps(
-    backbone: Backbone,
-    latents: Float[Tensor, "image channel row column"],
-    prompt: Prompt,
-    layers: Sequence[int],
-    tokens: Sequence[int],
-    steps_from_end: int = 8,
-    steps: int = 28,
-    seed: int = 0,
-) -> Float[Tensor, "image layer token y x"]:
-    """Read what image tokens give to some text tokens of one prompt, mean over heads; one forward reads all layers.
-
-    Args:
-        backbone: the model.
-        latents: encoded images, without noise.
-        prompt: encoded, the same for all images.
-        layers: 0-based; the forward stops in the last one.
-        tokens: positions in the text.
-        steps_from_end, steps, seed: noise level, length of the schedule and seed, as in `Backbone.add_noise`.
+) -> Float[Tensor, "image noise layer token y x"]:
+    """Read the maps of the text tokens of `options.kinds`, mean over heads; one forward for each seed and step.
 
     Raises:
-        InputError: no tokens, or as in `Backbone.add_noise`.
+        InputError: kinds of tokens that the prompt does not have, or a layer out of range.
     """
+    backbone, layers = work.backbone, model_layers(work.backbone, options)
+    prompt = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
+    tokens = prompt.indices(*options.kinds)
     if len(tokens) == 0:
         raise InputError(
             f"expected kinds of text tokens that the prompt {prompt.text!r} has, got kinds without a token: pass others"
         )
+    latents = work.latents(images, options.fit, options.size)
+    grid, maps = backbone.token_grid(latents), []
 
     def see(call: JointAttention) -> Float[Tensor, "image token y x"]:
-        return call.head_mean("i2t", text=tokens).mT.unflatten(-1, backbone.token_grid(latents))
+        return call.head_mean("i2t", text=tokens).mT.unflatten(-1, grid)
 
-    noisy, timestep = backbone.add_noise(latents, steps_from_end, steps, seed)
-    return torch.stack(observe(backbone, noisy, timestep, prompt, see, layers), dim=1).float()
+    with work.timed("attention"):
+        for seed in as_indices(options.seeds, "seeds"):
+            for step in as_indices(options.steps_from_end, "steps_from_end"):
+                noisy, timestep = backbone.add_noise(latents, step, options.steps, seed)
+                maps.append(torch.stack(observe(backbone, noisy, timestep, prompt, see, layers), dim=1).float())
+        return torch.stack(maps, dim=1)
 
 
 def _columns(names: Sequence[str], options: OpenVocabulary) -> Columns:
@@ -262,21 +238,17 @@ def _read(
     batch: int,
 ) -> Iterator[Maps]:
     """Yield the maps of every word for each image, mean over layers, steps and heads."""
-    layers, noise = layer_list(options), as_indices(options.steps_from_end, "steps_from_end")
-    if options.method not in PROBABILITIES:
-        indices = None if layers is None else check_layers(backbone, layers)
+    layers, noise = model_layers(backbone, options), as_indices(options.steps_from_end, "steps_from_end")
+    if layers is None or options.method not in PROBABILITIES:
         for index, own in enumerate(prompts):
             yield read(
-                backbone, latents[index : index + 1], own, options.method, indices,
+                backbone, latents[index : index + 1], own, options.method, layers,
                 steps_from_end=noise, steps=options.steps, seed=seed,
             )  # fmt: skip
         return
-    heads: Sequence[Head] = ["mean"] if options.heads == "mean" else as_indices(options.heads, "heads")
-    if layers is None and options.method == "layer":
-        layers = ["expert"]
     for maps in read_class_maps(
-        backbone, latents, prompts, layers=check_layers(backbone, layers), steps_from_end=noise, steps=options.steps,
-        heads=check_heads(backbone, heads), kinds=[(options.direction, options.normalize)],
+        backbone, latents, prompts, layers=layers, steps_from_end=noise, steps=options.steps,
+        heads=check_heads(backbone, options.heads), kinds=[(options.direction, options.normalize)],
         merge_scaled=options.merge_scaled, seed=seed, batch=batch,
     ):  # fmt: skip
         yield maps[0].mean(2).mean((0, 1))
@@ -287,6 +259,19 @@ def layer_list(options: Options) -> list | None:
     if options.layers is None or options.layers == "expert":
         return None if options.layers is None else ["expert"]
     return list(options.layers)  # type: ignore[arg-type]  # normalized to a tuple
+
+
+def model_layers(backbone: Backbone, options: Options) -> list[int] | None:
+    """Return the layers of a model that options name; None where the method chooses its own.
+
+    Raises:
+        InputError: a layer that the model does not have, or an expert layer that is unknown.
+    """
+    method = "layer" if isinstance(options, Unsupervised) else options.method
+    layers = layer_list(options)
+    if layers is None and method not in PROBABILITIES:
+        return None
+    return check_layers(backbone, ["expert"] if layers is None and method == "layer" else layers)
 
 
 def _joined(maps: Sequence[ColumnMaps], tiles: int) -> Float[Tensor, "column row place"]:

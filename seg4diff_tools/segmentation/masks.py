@@ -1,6 +1,5 @@
 """From attention maps to masks: the pure tensor steps of Seg4Diff's open-vocabulary segmentation (Eq 9 to 12)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,39 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, named_extra, one_of
+from seg4diff_tools.images import as_size
+from seg4diff_tools.indices import as_float, as_int
 
 Merging = Literal["published", "released"]
-
-
-def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token class"]:
-    """Return the averaging matrix of class spans: a row of token values times it is the mean over each class's tokens.
-
-    Args:
-        spans: for each class, the indices of its tokens, 0 to tokens - 1.
-        tokens: how many tokens there are.
-
-    Returns:
-        Matrix whose columns sum to 1.
-
-    Raises:
-        InputError: no class, a class without tokens, or an index out of range.
-
-    Source: Seg4Diff, arXiv 2509.18096, equation 10 (mean over the tokens of a class).
-    """
-    if not spans:
-        raise InputError("expected the token span of at least one class, got none: pass one span for each class")
-    weights = torch.zeros(tokens, len(spans), dtype=torch.float32)
-    for column, span in enumerate(spans):
-        if len(span) == 0:
-            raise InputError(f"expected tokens for every class, got an empty span for class {column}: drop that class")
-        if min(span) < 0 or max(span) >= tokens:
-            raise InputError(
-                f"expected token indices from 0 to {tokens - 1}, got {tuple(span)} for class {column}: "
-                "take the span from the prompt that made these maps"
-            )
-        weights[list(span), column] = 1 / len(span)
-    return weights
 
 
 def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
@@ -56,6 +27,7 @@ def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
 
     Source: Seg4Diff, arXiv 2509.18096, table 5 (the paper's best row does without).
     """
+    _check(maps, "y x")
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     extent = high - low
     return (maps - low) / torch.where(extent > 0, extent, 1)
@@ -71,10 +43,13 @@ def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> 
     Returns:
         Maps on pixels; corners of the two grids are not aligned, as in image resizing.
 
+    Raises:
+        InputError: no float tensor of maps, or no height and width from 1 pixel.
+
     Source: Seg4Diff, arXiv 2509.18096, equation 11.
     """
-    if min(size) < 1:
-        raise InputError(f"expected size, a height and width of at least 1 pixel, got {size}: pass (height, width)")
+    size = as_size(size)
+    _check(maps, "y x")
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return interpolate(flat, size=size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
@@ -123,15 +98,16 @@ def label_map(
         everywhere, as it is for argmax in the released code.
 
     Raises:
-        InputError: other maps that hold NaN, for which no class is the largest.
+        InputError: no float tensor of maps, or other maps that hold NaN, for which no class is the largest.
 
     Source: Seg4Diff, arXiv 2509.18096, equation 12, after equation 11 where a size is given.
     """
+    _check(maps, "class y x")
     nan = maps.isnan()
     if nan.any():
         unread = nan.flatten(-2).all(-1)
         if not torch.equal(nan, unread[..., None, None].expand_as(nan)) or unread.all(-1).any():
-            raise InputError("expected class maps without NaN: run the model in float32 or bfloat16, not float16")
+            raise InputError("expected class maps without NaN, got some: run the model in float32 or bfloat16")
         maps = maps.nan_to_num(nan=torch.finfo(maps.dtype).max)
     # Class by class this is several times faster on a CPU than argmax over a strided axis, and needs less memory.
     first, *others = maps.unbind(-3)
@@ -171,12 +147,11 @@ def merge_maps(
     Source: Seg4Diff, arXiv 2509.18096, section 4.3 and table 2 (0.035 in the released configuration), after DiffSeg
     (Tian et al., CVPR 2024), which starts from sampled anchors where here every map may open a group.
     """
-    if len(maps) == 0 or threshold < 0:
-        raise InputError(
-            f"expected at least one map and a threshold from 0, got {len(maps)} maps and {threshold}: pass 0.035"
-        )
-    if merging not in ("published", "released"):
-        raise InputError(f"expected merging='published' or merging='released', got {merging!r}: pass one of them")
+    _check(maps, "token y x")
+    if maps.isnan().any():
+        raise InputError("expected maps without NaN, got some: run the model in float32 or bfloat16")
+    threshold, rounds = as_float(threshold, "threshold"), as_int(rounds, "rounds", 1)
+    one_of(merging, "merging", ("published", "released"))
     released = merging == "released"
     # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
     exact = torch.float32 if maps.device.type == "mps" else torch.float64
@@ -201,6 +176,14 @@ def merge_maps(
         if len(groups) == len(near):
             break
     return logs.exp().float().unflatten(-1, maps.shape[-2:]), members.argmax(0)
+
+
+def _check(maps: Tensor, axes: str) -> None:
+    """Refuse what is no tensor of floats with at least these axes, none of them empty."""
+    shape = tuple(getattr(maps, "shape", ()))
+    if not isinstance(maps, Tensor) or not maps.is_floating_point() or len(shape) < len(axes.split()) or 0 in shape:
+        found = f"{maps.dtype} of shape {shape}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"expected maps as a float tensor [{axes}], none of them empty, got {found}: pass such maps")
 
 
 def _stretched_over_tokens(maps: Float[Tensor, "token y x"]) -> Float[Tensor, "token y x"]:

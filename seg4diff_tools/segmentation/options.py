@@ -1,7 +1,7 @@
 """Options of segmentation: one frozen object each for open-vocabulary and for unsupervised segmentation."""
 
+import inspect
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -10,12 +10,12 @@ from types import FunctionType
 from typing import Any, Literal, SupportsIndex
 
 from seg4diff_tools.caching import fingerprint
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names, one_of
 from seg4diff_tools.images import Fit, Size
-from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.indices import as_float, as_indices, as_int
 from seg4diff_tools.prompts import Kind
 from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES, Attribution
-from seg4diff_tools.segmentation.class_maps import Direction, Normalize
+from seg4diff_tools.segmentation.class_maps import DIRECTIONS, NORMALIZATIONS, Direction, Normalize
 from seg4diff_tools.segmentation.masks import Merging
 
 BACKGROUND = "background"
@@ -37,7 +37,7 @@ class OpenVocabulary:
             times=4)`.
         layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
         steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
-        steps: length of the schedule.
+        steps: length of the schedule, 1 to 1000.
         seeds: of the noise; maps of several are averaged.
         heads: "mean" over all heads (equation 9), or the heads to average. Heads, direction and normalize belong to the
             methods "layer" and "daam".
@@ -60,7 +60,7 @@ class OpenVocabulary:
             centered square, as the paper says, and the label map covers that square.
         size: height and width in pixels at which the model reads the image, or the side of a square; None for its own.
         tiles: 2 also reads nine overlapping windows of half the image's side, each at full resolution; n reads
-            (2 n - 1)^2 windows. Maps are averaged.
+            (2 n - 1)^2 windows, up to n = 16. Maps are averaged.
         upsampling: "bilinear" (equation 11), or "guided": bilinear, then a guided filter along edges of the image.
         background: what stands for the class "background". "word": the word itself, as in the released code; several
             words: the best of them; a number: pixels where no class gets that many times an even share of attention.
@@ -92,34 +92,39 @@ class OpenVocabulary:
     background: Literal["word"] | Sequence[str] | float = "word"
 
     def __post_init__(self) -> None:
-        if not callable(self.method):
-            _one_of(self.method, "method", METHODS, "or pass a function of the kind of attribution.refined")
+        if callable(self.method):
+            _check_function(self.method)
+        else:
+            one_of(self.method, "method", METHODS, "one of them, or a function of the kind of attribution.refined")
         _common(self)
-        if self.heads != "mean":
-            _one_of(self.heads, "heads", ("mean",)) if isinstance(self.heads, str) else None
+        if isinstance(self.heads, str):
+            one_of(self.heads, "heads", ("mean",), "'mean', or a number such as heads=0")
+        else:
             _set(self, "heads", tuple(as_indices(self.heads, "heads")))
-        _one_of(self.direction, "direction", ("i2t", "t2i"))
-        _one_of(self.normalize, "normalize", ("softmax", "scores"))
-        _one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
+        one_of(self.direction, "direction", DIRECTIONS)
+        one_of(self.normalize, "normalize", NORMALIZATIONS)
+        one_of(self.upsampling, "upsampling", ("bilinear", "guided"))
         for name in ("minmax", "merge_scaled", "prompt_sets", "cut_prompt"):
-            _one_of(getattr(self, name), name, (False, True))
-        _set(self, "tiles", as_int(self.tiles, "tiles", 1))
+            one_of(getattr(self, name), name, (False, True))
+        _set(self, "tiles", as_int(self.tiles, "tiles", 1, 16))
         if self.classes_per_prompt is not None:
             _set(self, "classes_per_prompt", as_int(self.classes_per_prompt, "classes_per_prompt", 1))
-        _set(self, "second_pass", _number(self.second_pass, "second_pass"))
+        _set(self, "second_pass", as_float(self.second_pass, "second_pass"))
         if not self.second_pass < 1:
             raise InputError(f"expected second_pass, a share from 0 to less than 1, got {self.second_pass}: pass 0.05")
         if not isinstance(self.synonyms, Mapping):
             raise InputError(
                 f"expected synonyms as a dict such as {{'cat': ('cat', 'kitten')}}, got {self.synonyms!r}: pass a dict"
             )
-        _set(self, "synonyms", {name: _words(words, f"synonyms of {name!r}") for name, words in self.synonyms.items()})
+        as_names(tuple(self.synonyms), "class names in synonyms", empty=True)
+        words = {name: as_names(words, f"synonyms[{name!r}]") for name, words in self.synonyms.items()}
+        _set(self, "synonyms", words)
         if isinstance(self.background, Real):
-            _set(self, "background", _number(self.background, "background"))
+            _set(self, "background", as_float(self.background, "background"))
         elif isinstance(self.background, str):
-            _one_of(self.background, "background", ("word",), "or pass a list of words, or a number above 0")
+            one_of(self.background, "background", ("word",), "'word', a list of words, or a number above 0")
         else:
-            _set(self, "background", _words(self.background, "background"))
+            _set(self, "background", as_names(self.background, "background"))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -132,7 +137,7 @@ class OpenVocabulary:
                 f"leave {'it' if len(changed) == 1 else 'them'} out"
             )
         if isinstance(self.background, float):
-            if not 0 < self.background < math.inf:
+            if not self.background:
                 raise InputError(
                     f"expected background, a number above 0, got {self.background}: pass 1.0 for an even share"
                 )
@@ -151,7 +156,7 @@ class Unsupervised:
     Args:
         layers: 0-based layers whose maps are averaged; None or "expert" for the expert layer.
         steps_from_end: noise levels whose maps are averaged.
-        steps: length of the schedule.
+        steps: length of the schedule, 1 to 1000.
         seeds: of the noise; maps of several are averaged.
         prompt: the text; empty in the paper.
         kinds: kinds of text tokens whose maps are merged; pads in the paper.
@@ -183,13 +188,13 @@ class Unsupervised:
         _common(self)
         if not isinstance(self.prompt, str):
             raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
-        _set(self, "kinds", _words(self.kinds, "kinds"))
+        _set(self, "kinds", as_names(self.kinds, "kinds", example="['pad']"))
         for kind in self.kinds:
-            _one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
-        _set(self, "threshold", _number(self.threshold, "threshold"))
+            one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
+        _set(self, "threshold", as_float(self.threshold, "threshold"))
         _set(self, "rounds", as_int(self.rounds, "rounds", 1))
-        _one_of(self.merging, "merging", ("published", "released"))
-        _one_of(self.matching, "matching", ("image", "rows"))
+        one_of(self.merging, "merging", ("published", "released"))
+        one_of(self.matching, "matching", ("image", "rows"))
 
 
 Options = OpenVocabulary | Unsupervised
@@ -221,19 +226,35 @@ def option_settings(options: Options) -> dict[str, Any]:
     return {"kind": type(options).__name__} | json.loads(json.dumps(values, default=plain))
 
 
+def _check_function(method: Any) -> None:
+    """Refuse a method that is no function of a backbone, latents, timesteps, prompts and layers."""
+    function = method
+    while isinstance(function, partial):
+        function = function.func
+    try:
+        if not isinstance(function, FunctionType):
+            raise TypeError(f"{function!r} is no Python function")
+        inspect.signature(method).bind(*Attribution.__args__[:-1])  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected method, a name or a function of (backbone, noisy, timestep, prompts, layers), got another "
+            f"({error}): pass one of the kind of attribution.refined"
+        ) from error
+
+
 def _common(options: Options) -> None:
     """Check and normalize the fields that both kinds of options have."""
     if isinstance(options.layers, str):
-        _one_of(options.layers, "layers", ("expert",), "or pass a number such as layers=4")
+        one_of(options.layers, "layers", ("expert",), "'expert', or a number such as layers=4")
     elif options.layers is not None:
         _set(options, "layers", _layers(options.layers))
-    _set(options, "steps", as_int(options.steps, "steps", 1))
+    _set(options, "steps", as_int(options.steps, "steps", 1, 1000))
     _set(
         options, "steps_from_end", tuple(as_indices(options.steps_from_end, "steps_from_end", options.steps + 1, low=1))
     )
-    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds")))
+    _set(options, "seeds", tuple(as_indices(options.seeds, "seeds", 1 << 63)))
     _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
-    _one_of(options.fit, "fit", ("resize", "crop"))
+    one_of(options.fit, "fit", ("resize", "crop"))
     if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
         _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))
     elif options.size is not None:
@@ -249,24 +270,3 @@ def _layers(layers: Any) -> tuple[int | str, ...]:
 
 def _set(options: Options, name: str, value: Any) -> None:
     object.__setattr__(options, name, value)
-
-
-def _one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
-    if not any(type(value) is type(each) and value == each for each in allowed):
-        listed = ", ".join(map(repr, allowed))
-        raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
-        raise InputError(f"expected {name}, a number from 0, got {value!r}: pass a number such as {name}=0.05")
-    return float(value)
-
-
-def _words(words: Any, name: str) -> tuple[str, ...]:
-    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
-        raise InputError(f"expected {name} as a list of at least one word, got {words!r}: pass a list such as ['sky']")
-    for word in words:
-        if not isinstance(word, str) or not word.strip():
-            raise InputError(f"expected {name} as text, got {word!r} among them: pass words")
-    return tuple(words)

@@ -2,10 +2,9 @@
 
 import json
 import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import xarray as xr
 from jaxtyping import Int, UInt8
 
+from seg4diff_tools._netcdf import read_netcdf, write_netcdf
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.segmentation import masks
@@ -89,24 +89,13 @@ class Segmentation:
                 "label_map": (("row", "column"), self.label_map),
                 "image": (("row", "column", "rgb"), self.image),
             },
-            attrs={
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "maps": str(self.class_maps.name),
-                "json": json.dumps(settings),
-            },
+            attrs={"maps": str(self.class_maps.name), "json": json.dumps(settings)},
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        encoding = {str(name): {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
-        # written beside its place and moved there: a killed run leaves no half file under this name
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            dataset.to_netcdf(Path(folder, "file.nc"), engine="h5netcdf", encoding=encoding)
-            Path(folder, "file.nc").replace(path)
-        return path
+        return write_netcdf(dataset, path, FORMAT, FORMAT_VERSION)
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> "Segmentation":
-        """Read a segmentation that `save` wrote, as `open_segmentation`."""
+        """Read a segmentation that `save` wrote: see `open_segmentation`."""
         return open_segmentation(path)
 
     def index_png(self) -> bytes:
@@ -122,15 +111,7 @@ class Segmentation:
         return file.getvalue()
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Segmentation):
-            return NotImplemented
-        return (
-            self.class_names == other.class_names
-            and self.settings == other.settings
-            and self.class_maps.identical(other.class_maps)
-            and np.array_equal(self.label_map, other.label_map)
-            and np.array_equal(self.image, other.image)
-        )
+        return same_content(self, other) if isinstance(other, Segmentation) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -153,19 +134,7 @@ def open_segmentation(path: str | os.PathLike[str]) -> Segmentation:
     Raises:
         InputError: no such file, a damaged one, or one of another kind.
     """
-    path = as_path(path)
-    if not path.is_file():
-        raise InputError(f"expected path of a file that Segmentation.save wrote, got {str(path)!r}: check the path")
-    try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-    except Exception as error:  # each damage of the file has its own error in HDF5
-        raise InputError(
-            f"expected a readable netCDF file, got {str(path)!r} ({error}): save the segmentation again"
-        ) from error
-    if (kind := (dataset.attrs.get("format"), dataset.attrs.get("format_version"))) != (FORMAT, FORMAT_VERSION):
-        raise InputError(
-            f"expected {FORMAT} version {FORMAT_VERSION} in {path}, got {kind[0]} version {kind[1]}: check the path"
-        )
+    dataset = read_netcdf(path, FORMAT, FORMAT_VERSION, InputError)
     stored = json.loads(dataset.attrs["json"])
     maps = dataset["class_maps"].assign_coords({"class": stored["class_names"]}).rename(dataset.attrs["maps"])
     maps.attrs, maps.encoding = {}, {}
@@ -176,6 +145,17 @@ def open_segmentation(path: str | os.PathLike[str]) -> Segmentation:
         stored["settings"],
         dataset["image"].values,
     )
+
+
+def same_content(first: Any, second: Any) -> bool:
+    """Return whether two results of one class hold the same arrays, names and settings."""
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, xr.DataArray):
+            return one.identical(other)
+        return np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+
+    return all(same(getattr(first, each.name), getattr(second, each.name)) for each in fields(first))
 
 
 def shares(label_map: Int[np.ndarray, "y x"], names: Sequence[str]) -> dict[str, float]:

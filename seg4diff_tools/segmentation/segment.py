@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -16,13 +16,12 @@ from tqdm.auto import tqdm
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
-from seg4diff_tools.backbones.checks import check_heads, check_layers
+from seg4diff_tools.backbones.checks import check_heads, check_latents
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.images import open_images
 from seg4diff_tools.scenes.drawings import COLORS
-from seg4diff_tools.segmentation.attribution import PROBABILITIES
-from seg4diff_tools.segmentation.engine import image_maps, layer_list
+from seg4diff_tools.segmentation.engine import image_maps, model_layers
 from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
 from seg4diff_tools.segmentation.results import Segmentation
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
@@ -113,7 +112,7 @@ def segment(
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12, Fig 7; the token grid is upsampled after the mean over heads
     and tokens, which is the same as before it.
     """
-    names = _check_names(class_names)
+    names = as_names(class_names, "class_names")
     if not isinstance(options, OpenVocabulary):
         raise InputError(
             f"expected options, an OpenVocabulary, got {options!r}: pass options such as OpenVocabulary(layers=4)"
@@ -121,7 +120,7 @@ def segment(
     sources, single = image_list(images)
     backbone = as_backbone(model)
     check_options(backbone, options)
-    if latents is not None and (options.tiles > 1 or len(latents) != len(sources)):
+    if latents is not None and (options.tiles > 1 or len(check_latents(backbone, latents, "latents")) != len(sources)):
         raise InputError(
             f"expected latents of {len(sources)} images and tiles=1, got {len(latents)} with tiles={options.tiles}: "
             "leave latents out"
@@ -213,11 +212,7 @@ def check_options(backbone: Backbone, options: OpenVocabulary) -> list[int] | No
     """
     if options.heads != "mean":
         check_heads(backbone, options.heads)  # type: ignore[arg-type]  # normalized to a tuple
-    if options.layers is None:
-        if options.method not in PROBABILITIES:
-            return None
-        return check_layers(backbone, ["expert"] if options.method == "layer" else None)
-    return check_layers(backbone, layer_list(options))
+    return model_layers(backbone, options)
 
 
 def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabulary) -> None:
@@ -237,14 +232,3 @@ def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabu
             f"{len(known)} words, such as {', '.join(sorted(known)[:5])}.",
             stacklevel=3,
         )
-
-
-def _check_names(class_names: Any) -> list[str]:
-    if isinstance(class_names, (str, bytes, Mapping)) or not hasattr(class_names, "__iter__"):
-        raise InputError(f"expected class_names as a list, got {class_names!r}: pass a list such as ['cat', 'grass']")
-    names = list(class_names)
-    if not names or any(not isinstance(name, str) for name in names):
-        raise InputError(f"expected class_names, at least one class as text, got {names!r}: pass ['cat', 'grass']")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"expected class_names, each one once, got {sorted(twice)} given twice: leave one out")
-    return names

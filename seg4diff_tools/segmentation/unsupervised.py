@@ -9,14 +9,13 @@ import xarray as xr
 from jaxtyping import Int, UInt8
 from tqdm.auto import tqdm
 
-from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import open_images
 from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.engine import layer_list, pad_maps, read_token_maps
+from seg4diff_tools.segmentation.engine import model_layers, pad_maps
 from seg4diff_tools.segmentation.options import Unsupervised, option_settings
-from seg4diff_tools.segmentation.results import thumbnails
+from seg4diff_tools.segmentation.results import same_content, thumbnails
 from seg4diff_tools.segmentation.segment import ManyImages, Model, OneImage, image_list
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 PAPER = Unsupervised()
 """The paper's way."""
-
-__all__ = ["Grouping", "group", "read_token_maps"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,16 +56,7 @@ class Grouping:
         return [f"group {index}" for index in range(len(self.proposals))]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Grouping):
-            return NotImplemented
-        return (
-            self.settings == other.settings
-            and self.proposals.identical(other.proposals)
-            and self.token_maps.identical(other.token_maps)
-            and all(
-                np.array_equal(getattr(self, name), getattr(other, name)) for name in ("label_map", "groups", "image")
-            )
-        )
+        return same_content(self, other) if isinstance(other, Grouping) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -110,13 +98,13 @@ def group(
         )
     sources, single = image_list(images)
     backbone = as_backbone(model)
-    layers = check_layers(backbone, layer_list(options) or ["expert"])
+    layers = model_layers(backbone, options)
     results = []
     for source in tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} group"):
         (picture,) = open_images(source)
         work = Workbench(backbone)
         frame = work.frame(picture, options).image
-        (maps,) = pad_maps(work, [picture], options)
+        (maps,) = pad_maps(work, [picture], options).flatten(1, 2).mean(1)
         proposals, groups = masks.merge_maps(maps, options.threshold, options.rounds, options.merging)
         encoded = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
         centers = token_centers(frame, maps.shape[1:])

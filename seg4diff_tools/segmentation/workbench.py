@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seg4diff_tools.attention.operators import chunks
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import one_of
 from seg4diff_tools.images import Fit, Size, check_size, crop_box
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation.options import OpenVocabulary, Options
@@ -126,8 +126,7 @@ def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size:
     Raises:
         InputError: another `fit`, or a size that the model cannot take.
     """
-    if fit not in ("resize", "crop"):
-        raise InputError(f"expected fit='resize' or fit='crop', got {fit!r}: pass one of them")
+    one_of(fit, "fit", ("resize", "crop"))
     height, width = image_size
     if fit == "resize":
         return 0, 0, width, height
