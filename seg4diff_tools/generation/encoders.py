@@ -38,8 +38,8 @@ class ImageEncoder:
     """
 
     name: str
-    model: nn.Module
-    settings: Mapping[str, Any]
+    model: nn.Module = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
     preprocess: Callable[[list[PIL.Image.Image]], Mapping[str, Tensor]] = field(compare=False, repr=False)
 
     @torch.no_grad()
@@ -91,9 +91,9 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
     """Load a DINO through transformers, or the scene detector that comes with this package.
 
     Args:
-        name: "scene detector" for the features of the packaged detector, which know drawn scenes alone; else the hub
-            name or the folder of a DINO, such as "facebook/dinov2-base" or "facebook/dino-vits16". Weights are read
-            from safetensors, and code that lies beside them is never run.
+        name: "scene detector" for the features of the packaged detector, which knows drawn scenes alone; else the hub
+            name or the folder of a DINO, such as "facebook/dinov2-base". Weights are read from safetensors; code that
+            lies beside them is never run.
         device: where to compute.
 
     Raises:
@@ -153,7 +153,7 @@ def image_similarity(
         InputError: another number of pictures after than before.
         CheckpointError: an encoder that cannot be loaded.
 
-    Source: the DINO of Seg4Diff, arXiv 2509.18096, figures 18, 20 and 23; the paper does not name its DINO.
+    Source: Seg4Diff, arXiv 2509.18096, figures 18, 20 and 23, by DINO.
     """
     pairs = [open_images(before), open_images(after)]
     if len(pairs[0]) != len(pairs[1]):
