@@ -1,10 +1,9 @@
-"""How the embedded model's tables of edited attention were made: `python scripts/perturbation_study.py
-runs/perturbation`.
+"""Make the embedded model's tables of edited attention: `python scripts/perturbation_study.py runs/perturbation`.
 
-Every layer's image-to-text attention edited in three ways, and guidance away from the blur, with all prompts of the
-list.
-Writes `edits.csv` and `guidance.csv`, which `--ship` copies to the model. A run that was stopped goes on with the next
-table. Forty minutes on two CPU cores.
+Every layer's image-to-text attention is edited in three ways, and guided away from the blur, with all prompts of the
+list. The blur, the paper's edit, is also judged by the features of the scene detector. Writes `edits.csv` and
+`guidance.csv`, which `--ship` copies to the model. A run that was stopped goes on with the next table. Forty minutes on
+two CPU cores.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from seg4diff_tools import load_backbone, load_clip
 from seg4diff_tools.analysis import perturbation
 from seg4diff_tools.attention import edits
 from seg4diff_tools.backbones.checkpoints import MINI
+from seg4diff_tools.generation.encoders import DETECTOR
 from seg4diff_tools.generation.prompt_lists import COMPOSITIONAL
 
 EDITS = {"blur": edits.blur(), "average": edits.average(), "drop": edits.drop()}
@@ -25,13 +25,15 @@ SCALES = (0.0, 1.0, 2.0, 4.0)
 
 
 def main(folder: Path, ship: bool) -> None:
-    """Makes what is missing in the folder."""
+    """Make what is missing in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("mini")
     clip = load_clip(MINI)
     for name, edit in EDITS.items():
         if not (path := folder / f"{name}.csv").exists():
-            perturbation.layer_effects(backbone, clip, COMPOSITIONAL, edit, **SAMPLING).table.to_csv(path, index=False)
+            encoder = DETECTOR if name == "blur" else None
+            made = perturbation.layer_effects(backbone, clip, COMPOSITIONAL, edit, encoder=encoder, **SAMPLING)
+            made.table.to_csv(path, index=False)
     if not (path := folder / "guidance.csv").exists():
         layers, weights = [backbone.expert_layer, backbone.layers // 4], (1.0, backbone.guidance_scale)
         made = perturbation.guidance_effects(

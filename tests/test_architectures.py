@@ -314,6 +314,12 @@ def test_the_page_about_adding_a_model_does_what_it_says(own_families):
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"
 
 
+def test_double_blocks(backbone):
+    # the tiny models have five blocks: two and three where there are two stacks
+    counts = {"sd3": 5, "qwen-image": 5, "z-image": 0, "krea2": 0, "ernie-image": 0}
+    assert backbone.family.double_layers(backbone.transformer) == list(range(counts.get(backbone.family.name, 2)))
+
+
 def test_features_norms_and_budget(backbone):
     latents = backbone.encode_image([IMAGE, IMAGE])
     prompts = backbone.encode_prompt([PROMPT, "a dog"])

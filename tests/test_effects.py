@@ -4,12 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_models import build
 from tiny_run import tiny_clip
 
 from seg4diff_tools.analysis.perturbation import guidance_effects, layer_effects, resampled
 from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance
+from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation.clip import clip_scores, load_clip
+from seg4diff_tools.generation.encoders import DETECTOR, image_similarity, load_image_encoder
 
 PROMPTS = ["a cat and a dog", "a red car", "two cats near a tree"]
 
@@ -45,6 +49,33 @@ def test_layer_effects(tiny_backbone, clip):
     cosines = torch.nn.functional.cosine_similarity(*patches, dim=-1)
     np.testing.assert_allclose(row["features"], cosines.mean(-1), atol=1e-5)
     assert (row["features"] < 1).all()
+    assert list(found.table) == ["layer", "prompt", "CLIP-I", "CLIP-T", "features"]
+
+
+def test_layer_effects_by_an_encoder(tiny_backbone, clip):
+    asked = {"steps": 2, "batch": 3, "progress": False}
+    found = layer_effects(tiny_backbone, clip, PROMPTS, drop(), 4, encoder=load_image_encoder(DETECTOR), **asked)
+    assert list(found.table) == ["layer", "prompt", "CLIP-I", "CLIP-T", "features", DETECTOR]
+    np.testing.assert_allclose(found.table[DETECTOR][:3], 1, atol=1e-5)
+    wanted = image_similarity(found.pictures[None], found.pictures[4], DETECTOR)
+    np.testing.assert_allclose(found.table[DETECTOR][3:], wanted, atol=1e-6)
+    assert wanted.max() < 1 - 1e-6
+    by_name = layer_effects(tiny_backbone, clip, PROMPTS, drop(), 4, encoder=DETECTOR, **asked)
+    assert by_name.table.equals(found.table)
+
+
+def test_the_first_stack_of_flux_by_name_or_by_list(clip):
+    backbone = wrap_pipeline(build("flux-dev"))
+    tables = [
+        layer_effects(backbone, clip, PROMPTS[:1], drop(), layers, steps=1, progress=False).table
+        for layers in ("double", range(2), [0, 1])
+    ]
+    assert tables[0].layer.tolist() == [pd.NA, 0, 1]
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    assert check_layers(backbone, "single") == [2, 3, 4]
+    with pytest.raises(InputError, match="layers of a kind that 'pipeline' has, got 'double': pass layers=None"):
+        check_layers(wrap_pipeline(build("z-image")), "double")
 
 
 def test_guidance_effects(tiny_backbone, clip):
@@ -65,6 +96,10 @@ def test_guidance_effects(tiny_backbone, clip):
         wanted = tiny_backbone.generate(prompts, seed=[0, 1], steps=2, guidance_scale=4.0, progress=False)
     assert same(found.pictures[3, 2.0, 4.0], wanted)
     assert not same(found.pictures[3, 2.0, 4.0], found.pictures[3, 0.0, 4.0])
+
+
+def test_double_blocks_of_sd3_are_all(tiny_backbone):
+    assert check_layers(tiny_backbone, "double") == list(range(5))
 
 
 def test_prompts_are_a_list(tiny_backbone, clip):

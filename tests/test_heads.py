@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
+from seg4diff_tools.analysis.search import greedy
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.scenes import Scene, SceneConfig, Scenes
@@ -49,12 +50,33 @@ def test_part_scores_by_hand():
 def test_choice_by_hand():
     labels = torch.ones(8, 8, dtype=torch.int64)
     labels[2:6, 2:6] = 0
-    assert choose_heads([square_maps()], [labels]) == [(0, 0)]
+    moves = choose_heads([square_maps()], [labels])
+    assert list(moves.columns) == ["heads", "mIoU"]
+    assert moves.heads.tolist() == [((0, 0),)]
+    assert moves.mIoU.tolist() == [1.0]
     # without the whole, upper half and right half are better together than each: three quarters of the cat
     parts = square_maps()[:, 1:].clone()
     parts[:, :, 1] = 0.4
-    assert choose_heads([parts], [labels], count=3)[:2] == [(0, 0), (0, 1)]
+    moves = choose_heads([parts], [labels], count=3)
+    assert moves.heads.tolist()[:2] == [((0, 0),), ((0, 0), (0, 1))]
+    # half of 16 tokens of cat: IoU 8/16 and 48/56; three quarters: 12/16 and 48/52
+    assert moves.mIoU.tolist()[:2] == pytest.approx([(8 / 16 + 48 / 56) / 2, (12 / 16 + 48 / 52) / 2])
     assert len(choose_heads([parts], [labels], count=1)) == 1
+
+
+def test_greedy_by_hand():
+    gains = {"a": 3.0, "b": 5.0, "c": -1.0, "d": 5.0}
+
+    def extend(chosen):
+        return [(*chosen, name) for name in gains if name not in chosen]
+
+    def score(choices):
+        return [sum(gains[name] for name in choice) for choice in choices]
+
+    moves = greedy(extend(()), extend, score)
+    assert moves == [(("b",), 5.0), (("b", "d"), 10.0), (("b", "d", "a"), 13.0)]
+    assert greedy(extend(()), extend, score, most=2) == moves[:2]
+    assert greedy([], extend, score) == []
 
 
 def test_cross_validation_scores_what_chose_nothing():

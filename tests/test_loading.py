@@ -14,6 +14,9 @@ from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.checkpoints import load_pipeline
 from seg4diff_tools.backbones.loading import as_backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
+from seg4diff_tools.families.flux import FLUX
+from seg4diff_tools.families.sd3 import SD3
+from seg4diff_tools.paper import EXPERT_LAYERS
 
 
 @pytest.fixture
@@ -46,6 +49,9 @@ def test_model_card(copied):
 
 def test_published_expert_layer_goes_by_depth(build_backbone):
     assert build_backbone(num_layers=24, num_attention_heads=1).expert_layer == 9
+    # the record has the layers of the paper's table, the first of which is the expert
+    assert FLUX.expert_layers == {57: EXPERT_LAYERS["FLUX.1-dev"]}
+    assert SD3.expert_layers == {24: EXPERT_LAYERS["SD3"]}
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "nofolder", "./no/folder", "a/b/c"])

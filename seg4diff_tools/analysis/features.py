@@ -1,7 +1,8 @@
 """What lies under the maps: queries, keys and values of image tokens, norms of values, and who attends to whom."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,16 +15,26 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checks import check_latents, check_layers
 from seg4diff_tools.backbones.forwards import forward_batches, observe
+from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.datasets.labels import label_array
 from seg4diff_tools.errors import InputError, named_extra
-from seg4diff_tools.prompts import Prompt
+from seg4diff_tools.images import as_size
+from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.prompts import Kind, Prompt
 
 with named_extra():
     from sklearn.decomposition import PCA
 
 Projection = Literal["query", "key", "value"]
-PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
-TEXT_PARTS = {"words": ("word",), "start and end": ("start", "end", "template"), "pads": ("pad",), "zeros": ("zero",)}
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+TEXT_PARTS: dict[str, tuple[Kind, ...]] = {
+    "words": ("word",),
+    "start and end": ("start", "end", "template"),
+    "pads": ("pad",),
+    "zeros": ("zero",),
+}
 """What the text tokens consist of: kinds of `prompts.Token`."""
 
 SIDES: tuple[tuple[str, Literal["i", "t"], Direction], ...] = (("image", "i", "i2t"), ("text", "t", "t2t"))
@@ -35,20 +46,21 @@ def image_features(
     latents: Latents,
     prompts: Sequence[Prompt],
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | str | None = None,
     kinds: Sequence[Projection] = PROJECTIONS,
     steps_from_end: int = 8,
     steps: int = 28,
     seed: int = 0,
     batch: int = 8,
 ) -> xr.DataArray:
-    """Queries, keys and values of image tokens as they enter the attention, heads side by side.
+    """Read queries, keys and values of image tokens as they enter the attention, heads side by side.
 
     Args:
         backbone: the model.
         latents: encoded images, without noise.
         prompts: one for each image.
-        layers: 0-based; None for all. A large model has 6 MB for each kind, layer and image of 64 x 64 tokens.
+        layers: 0-based; "double" for the double-stream blocks; None for all. SD3 has 25 MB for each kind, layer and
+            image of 64 x 64 tokens.
         kinds: any of "query", "key", "value".
         steps_from_end: noise level; 8 of 28 is the paper's.
         steps: length of the schedule.
@@ -58,21 +70,24 @@ def image_features(
     Returns:
         fp32, dims (image, layer, kind, y, x, channel).
 
+    Raises:
+        InputError: not one prompt for each image, or a layer, kind or step out of range.
+
     Source: Seg4Diff, arXiv 2509.18096, figures 3 and 29.
     """
-    rows, columns = backbone.token_grid(latents)
-    wanted = list(range(backbone.layers) if layers is None else layers)
-    values = np.empty((len(latents), len(wanted), len(kinds), rows, columns, 0), np.float32)
+    backbone = as_backbone(backbone)
+    wanted = check_layers(backbone, layers)
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(PROJECTIONS):
+        raise InputError(f"expected kinds out of {', '.join(PROJECTIONS)}, got {kinds!r}: pass kinds=['key']")
+    grid = backbone.token_grid(check_latents(backbone, latents, "latents"))
+    parts: dict[int, list[np.ndarray]] = {layer: [] for layer in wanted}
 
-    def store(call: JointAttention, part: slice) -> None:
-        nonlocal values
-        if values.size == 0:
-            values = np.empty((*values.shape[:-1], call.query.shape[1] * call.query.shape[3]), np.float32)
-        for index, kind in enumerate(kinds):
-            tokens = getattr(call, kind)[:, :, call.image].transpose(1, 2).flatten(2)
-            values[part, wanted.index(call.layer), index] = tokens.float().cpu().unflatten(1, (rows, columns)).numpy()
+    def store(call: JointAttention, images: slice) -> None:
+        tokens = torch.stack([getattr(call, kind)[:, :, call.image] for kind in kinds], 1)
+        parts[call.layer].append(tokens.transpose(2, 3).flatten(3).unflatten(2, grid).float().cpu().numpy())
 
-    _observe(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, layers=wanted)
+    _observe(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, wanted)
+    values = np.stack([np.concatenate(parts[layer]) for layer in wanted], 1)
     coords = {"layer": wanted, "kind": list(kinds)}
     return xr.DataArray(values, coords, ("image", "layer", "kind", "y", "x", "channel"), name="features")
 
@@ -80,17 +95,26 @@ def image_features(
 def pca_colors(
     features: Float[np.ndarray, "image y x channel"], whiten: bool = True
 ) -> Float[np.ndarray, "image y x 3"]:
-    """Three principal components as red, green and blue, fitted to all images at once so that colors agree.
+    """Show three principal components as red, green and blue, fitted to all images at once so that colors agree.
 
     Args:
-        features: of one layer and kind.
+        features: of one layer and kind, with at least 3 channels.
         whiten: give the components the same deviation; without it the first one takes most of the color.
 
     Returns:
         Values from 0 to 1: the middle 98 % of each component, cut off beyond.
 
+    Raises:
+        InputError: another shape.
+
     Source: Seg4Diff, arXiv 2509.18096, figures 3 and 29.
     """
+    features = np.asarray(features)
+    if features.ndim != 4 or features.shape[-1] < 3:
+        raise InputError(
+            f"expected features [image y x channel] with 3 channels or more, got {features.shape}: take one layer and "
+            "kind with found.sel(layer=0, kind='key')"
+        )
     flat = features.reshape(-1, features.shape[-1])
     parts = PCA(3, whiten=whiten, random_state=0).fit_transform(flat.astype(np.float64))
     low, high = np.quantile(parts, [0.01, 0.99], axis=0)
@@ -99,7 +123,7 @@ def pca_colors(
 
 
 def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int[np.ndarray, " token"]) -> float:
-    """Share of the features' variance that lies between groups of tokens: 1 if the group tells all, 0 if nothing.
+    """Return the share of the features' variance between groups of tokens: 1 if the group tells all, 0 if nothing.
 
     The share is adjusted for the number of groups, as in the adjusted coefficient of determination: groups that mean
     nothing get 0 on average, and sometimes a little less.
@@ -111,16 +135,22 @@ def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int
     Raises:
         InputError: as many groups as tokens, or features that do not vary.
     """
+    features, groups = np.asarray(features), np.asarray(groups)
+    if features.ndim != 2 or groups.ndim != 1:
+        raise InputError(
+            f"expected features [token channel] and groups [token], got {features.shape} and {groups.shape}: flatten "
+            "the places of images"
+        )
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(groups) != len(features) or len(sizes) >= len(features):
         raise InputError(
             f"expected a group for each of {len(features)} tokens, and fewer groups than tokens; got {len(groups)} in "
-            f"{len(sizes)} groups"
+            f"{len(sizes)} groups: pass one for each"
         )
     centered = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     total = (centered**2).sum()
     if total == 0:
-        raise InputError("expected features that vary, got the same value for every token")
+        raise InputError("expected features that vary, got the same value for every token: pass others")
     sums = np.zeros((len(sizes), features.shape[1]))
     np.add.at(sums, member, centered)
     between = (sums**2 / sizes[:, None]).sum()
@@ -128,13 +158,19 @@ def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int
 
 
 def token_labels(label_map: Int[Tensor, "height width"], grid: tuple[int, int]) -> Int[Tensor, "y x"]:
-    """The class that covers most of each image token.
+    """Return the class that covers most of each image token.
 
     Args:
-        label_map: class of each pixel.
+        label_map: class of each pixel, 0 or more.
         grid: rows and columns of image tokens.
+
+    Raises:
+        InputError: no whole numbers [y x], a negative class, or a grid that is no size.
     """
-    shares = interpolate(one_hot(label_map.long()).permute(2, 0, 1)[None].float(), size=grid, mode="area")
+    label_map, grid = torch.from_numpy(label_array(label_map)), as_size(grid)
+    if label_map.numel() == 0 or label_map.min() < 0:
+        raise InputError("expected label_map with classes of 0 or more, got a negative one or none: give it a class")
+    shares = interpolate(one_hot(label_map).permute(2, 0, 1)[None].float(), size=grid, mode="area")
     return shares[0].argmax(0)
 
 
@@ -148,7 +184,7 @@ def value_norms(
     seed: int = 0,
     batch: int = 8,
 ) -> pd.DataFrame:
-    """Mean L2 norm of the values of image tokens, of all text tokens, and of the prompt's words, per layer and head.
+    """Measure the mean L2 norm of the values of image tokens, text tokens and the prompt's words, by layer and head.
 
     Args:
         backbone: the model.
@@ -163,26 +199,29 @@ def value_norms(
         Columns layer, head ("all" for the norm over all heads together, or an index), tokens ("image", "text",
         "words"), norm (mean over tokens and images).
 
+    Raises:
+        InputError: not one prompt for each image, or a step out of range.
+
     Source: Seg4Diff, arXiv 2509.18096, figures 4 and 28; "words" are its prompt tokens without padding.
     """
-    sums: dict[tuple[int, str], Tensor] = {}
-    counts: dict[tuple[int, str], int] = {}
+    backbone = as_backbone(backbone)
+    sums: defaultdict[tuple[int, str], Any] = defaultdict(int)
+    counts: Counter[tuple[int, str]] = Counter()
 
-    def add(call: JointAttention, part: slice) -> None:
+    def add(call: JointAttention, images: slice) -> None:
         squares = call.value.float().square().sum(-1).cpu()
         # heads on their own, then all of them together
         norms = torch.cat([squares, squares.sum(1, keepdim=True)], 1).sqrt()
         text = norms[:, :, call.text]
-        words = [text[row][:, list(p.indices("word"))] for row, p in enumerate(prompts[part])]
+        words = [text[row][:, list(p.indices("word"))] for row, p in enumerate(prompts[images])]
         found = {
             "image": norms[:, :, call.image].transpose(0, 1).flatten(1),
             "text": text.transpose(0, 1).flatten(1),
             "words": torch.cat(words, 1),
         }
         for name, values in found.items():
-            key = call.layer, name
-            sums[key] = sums.get(key, 0) + values.double().sum(1)
-            counts[key] = counts.get(key, 0) + values.shape[1]
+            sums[call.layer, name] += values.double().sum(1)
+            counts[call.layer, name] += values.shape[1]
 
     _observe(backbone, latents, prompts, add, steps_from_end, steps, seed, batch)
     heads = [*range(backbone.heads), "all"]
@@ -205,7 +244,7 @@ def attention_budget(
     batch: int = 8,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How image tokens and text tokens share out their attention over image and text, layer by layer.
+    """Measure how image tokens and text tokens share out their attention over image and text, layer by layer.
 
     Args:
         backbone: the model.
@@ -219,45 +258,53 @@ def attention_budget(
 
     Returns:
         Columns layer, steps_from_end, query ("image" or "text"), key ("image", "text", and the parts of the text
-        "words",
-        "start and end" with the frame of a chat template, "pads", "zeros"), share (mean over heads, queries and images;
-        image and text add up to 1, unless there are registers or reference images beside them), and uniform, the share
-        if every key got the same.
+        "words", "start and end" with the frame of a chat template, "pads", "zeros"), share (mean over heads, queries
+        and images; image and text add up to 1, unless there are registers or reference images beside them), and
+        uniform, the share if every key got the same.
+
+    Raises:
+        InputError: not one prompt for each image, or a step out of range.
 
     Source: Seg4Diff, arXiv 2509.18096, figure 2.
     """
-    totals: dict[tuple[int, int, str, str], float] = {}
-    uniform: dict[str, float] = {}
-    parts = [
-        torch.tensor([[token.kind in kinds for token in prompt.tokens] for kinds in TEXT_PARTS.values()]).double()
-        for prompt in prompts
-    ]
-    with tqdm(total=len(latents) * len(steps_from_end), unit="forward", disable=not progress, desc="budget") as bar:
-        for step in steps_from_end:
+    backbone, noise = as_backbone(backbone), as_indices(steps_from_end, "steps_from_end", low=1)
+    prompts = _check_prompts(backbone, latents, prompts)
+    rows: list[tuple[int, int, str, str, float, float]] = []
+    parts = [{part: list(prompt.indices(*kinds)) for part, kinds in TEXT_PARTS.items()} for prompt in prompts]
+    with tqdm(total=len(latents) * len(noise), unit="forward", disable=not progress, desc="budget") as bar:
+        for step in noise:
 
-            def add(call: JointAttention, part: slice, step=step) -> None:
+            def add(call: JointAttention, images: slice, step: int = step) -> None:
                 keys = call.query.shape[2]
                 for query, side, direction in SIDES:
                     columns = call.head_mean(direction).mean(1).cpu().double()
                     others = call.mass_of_others(side).mean(1).cpu().double()
-                    for row, kinds in enumerate(parts[part]):
-                        shares = dict(zip(TEXT_PARTS, (kinds @ columns[row]).tolist(), strict=True))
-                        counts = dict(zip(TEXT_PARTS, (kinds.sum(1) / keys).tolist(), strict=True))
-                        whole = columns[row].sum().item()
-                        shares |= {"text": whole, "image": 1 - whole - others[row].item()}
-                        counts |= {"text": call.text_tokens / keys, "image": call.image_tokens / keys}
-                        for name, share in shares.items():
-                            key = call.layer, step, query, name
-                            totals[key] = totals.get(key, 0.0) + share / len(latents)
-                            if (call.layer, step, query) == (0, steps_from_end[0], "image"):
-                                uniform[name] = uniform.get(name, 0.0) + counts[name] / len(latents)
+                    for own, column, rest in zip(parts[images], columns, others, strict=True):
+                        text = column.sum().item()
+                        shares = {
+                            "text": (text, call.text_tokens / keys),
+                            "image": (1 - text - rest.item(), call.image_tokens / keys),
+                        }
+                        shares |= {part: (column[at].sum().item(), len(at) / keys) for part, at in own.items()}
+                        rows.extend((call.layer, step, query, key, *share) for key, share in shares.items())
                 if call.layer == backbone.layers - 1:
-                    bar.update(part.stop - part.start)
+                    bar.update(images.stop - images.start)
 
             _observe(backbone, latents, prompts, add, step, steps, seed, batch)
     names = ["layer", "steps_from_end", "query", "key"]
-    table = pd.DataFrame([(*key, share) for key, share in totals.items()], columns=[*names, "share"])
-    return table.assign(uniform=table["key"].map(uniform)).sort_values(names, ignore_index=True)
+    return pd.DataFrame(rows, columns=[*names, "share", "uniform"]).groupby(names, as_index=False).mean()
+
+
+def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
+    """Return prompts, if there is an encoded one for each of the latents; raise an InputError otherwise."""
+    check_latents(backbone, latents, "latents")
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise InputError("expected prompts from encode_prompt, got others: pass backbone.encode_prompt(['a cat'])")
+    if len(prompts) != len(latents):
+        raise InputError(
+            f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images: pass as many"
+        )
+    return prompts
 
 
 def _observe(
@@ -271,16 +318,13 @@ def _observe(
     batch: int,
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Shows an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
-    if len(prompts) != len(latents) or len(latents) == 0:
-        raise InputError(f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images")
-    forwards = forward_batches(
-        backbone, latents, [[prompt] for prompt in prompts], steps_from_end=[steps_from_end], steps=steps, seed=seed,
-        batch=batch,
-    )  # fmt: skip
+    """Show an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
+    entries = [[prompt] for prompt in _check_prompts(backbone, latents, prompts)]
+    noise = [as_int(steps_from_end, "steps_from_end", 1)]
+    forwards = forward_batches(backbone, latents, entries, steps_from_end=noise, steps=steps, seed=seed, batch=batch)
     for forward in forwards:
 
-        def see(call: JointAttention, part: slice = slice(forward.images[0], forward.images[-1] + 1)) -> None:
-            on_attention(call, part)
+        def see(call: JointAttention, images: slice = slice(forward.images[0], forward.images[-1] + 1)) -> None:
+            on_attention(call, images)
 
         observe(backbone, forward.noisy, forward.timestep, forward.prompts, see, layers)

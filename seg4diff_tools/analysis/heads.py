@@ -1,47 +1,50 @@
-"""Heads one by one: which cover a whole thing, which a part of it, and which few together segment best."""
+"""Attention heads one by one: which cover a whole thing, which a part of it, which few together segment best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from seg4diff_tools.analysis.features import token_labels
+from seg4diff_tools.analysis.search import greedy, mean_confusion, sample_maps
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
-from seg4diff_tools.datasets.labels import renumber, true_classes
+from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.errors import InputError, named_extra
 from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.evaluate import check_samples
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.scenes import Scene
-from seg4diff_tools.segmentation import masks
-from seg4diff_tools.segmentation.class_maps import read_class_maps
 
 with named_extra():
     from sklearn.metrics import roc_auc_score
 
 HeadMaps = Float[Tensor, "layer head class y x"]
+LayerAndHead = tuple[int, int]
 
 
 def head_class_maps(
     backbone: Backbone,
     samples: Sequence[Sample],
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | str | None = None,
     *,
     steps_from_end: int = 8,
     steps: int = 28,
     seed: int = 0,
     progress: bool = True,
 ) -> list[HeadMaps]:
-    """Image-to-text maps of every head for the classes of each image.
+    """Read the image-to-text maps of every head for the classes of each image.
 
     Args:
         backbone: the model.
-        samples: images; the prompt names each one's classes.
-        layers: 0-based; None for all.
+        samples: images with label maps; the prompt names each one's classes.
+        layers: 0-based; "double" for the double-stream blocks; None for all.
         steps_from_end: noise level; 8 of 28 is the paper's.
         steps: length of the schedule.
         seed: of the noise.
@@ -50,27 +53,29 @@ def head_class_maps(
     Returns:
         For each image, probabilities on the CPU.
 
+    Raises:
+        InputError: no samples, one without classes or with a label map that does not fit, or a layer or step out of
+            range.
+
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12 without the mean over heads; figures 9a, 26 and 27.
     """
-    wanted = check_layers(backbone, layers)
-    found = []
-    for sample in tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} heads"):
-        (maps,) = read_class_maps(
-            backbone,
-            backbone.encode_image(sample.image),
-            [backbone.class_prompts(sample.class_names)],
-            layers=wanted,
-            steps_from_end=[steps_from_end],
-            steps=steps,
-            heads=list(range(backbone.heads)),
-            seed=seed,
-        )
-        found.append(maps[0, 0].cpu())
-    return found
+    backbone = as_backbone(backbone)
+    found = sample_maps(
+        backbone,
+        samples,
+        "heads",
+        progress,
+        layers=check_layers(backbone, layers),
+        heads=list(range(backbone.heads)),
+        steps_from_end=[as_int(steps_from_end, "steps_from_end", 1)],
+        steps=steps,
+        seed=seed,
+    )
+    return [maps[0] for _, maps in found]
 
 
 def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 8) -> pd.DataFrame:
-    """Whether a head's map covers a thing as a whole, or one side of it.
+    """Score whether a head's map covers a thing as a whole, or one side of it.
 
     All scores are areas under the ROC curve, over image tokens: the chance that the map is higher at a token of the one
     kind than at a token of the other; 0.5 is no preference.
@@ -82,57 +87,49 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
 
     Returns:
         A row for each layer (by position in the maps) and head: whole (inside the thing against outside), upper (its
-        upper
-        half against its lower half), left (its left against its right half), each the mean over things, and things.
+        upper half against its lower half), left (its left against its right half), each the mean over things, and
+        things.
 
     Raises:
-        InputError: another number of maps than scenes, or no thing that is large enough.
+        InputError: something that is no scene, another number of maps than scenes, or no thing that is large enough.
     """
-    if len(maps) != len(scenes):
-        raise InputError(f"expected maps of as many scenes, got {len(maps)} for {len(scenes)} scenes")
+    _check_maps(maps, scenes, "scenes")
+    if not all(isinstance(scene, Scene) for scene in scenes):
+        raise InputError("expected scenes with masks of their things, got other samples: pass scenes.Scenes('test')")
+    least = as_int(least, "least", 1)
     rows = []
-    for one, scene in zip(maps, scenes, strict=True):
+    for image_maps, scene in zip(maps, scenes, strict=True):
         for name, mask in zip(scene.objects, scene.masks, strict=True):
-            inside = token_labels(torch.from_numpy(mask.astype(np.int64)), tuple(one.shape[-2:])).bool().numpy()
+            grid = (image_maps.shape[-2], image_maps.shape[-1])
+            inside = token_labels(torch.from_numpy(mask.astype(np.int64)), grid).bool().numpy()
             if scene.objects.count(name) > 1 or name not in scene.class_names or inside.sum() < least:
                 continue
-            column = one[:, :, scene.class_names.index(name)].numpy()
-            (ys, xs), values = np.nonzero(inside), column[:, :, inside]
+            class_maps = image_maps[:, :, scene.class_names.index(name)].numpy()
+            ys, xs = np.nonzero(inside)
             # the middle row or column belongs to neither half
-            upper, left = ys < np.median(ys), xs < np.median(xs)
-            lower, right = ys > np.median(ys), xs > np.median(xs)
-            for layer, head in np.ndindex(column.shape[:2]):
-                own = values[layer, head]
-                rows.append(
-                    (
-                        layer,
-                        head,
-                        roc_auc_score(inside.ravel(), column[layer, head].ravel()),
-                        _preference(own, upper, lower),
-                        _preference(own, left, right),
-                    )
-                )
+            vertical, horizontal = np.sign(np.median(ys) - ys), np.sign(np.median(xs) - xs)
+            for layer, head in np.ndindex(class_maps.shape[:2]):
+                values = class_maps[layer, head]
+                whole = roc_auc_score(inside.ravel(), values.ravel())
+                sides = [_preference(values[inside], side) for side in (vertical, horizontal)]
+                rows.append((layer, head, whole, *sides))
     if not rows:
-        raise InputError(f"expected scenes with a thing of at least {least} image tokens, got none in {len(scenes)}")
-    table = pd.DataFrame(rows, columns=["layer", "head", "whole", "upper", "left"])
-    grouped = table.groupby(["layer", "head"])
+        raise InputError(
+            f"expected scenes with a thing of at least {least} image tokens, got none in {len(scenes)}: lower least"
+        )
+    grouped = pd.DataFrame(rows, columns=["layer", "head", "whole", "upper", "left"]).groupby(["layer", "head"])
     return grouped.mean().assign(things=grouped.size()).reset_index()
 
 
-def _preference(
-    values: Float[np.ndarray, " token"], one: Bool[np.ndarray, " token"], other: Bool[np.ndarray, " token"]
-):
-    if not one.any() or not other.any():
+def _preference(values: Float[np.ndarray, " token"], side: Float[np.ndarray, " token"]) -> float:
+    """Area under the ROC curve of tokens of side 1 against those of side -1; NaN where one has none."""
+    if not {1, -1} <= set(side):
         return np.nan
-    chosen = one | other
-    return roc_auc_score(one[chosen], values[chosen])
+    return roc_auc_score(side[side != 0] > 0, values[side != 0])
 
 
-def choose_heads(
-    maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]], count: int = 8
-) -> list[tuple[int, int]]:
-    """The heads whose mean map segments best, chosen greedily: the best one, then the one that adds most to it, and so
-    on.
+def choose_heads(maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]], count: int = 8) -> pd.DataFrame:
+    """Choose heads whose mean map segments best, by greedy forward selection as in `choose_combination`.
 
     Args:
         maps: from `head_class_maps`.
@@ -140,41 +137,49 @@ def choose_heads(
         count: how many heads at most; fewer where a further one only hurts.
 
     Returns:
-        Pairs (layer by position in the maps, head), in the order of the choice.
+        One row for each move: heads (pairs of layer, by position in the maps, and head, in the order of the choice)
+        and their mIoU (0..1; the mean over images). The last row is the choice.
+
+    Raises:
+        InputError: no maps, labels of another number or size, or no head to choose.
     """
-    candidates = [(layer, head) for layer in range(maps[0].shape[0]) for head in range(maps[0].shape[1])]
-    flat = [one.flatten(0, 1).flatten(2) for one in maps]  # [candidate class token]
-    chosen: list[int] = []
-    sums = [torch.zeros_like(one[:1]) for one in flat]
-    best = -1.0
-    while len(chosen) < count:
-        scores = torch.stack(
-            [_mean_iou((one + total).argmax(1), label) for one, total, label in zip(flat, sums, labels, strict=True)]
-        ).mean(0)
-        scores[chosen] = -1.0
-        if scores.max() <= best:
-            break
-        best = scores.max().item()
-        chosen.append(int(scores.argmax()))
-        sums = [total + one[chosen[-1]] for one, total in zip(flat, sums, strict=True)]
-    return [candidates[index] for index in chosen]
+    _check_maps(maps, labels, "labels")
+    if wrong := [tuple(label.shape) for one, label in zip(maps, labels, strict=True) if label.shape != one.shape[-2:]]:
+        raise InputError(
+            f"expected labels of image tokens {tuple(maps[0].shape[-2:])}, got {wrong[0]}: bring label maps to that "
+            "size with token_labels"
+        )
+    flat = [one.flatten(3) for one in maps]  # [layer head class token]
+
+    def extend(chosen: tuple[LayerAndHead, ...]) -> list[tuple[LayerAndHead, ...]]:
+        return [(*chosen, one) for one in np.ndindex(*maps[0].shape[:2]) if one not in chosen]
+
+    def score(choices: Sequence[tuple[LayerAndHead, ...]]) -> list[float]:
+        layers, heads = zip(*(choice[-1] for choice in choices), strict=True)
+        ious = []
+        for one, label in zip(flat, labels, strict=True):
+            # all but the last head are those of the move before
+            before = sum((one[head] for head in choices[0][:-1]), torch.zeros_like(one[0, 0]))
+            ious.append(_mean_iou((one[list(layers), list(heads)] + before).argmax(1), label))
+        return torch.stack(ious).mean(0).tolist()
+
+    moves = greedy(extend(()), extend, score, as_int(count, "count", 1))
+    return pd.DataFrame(moves, columns=["heads", "mIoU"])
 
 
 def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"]) -> Float[Tensor, " candidate"]:
     """Mean IoU over the classes of one image, for many label maps at once."""
-    truth = truth.flatten()
     ious = []
     for index in truth.unique():
-        found, true = labels == index, truth == index
+        found, true = labels == index, truth.flatten() == index
         ious.append((found & true).sum(1, dtype=torch.float32) / (found | true).sum(1))
     return torch.stack(ious).mean(0)
 
 
 def cross_validated(
     maps: Sequence[HeadMaps], samples: Sequence[Sample], layer: int, count: int = 8, folds: int = 2
-) -> tuple[pd.DataFrame, list[list[tuple[int, int]]]]:
-    """Scores of the mean over heads, of a layer or of all, of the best head and of chosen ones, on images that chose
-    nothing.
+) -> tuple[pd.DataFrame, list[list[LayerAndHead]]]:
+    """Score means over heads, of a layer, of all and of chosen ones, on images that took no part in the choice.
 
     Images are dealt to folds in turn. For each fold, heads are chosen on all other folds and scored on it.
 
@@ -190,36 +195,48 @@ def cross_validated(
         images); and the heads that were chosen for each fold.
 
     Raises:
-        InputError: fewer images than folds.
+        InputError: another number of maps than samples, a layer out of range, or fewer images than folds.
     """
-    if not 2 <= folds <= len(samples):
-        raise InputError(f"expected from 2 to {len(samples)} folds for as many images, got {folds}")
-    grid = tuple(maps[0].shape[-2:])
+    check_samples(samples)
+    _check_maps(maps, samples, "samples")
+    layers, heads, *_, rows, columns = maps[0].shape
+    layer = as_int(layer, "layer", 0, layers - 1)
+    if not 2 <= as_int(folds, "folds", 1) <= len(samples):
+        raise InputError(f"expected from 2 to {len(samples)} folds for as many images, got {folds}: choose in between")
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     targets, labels = [], []
     for sample in samples:
         names = sample.class_names
         targets.append(true_classes(sample.label_map, names, vocabulary))
         own = true_classes(sample.label_map, names, names)
-        coarse = token_labels(torch.where(own < 0, len(names), own), grid)
+        coarse = token_labels(torch.where(own < 0, len(names), own), (rows, columns))
         # a token of which most is ignored counts for the first class; it is one in hundreds
         labels.append(torch.where(coarse < len(names), coarse, 0))
     totals: dict[str, Tensor] = {}
-    chosen = []
+    chosen: list[list[LayerAndHead]] = []
     for fold in range(folds):
         others = [i for i in range(len(samples)) if i % folds != fold]
-        chosen.append(choose_heads([maps[i] for i in others], [labels[i] for i in others], count))
-        every = [(layer, head) for head in range(maps[0].shape[1])]
-        for name, heads in (
-            (f"mean of layer {layer}", every),
-            ("mean of all layers", [*np.ndindex(*maps[0].shape[:2])]),
-            ("best head", chosen[-1][:1]),
-            ("chosen heads", chosen[-1]),
-        ):
+        moves = choose_heads([maps[i] for i in others], [labels[i] for i in others], count)
+        chosen.append(list(moves["heads"].iloc[-1]))
+        means: dict[str, Iterable[LayerAndHead]] = {
+            f"mean of layer {layer}": [(layer, head) for head in range(heads)],
+            "mean of all layers": [*np.ndindex(layers, heads)],
+            "best head": chosen[-1][:1],
+            "chosen heads": chosen[-1],
+        }
+        for name, members in means.items():
             for i in range(fold, len(samples), folds):
-                mean = torch.stack([maps[i][one] for one in heads]).mean(0)
-                found = masks.label_map(mean, tuple(targets[i].shape))
-                found = renumber(found, samples[i].class_names, vocabulary, ignore=-1)
-                totals[name] = totals.get(name, 0) + metrics.confusion(found, targets[i], len(vocabulary), ignore=-1)
-    rows = [(name, metrics.miou(c).item(), metrics.pixel_accuracy(c).item()) for name, c in totals.items()]
-    return pd.DataFrame(rows, columns=["heads", "mIoU", "pACC"]), chosen
+                mean = torch.stack([maps[i][one] for one in members]).mean(0)
+                counted = mean_confusion(mean, samples[i].class_names, targets[i], vocabulary)
+                totals[name] = totals.get(name, 0) + counted
+    scores = [(name, metrics.miou(c).item(), metrics.pixel_accuracy(c).item()) for name, c in totals.items()]
+    return pd.DataFrame(scores, columns=["heads", "mIoU", "pACC"]), chosen
+
+
+def _check_maps(maps: Any, others: Any, name: str) -> None:
+    """Check that there are head maps, and as many of whatever they are of."""
+    if not isinstance(maps, (list, tuple)) or not maps or any(getattr(one, "ndim", 0) != 5 for one in maps):
+        raise InputError("expected maps, a list of [layer head class y x], got others: pass those of head_class_maps")
+    if not hasattr(others, "__len__") or len(others) != len(maps):
+        count = len(others) if hasattr(others, "__len__") else type(others).__name__
+        raise InputError(f"expected as many {name} as maps, got {count} for {len(maps)}: pass one for each image")

@@ -1,26 +1,34 @@
-"""What editing the attention of a layer does to the pictures: one layer at a time, and as guidance."""
+"""Effects of edited attention on pictures: one layer at a time, and as guidance."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL.Image import Image
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from seg4diff_tools.attention.edits import Edit, apply_edit, perturbed_guidance
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.backbones.sampling import as_list
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation.clip import Clip, TextVectors, clip_scores
+from seg4diff_tools.generation.encoders import ImageEncoder, as_encoder
+from seg4diff_tools.indices import as_int
 
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What was measured, and the pictures behind it.
+    """Scores of edited pictures, and the pictures.
 
     Attributes:
         table: one row for each setting and prompt.
@@ -37,21 +45,23 @@ def layer_effects(
     clip: Clip,
     prompts: Sequence[str],
     edit: Edit,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | str | None = None,
     *,
+    encoder: ImageEncoder | str | Path | None = None,
     steps: int = 28,
     guidance_scale: float | None = None,
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generates the same pictures with one layer's image-to-text attention edited, layer by layer.
+    """Generate the same pictures with one layer's image-to-text attention edited, layer by layer.
 
     Args:
         backbone: the model.
         clip: judges the pictures.
         prompts: a picture of each; its number is its seed.
         edit: such as `edits.blur()`.
-        layers: 0-based; None for all.
+        layers: 0-based; "double" for the double-stream blocks, FLUX's in the paper; None for all.
+        encoder: judges likeness too: from `load_image_encoder`, or its name ("facebook/dinov2-base"). None for none.
         steps: of sampling.
         guidance_scale: None for the backbone's own.
         batch: pictures at once.
@@ -60,28 +70,37 @@ def layer_effects(
     Returns:
         A row for each layer and prompt, and first those of the plain pictures, whose layer is missing. Columns: layer,
         prompt (its number), CLIP-I (cosine of the picture's embedding with that of the plain picture), CLIP-T
-        (CLIPScore
-        with the prompt), and features (cosine with the plain picture of CLIP's patch features, mean over places).
+        (CLIPScore with the prompt), features (cosine with the plain picture of CLIP's patch features, mean over
+        places), and with an encoder one of its name (cosine of its vectors).
 
-    Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, there with DINO for features.
+    Raises:
+        InputError: a layer out of range, or arguments of another kind.
+        CheckpointError: an encoder that cannot be loaded.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, whose third measure is DINO.
     """
-    wanted = [None, *(range(backbone.layers) if layers is None else layers)]
-    texts, tables, pictures = _embed(clip, prompts), [], {}
+    backbone, texts = as_backbone(backbone), _embed(clip, prompts, edit)
+    wanted = [None, *check_layers(backbone, layers)]
+    judge = None if encoder is None else as_encoder(encoder)
+    tables, pictures = [], {}
+    plain: dict[str, Tensor] = {}
     with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         for layer in wanted:
             with nullcontext() if layer is None else apply_edit(backbone, edit, layer):
-                pictures[layer] = _generate(backbone, prompts, steps, guidance_scale, batch, bar)
-            vectors, patches = clip.embed_images(pictures[layer]), clip.embed_patches(pictures[layer])
-            if layer is None:
-                plain = vectors, patches
+                made = pictures[layer] = _generate(backbone, prompts, steps, guidance_scale, batch, bar)
+            vectors = {"CLIP-I": clip.embed_images(made), "features": clip.embed_patches(made)}
+            if judge is not None:
+                vectors[judge.name] = judge.embed(made)
+            plain = plain or vectors
+            likeness = {name: cosine_similarity(own, plain[name], dim=-1) for name, own in vectors.items()}
             scores = {
                 "layer": pd.array([layer] * len(prompts), dtype="Int64"),
                 "prompt": range(len(prompts)),
-                "CLIP-I": cosine_similarity(vectors, plain[0]),
-                "CLIP-T": clip_scores(vectors, texts),
-                "features": cosine_similarity(patches, plain[1], dim=-1).mean(dim=1),
+                "CLIP-I": likeness.pop("CLIP-I"),
+                "CLIP-T": clip_scores(vectors["CLIP-I"], texts),
+                "features": likeness.pop("features").mean(dim=1),
             }
-            tables.append(pd.DataFrame(scores))
+            tables.append(pd.DataFrame(scores | likeness))
     return Effects(pd.concat(tables, ignore_index=True), pictures)
 
 
@@ -90,7 +109,7 @@ def guidance_effects(
     clip: Clip,
     prompts: Sequence[str],
     edit: Edit,
-    layers: Sequence[int],
+    layers: int | Sequence[int] | str | None,
     scales: Sequence[float],
     guidance_scales: Sequence[float] = (1.0,),
     *,
@@ -98,7 +117,7 @@ def guidance_effects(
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generates the same pictures with perturbed guidance, over layers and scales, with and without classifier-free
+    """Generate the same pictures with perturbed guidance, over layers and scales, with and without classifier-free
     guidance.
 
     Args:
@@ -106,7 +125,7 @@ def guidance_effects(
         clip: judges the pictures.
         prompts: a picture of each; its number is its seed.
         edit: the perturbation to guide away from.
-        layers: 0-based; one is perturbed at a time.
+        layers: 0-based; one is perturbed at a time; "double" for the double-stream blocks; None for all.
         scales: of the perturbed guidance; 0 is none.
         guidance_scales: of classifier-free guidance; 1 is none.
         steps: of sampling.
@@ -117,15 +136,20 @@ def guidance_effects(
         Columns layer, scale, guidance_scale, forwards (of one picture, for one step), prompt (its number) and CLIP-T
         (CLIPScore with the prompt). Scale 0 is generated once, and stands in the table for every layer.
 
+    Raises:
+        InputError: a layer or scale out of range, or arguments of another kind.
+
     Source: Seg4Diff, arXiv 2509.18096, figures 6 and 32.
     """
-    texts, tables, pictures = _embed(clip, prompts), [], {}
-    settings = list(product(guidance_scales, scales, layers))
-    unguided = guidance_scales if 0 in scales else ()
-    runs = len(unguided) + sum(scale > 0 for _, scale, _ in settings)
-    with tqdm(total=runs * len(prompts), unit="picture", disable=not progress, desc="guidance") as bar:
+    backbone, texts = as_backbone(backbone), _embed(clip, prompts, edit)
+    wanted = check_layers(backbone, layers)
+    scales, guidance_scales = _scales(scales, "scales"), _scales(guidance_scales, "guidance_scales")
+    tables, pictures = [], {}
+    unguided = guidance_scales if 0 in scales else []
+    runs = len(unguided) + len(guidance_scales) * len(wanted) * sum(scale > 0 for scale in scales)
+    with tqdm(total=runs * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         plain = {cfg: _generate(backbone, prompts, steps, cfg, batch, bar) for cfg in unguided}
-        for cfg, scale, layer in settings:
+        for cfg, scale, layer in product(guidance_scales, scales, wanted):
             if scale == 0:
                 made = plain[cfg]
             else:
@@ -147,8 +171,7 @@ def guidance_effects(
 def resampled(
     table: pd.DataFrame, score: str, by: str | Sequence[str] = "layer", *, draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Means over prompts that are drawn anew, with replacement: how sure a mean, a difference or a ranking is
-    (bootstrap).
+    """Draw prompts anew, with replacement, and average over them: how sure a mean or a ranking is (bootstrap).
 
     Args:
         table: of `layer_effects` or `guidance_effects`: a row for each setting and prompt.
@@ -160,23 +183,45 @@ def resampled(
     Returns:
         A row for each draw and a column for each setting. All settings of a row have the same prompts, so that columns
         can be subtracted from each other and compared.
+
+    Raises:
+        InputError: a column that the table lacks, or several rows for a setting and prompt.
     """
+    settings = [by] if isinstance(by, str) else list(by)
+    if missing := [name for name in ("prompt", score, *settings) if name not in getattr(table, "columns", ())]:
+        raise InputError(f"expected a table with the column {missing[0]!r}, got none: pass a column's name")
+    if table.duplicated(["prompt", *settings]).any():
+        raise InputError(f"expected one row for each prompt and {by!r}, got several: pass by= as all that differs")
+    draws, seed = as_int(draws, "draws", 1), as_int(seed, "seed", 0)
     values = table.pivot(index="prompt", columns=by, values=score)
     chosen = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
     return pd.DataFrame(values.to_numpy()[chosen].mean(axis=1), columns=values.columns)
 
 
-def _embed(clip: Clip, prompts: Sequence[str]) -> TextVectors:
-    if isinstance(prompts, str) or not prompts:
-        raise InputError(f"expected a list of prompts, got {prompts!r}")
-    return clip.embed_texts(list(prompts))
+def _embed(clip: Any, prompts: Any, edit: Any) -> TextVectors:
+    """Return the vectors of prompts, if there are any, and a CLIP and an edit; raise an InputError otherwise."""
+    if not isinstance(edit, Edit):
+        raise InputError(f"expected edit, an Edit, got {edit!r}: pass edits.blur()")
+    if not isinstance(clip, Clip):
+        raise InputError(f"expected clip, a Clip, got {type(clip).__name__}: pass load_clip(...)")
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
+        raise InputError(f"expected a list of prompts, got {prompts!r}: pass prompts=['a cat']")
+    return clip.embed_texts(prompts)
+
+
+def _scales(scales: Any, name: str) -> list[float]:
+    """Return scales as a list of numbers from 0 on; raise an InputError otherwise."""
+    found = as_list(scales, name, "[2.0]")
+    if not all(isinstance(scale, Real) and 0 <= float(scale) < np.inf for scale in found):
+        raise InputError(f"expected {name} of 0 or more, got {found}: pass {name}=[2.0]")
+    return found
 
 
 def _generate(
     backbone: Backbone, prompts: Sequence[str], steps: int, guidance_scale: float | None, batch: int, bar: tqdm
 ) -> list[Image]:
     made: list[Image] = []
-    for start in range(0, len(prompts), batch):
+    for start in range(0, len(prompts), as_int(batch, "batch", 1)):
         part = list(prompts[start : start + batch])
         seeds = list(range(start, start + len(part)))
         made += backbone.generate(part, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False)

@@ -20,13 +20,23 @@ def check_layers(backbone: "Backbone", layers: Any) -> list[int]:
 
     Args:
         backbone: the model.
-        layers: 0-based, one or several, each once; "expert" for the model's expert layer; None for all.
+        layers: 0-based, one or several, each once; "expert" for the model's expert layer; "double" or "single" for all
+            blocks in which text tokens have projections of their own, or share those of the image; None for all.
 
     Raises:
-        InputError: an index out of range or twice, none at all, or "expert" where it is unknown.
+        InputError: an index out of range or twice, none at all, "expert" where it is unknown, or a kind of block that
+            the model lacks.
     """
     if layers is None:
         return list(range(backbone.layers))
+    if isinstance(layers, str) and layers in ("double", "single"):
+        double = backbone.family.double_layers(backbone.transformer)
+        found = [layer for layer in range(backbone.layers) if (layer in double) == (layers == "double")]
+        if not found:
+            raise InputError(
+                f"expected layers of a kind that {backbone.name!r} has, got {layers!r}: pass layers=None for all"
+            )
+        return found
     several = isinstance(layers, (list, tuple))
     if "expert" in (layers if several else [layers] if isinstance(layers, str) else []):
         if backbone.expert_layer is None:

@@ -133,13 +133,13 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
     if left := [part for part in family.omitted_parts if getattr(pipe, part, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, part)).__name__ for part in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
-    published = family.expert_layers.get(family.layers(pipe.transformer))
+    published = family.expert_layers.get(family.layers(pipe.transformer), (None,))
     card = card or {}
     return Backbone(
         pipe,
         family,
         name,
-        card.get("expert_layer", published),
+        card.get("expert_layer", published[0]),
         float(card.get("guidance_scale", family.guidance_scale)),
     )
 

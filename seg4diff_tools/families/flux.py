@@ -41,6 +41,6 @@ FLUX = Family(
     guidance_scale=3.5,
     branches=("cond", "uncond"),
     sequential=True,
-    # of 19 double blocks and 38 single ones; appendix C names layer 17 beside it
-    expert_layers={57: 12},
+    # of 19 double blocks and 38 single ones
+    expert_layers={57: (12, 17)},
 )

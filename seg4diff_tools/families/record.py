@@ -134,7 +134,8 @@ class Family:
         zero_text: whether zero vectors can stand for the tokens of a text encoder that was left out.
         clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
         omitted_parts: names of parts of the pipeline that are left out.
-        expert_layers: layer that segments best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers.
+        expert_layers: layers that segment best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers; the
+            first is `Backbone.expert_layer`.
     """
 
     name: str
@@ -171,7 +172,7 @@ class Family:
     zero_text: bool = False
     clip_tokens: int = 0
     omitted_parts: tuple[str, ...] = ()
-    expert_layers: Mapping[int, int] = field(default_factory=dict)
+    expert_layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
         """The joint-attention modules with their layer index, first layer first."""
@@ -183,6 +184,11 @@ class Family:
     def layers(self, transformer: nn.Module) -> int:
         """Number of layers with joint attention, of all stacks together."""
         return sum(len(getattr(transformer, stack)) for stack, _ in self.block_lists)
+
+    def double_layers(self, transformer: nn.Module) -> list[int]:
+        """Layers of double-stream blocks, in which text tokens have projections of their own."""
+        modules = self.joint_attention(transformer)
+        return [layer for layer, attention in modules if getattr(attention, "add_k_proj", None) is not None]
 
     def heads(self, transformer: nn.Module) -> int:
         """Number of attention heads in each layer."""

@@ -31,5 +31,5 @@ SD3 = Family(
     zero_text=True,
     clip_tokens=77,
     omitted_parts=("text_encoder_3", "tokenizer_3"),
-    expert_layers={24: 9},
+    expert_layers={24: (9,)},
 )

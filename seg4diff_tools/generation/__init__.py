@@ -12,10 +12,12 @@ from seg4diff_tools.generation.composition import (
 )
 from seg4diff_tools.generation.detector import SceneDetector, detector_accuracy, load_detector, save_detector
 from seg4diff_tools.generation.distances import clip_features, frechet_distance, kernel_distance, picture_distances
+from seg4diff_tools.generation.encoders import ImageEncoder, image_similarity, load_image_encoder
 
 __all__ = [
     "Clip",
     "CompositionPrompt",
+    "ImageEncoder",
     "SceneDetector",
     "clip_features",
     "clip_scores",
@@ -24,10 +26,12 @@ __all__ = [
     "frechet_distance",
     "generate_benchmark",
     "generate_pictures",
+    "image_similarity",
     "judge",
     "kernel_distance",
     "load_clip",
     "load_detector",
+    "load_image_encoder",
     "picture_distances",
     "prompts",
     "read_prompts",

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from seg4diff_tools import generation
 
 ONES = torch.ones(2, 3)
+PICTURE = np.zeros((28, 28, 3), np.uint8)
 
 
 def bench(backbone: Any, **changes: Any) -> Any:
@@ -31,4 +33,20 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         "the folder of a scene detector, got nowhere .*: check",
     ),
     ("scores", lambda b: generation.clip_scores(ONES, ONES[:1]), "one text for each image, got 1 for 2 images: pass"),
+    (
+        "encoder",
+        lambda b: generation.image_similarity(PICTURE, PICTURE, 5),
+        "encoder, an ImageEncoder or a name, got int: pass encoder=",
+    ),
+    ("encoder-name", lambda b: generation.load_image_encoder(5), "name as text or a Path, got 5: pass name="),
+    (
+        "encoder-hub",
+        lambda b: generation.image_similarity(PICTURE, PICTURE, "dinov2-bass"),
+        "a DINO as an image encoder, got 'dinov2-bass' .*: download",
+    ),
+    (
+        "encoder-pictures",
+        lambda b: generation.image_similarity(PICTURE, [PICTURE, PICTURE], "scene detector"),
+        "a picture after for each before, got 2 for 1: pass as many",
+    ),
 ]

@@ -1,0 +1,175 @@
+"""Image encoders, one vector for each picture: DINO by name, or the features of the scene detector."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from seg4diff_tools._runs import as_path
+from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.generation.detector import DetectorNet, load_detector
+from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.indices import as_int
+
+DINO = "facebook/dinov2-base"
+DETECTOR = "scene detector"
+CLASS_TOKEN = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+"""Types of transformers' models whose first output token stands for the whole picture; DINO of 2021 is a "vit"."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """A network that makes one vector of each picture.
+
+    Attributes:
+        name: of the measure in tables, such as "dinov2-base" or "scene detector".
+        model: from pixels to vectors, in evaluation mode.
+        settings: of the preprocessing.
+        preprocess: from PIL images to the pixels that the model reads; follows from the settings.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+    preprocess: Callable[[list[PIL.Image.Image]], Mapping[str, Tensor]] = field(compare=False, repr=False)
+
+    @torch.no_grad()
+    def embed(self, images: ImageLike | Sequence[ImageLike], batch: int = 32) -> Float[Tensor, "image dim"]:
+        """Return vectors of length 1, in fp32 on the CPU.
+
+        Args:
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
+            batch: images at once.
+
+        Raises:
+            InputError: an image that cannot be read, or none.
+        """
+        pictures, batch = open_images(images), as_int(batch, "batch", 1)
+        device = next(self.model.parameters()).device
+        parts = [
+            self.model(self.preprocess(pictures[start : start + batch])["pixel_values"].to(device, torch.float32))
+            for start in range(0, len(pictures), batch)
+        ]
+        return nn.functional.normalize(torch.cat(parts), dim=-1).float().cpu()
+
+
+class _ClassToken(nn.Module):
+    """The class token of a vision transformer, after the last layer norm."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
+        return self.model(pixels).last_hidden_state[:, 0]
+
+
+class _DetectorFeatures(nn.Module):
+    """Mean over places of the features from which the scene detector reads things, colors and background."""
+
+    def __init__(self, net: DetectorNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
+        found: list[Tensor] = []
+        with self.net.merge.register_forward_hook(lambda module, given, features: found.append(features)):
+            self.net(pixels)
+        return found[0].mean((2, 3))
+
+
+def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cpu") -> ImageEncoder:
+    """Load a DINO through transformers, or the scene detector that comes with this package.
+
+    Args:
+        name: "scene detector" for the features of the packaged detector, which knows drawn scenes alone; else the hub
+            name or the folder of a DINO, such as "facebook/dinov2-base". Weights are read from safetensors; code that
+            lies beside them is never run.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: no such model, one that is neither here nor can be downloaded, or of another kind.
+    """
+    if name == DETECTOR:
+        detector = load_detector(device=device)
+        side = detector.config.side
+        return ImageEncoder(DETECTOR, _DetectorFeatures(detector.net).eval(), {"side": side}, partial(_square, side))
+    folder = as_path(name, "name")
+    where = folder if folder.is_dir() else str(name)
+    try:
+        kind = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
+        if kind not in CLASS_TOKEN:
+            raise ValueError(f"a {kind}, not one of {', '.join(CLASS_TOKEN)}")
+        processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False, backend="pil")
+        model, info = AutoModel.from_pretrained(
+            where, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        # the class token is read before the pooler, which DINO does not train
+        if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
+            raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(". ")
+        raise CheckpointError(
+            f"expected a DINO as an image encoder, got {str(name)!r} ({reason}): download it where there is a network "
+            f"(`hf download {DINO}`), or pass {DETECTOR!r}"
+        ) from error
+    model = model.to(device).eval().requires_grad_(False)
+    return ImageEncoder(
+        Path(name).name, _ClassToken(model).eval(), processor.to_dict(), partial(processor, return_tensors="pt")
+    )
+
+
+def _square(side: int, images: list[PIL.Image.Image]) -> dict[str, Tensor]:
+    """Stretch pictures to a square and scale them to 0..1."""
+    pixels = np.stack([np.asarray(fit_image(image, (side, side), "resize")) for image in images])
+    return {"pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255}
+
+
+def image_similarity(
+    before: ImageLike | Sequence[ImageLike],
+    after: ImageLike | Sequence[ImageLike],
+    encoder: ImageEncoder | str | Path = DINO,
+) -> Float[Tensor, " image"]:
+    """Compare pictures with what became of them: the cosine of an encoder's vectors.
+
+    Args:
+        before: pictures, one or several, as `ImageEncoder.embed` takes them.
+        after: as many.
+        encoder: from `load_image_encoder`, or its name.
+
+    Returns:
+        From -1 to 1; 1 for equal pictures.
+
+    Raises:
+        InputError: another number of pictures after than before.
+        CheckpointError: an encoder that cannot be loaded.
+
+    Source: Seg4Diff, arXiv 2509.18096, figures 18, 20 and 23, by DINO.
+    """
+    pairs = [open_images(before), open_images(after)]
+    if len(pairs[0]) != len(pairs[1]):
+        raise InputError(
+            f"expected a picture after for each before, got {len(pairs[1])} for {len(pairs[0])}: pass as many"
+        )
+    chosen = as_encoder(encoder)
+    return (chosen.embed(pairs[0]) * chosen.embed(pairs[1])).sum(-1)
+
+
+def as_encoder(encoder: Any) -> ImageEncoder:
+    """Return an image encoder, loaded or by name; raise an InputError for anything else."""
+    if isinstance(encoder, (str, Path)):
+        return load_image_encoder(encoder)
+    if not isinstance(encoder, ImageEncoder):
+        raise InputError(
+            f"expected encoder, an ImageEncoder or a name, got {type(encoder).__name__}: pass encoder={DINO!r}"
+        )
+    return encoder
