@@ -8,8 +8,6 @@ import inspect
 import json
 import os
 import re
-import sys
-import sysconfig
 import uuid
 import warnings
 import weakref
@@ -18,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import joblib
@@ -32,6 +30,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from seg4diff_tools._code import add_code
 from seg4diff_tools._runs import as_path, written_whole
 from seg4diff_tools.attention.intercept import interceptions
 from seg4diff_tools.backbones.backbone import Backbone
@@ -51,7 +50,6 @@ Result = TypeVar("Result")
 LARGEST = 4 << 30
 """Bytes that kept results may take; beyond, those that were not used for longest are deleted."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
-_HERE = __name__.partition(".")[0]
 # Attributes of a module that change no result, beside the bookkeeping of nn.Module itself.
 _INERT = {
     *vars(nn.Module()),
@@ -314,7 +312,7 @@ def _add(content: Any, value: Any, inside: bool = False) -> None:
     elif isinstance(value, MethodType):
         add(content, [value.__func__, value.__self__])
     elif isinstance(value, (FunctionType, type)):
-        _add_code(content, value, add)
+        add_code(content, value, add)
     elif isinstance(value, BuiltinFunctionType):
         content.update(f"{value.__module__}.{value.__qualname__}".encode())
     elif isinstance(value, enum.Enum):
@@ -351,66 +349,6 @@ def _file(path: str | os.PathLike[str]) -> bytes:
     except (OSError, ValueError, RuntimeError):
         pass
     return b""
-
-
-def _add_code(content: Any, value: FunctionType | type, add: Callable[[Any, Any], None]) -> None:
-    """Adds a function or class: its source, defaults, and the values that it closes over or reads from its module."""
-    value = inspect.unwrap(value)
-    content.update(f"{value.__module__}.{value.__qualname__}".encode())
-    if isinstance(value, FunctionType):
-        add(content, [value.__defaults__, value.__kwdefaults__])
-        add(content, [cell.cell_contents for cell in value.__closure__ or ()])
-    if _is_installed(value.__module__):
-        return  # its version is in the key
-    content.update(_source(value))
-    if isinstance(value, FunctionType):
-        add(content, _surroundings(value, add))
-
-
-def _is_installed(module: str) -> bool:
-    """Whether a module belongs to this package, to Python, or to a library."""
-    if module.partition(".")[0] in (_HERE, "builtins"):
-        return True
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return path is not None and any(
-        path.startswith(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")
-    )
-
-
-def _source(value: FunctionType | type | ModuleType) -> bytes:
-    try:
-        return inspect.getsource(value).encode()
-    except (OSError, TypeError) as error:
-        raise InputError(f"expected a function with its source at hand, got {value.__qualname__}") from error
-
-
-def _surroundings(function: FunctionType, add: Callable[[Any, Any], None]) -> list[Any]:
-    """Digests of what a user's function reads from its module, directly or through other functions there."""
-    found: dict[str, str] = {}
-    waiting: list[FunctionType] = [function]
-    while waiting:
-        reader = waiting.pop()
-        names: set[str] = set()
-        codes = [reader.__code__]
-        while codes:
-            code = codes.pop()
-            names.update(code.co_names)
-            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        for name in (names & reader.__globals__.keys()) - found.keys():
-            value = inspect.unwrap(reader.__globals__[name])
-            own = hashlib.sha256()
-            if isinstance(value, ModuleType):
-                own.update(b"" if _is_installed(value.__name__) else _source(value))
-            elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
-                own.update(_source(value))
-                waiting.append(value)
-            else:
-                try:
-                    add(own, value)
-                except InputError as error:
-                    raise InputError(f"{reader.__qualname__} reads the variable {name!r}: {error}") from error
-            found[name] = own.hexdigest()
-    return sorted(found.items())
 
 
 def _prune(kept: Path) -> None:

@@ -10,8 +10,6 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import regex
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seg4diff_tools.errors import InputError, PromptError
@@ -373,44 +371,6 @@ def class_tokens(tokens: Sequence[Token], ranges: dict[str, tuple[int, int]]) ->
         ranges: character range of each name, from `class_texts`.
     """
     return {name: _covering(tokens, start, stop) for name, (start, stop) in ranges.items()}
-
-
-def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
-    """What the transformer gets of several prompts, as one batch.
-
-    Args:
-        prompts: of one length.
-        times: how often each is repeated.
-
-    Returns:
-        The transformer's arguments by name. What has one row for each image is stacked; the rest, such as position ids,
-        is shared by all.
-
-    Raises:
-        InputError: prompts with different numbers of tokens.
-    """
-    lengths = {len(prompt.tokens) for prompt in prompts}
-    if len(lengths) > 1:
-        raise InputError(
-            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one "
-            "zero_tokens for all"
-        )
-    return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
-
-
-def rows(values: Sequence[Any], times: int = 1) -> Any:
-    """One argument of a batch, from those of its images alone.
-
-    Args:
-        values: one for each image; tensors and lists of length 1 are an image's own, anything else is shared.
-        times: how often each is repeated.
-    """
-    first = values[0]
-    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
-        return torch.cat(list(values)).repeat_interleave(times, dim=0)
-    if isinstance(first, list) and len(first) == 1:
-        return [item for value in values for item in value for _ in range(times)]
-    return first
 
 
 def _covering(tokens: Sequence[Token], start: int, stop: int) -> tuple[int, ...]:

@@ -13,15 +13,16 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.backbones.checks import check_latents, check_timesteps, check_zeros
+from seg4diff_tools.backbones.checks import check_latents, check_zeros
+from seg4diff_tools.backbones.inputs import at_once, forward_inputs
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
-from seg4diff_tools.families.capture import CapturedInputs, capture_inputs
+from seg4diff_tools.families.capture import CapturedInputs, capture_inputs, prompt_of
 from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
 from seg4diff_tools.indices import as_indices, as_int
-from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text, rows, stack_prompts
+from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text
 
 Prompts = str | Prompt | Sequence[str | Prompt]
 
@@ -135,9 +136,7 @@ class Backbone:
     def _encode(self, text: str, zero_tokens: int, cut: bool) -> Prompt:
         if not cut:
             check_prompt(*self.family.tokenizer_and_limit(self.pipe), text)
-        found = self._capture(text, None, zero_tokens=zero_tokens).inputs
-        inputs = {name: found[name] for name in self.family.text_inputs if found.get(name) is not None}
-        return Prompt(text, self.family.label(self.pipe, text, self.family.text_length(inputs)), inputs)
+        return prompt_of(self.pipe, self.family, text, self._capture(text, None, zero_tokens=zero_tokens))
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
         arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text else {}
@@ -184,11 +183,9 @@ class Backbone:
                 )
             text, classes = cut_class_text(self.pipe.tokenizer, class_names)
             return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
-        prompts = []
-        for text, ranges in class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names):
-            prompt = self.encode_prompt(text, zero_tokens=zero_tokens)
-            prompts.append(replace(prompt, classes=class_tokens(prompt.tokens, ranges)))
-        return prompts
+        texts = class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names)
+        encoded = ((self.encode_prompt(text, zero_tokens=zero_tokens), ranges) for text, ranges in texts)
+        return [replace(prompt, classes=class_tokens(prompt.tokens, ranges)) for prompt, ranges in encoded]
 
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike], size: Size | None = None, fit: Fit = "resize"
@@ -212,7 +209,7 @@ class Backbone:
         with self.running():
             parts = [
                 self.family.encode(self.pipe, part.to(self.device, self.pipe.vae.dtype))
-                for part in pixels.split(_at_once(height * width))
+                for part in pixels.split(at_once((height, width)))
             ]
             return torch.cat(parts).to(self.dtype)
 
@@ -223,11 +220,10 @@ class Backbone:
             latents: from `encode_image`.
         """
         latents = check_latents(self, latents, "latents").to(self.device, self.pipe.vae.dtype)
-        height, width = self._size(latents)
         with self.running():
             parts = [
                 self.pipe.image_processor.postprocess(self.family.decode(self.pipe, part))
-                for part in latents.split(_at_once(height * width))
+                for part in latents.split(at_once(self._size(latents)))
             ]
         return [image for part in parts for image in part]
 
@@ -321,39 +317,18 @@ class Backbone:
         """Return the transformer's arguments for one forward, whose result is a tuple with the velocity first.
 
         Args:
-            noisy: see `predict_velocity`.
-            timestep: see `predict_velocity`.
-            prompt: see `predict_velocity`.
+            noisy, timestep, prompt: see `predict_velocity`.
 
         Raises:
             InputError: latents, timesteps or prompts that do not fit together.
         """
-        prompts, noisy = self._prompts(prompt), check_latents(self, noisy, "noisy")
-        if len(noisy) % len(prompts):
-            raise InputError(
-                f"expected prompt, one or one per image, got {len(prompts)} for {len(noisy)} latents: pass one for all"
-            )
-        share = len(noisy) // len(prompts)
+        noisy = check_latents(self, noisy, "noisy")
+        prompts = [self.encode_prompt(each) if isinstance(each, str) else each for each in as_prompts(prompt)]
         # what is kept has the pipeline's device and number format
         key = "inputs", self._size(noisy), self.device, self.dtype
         if key not in self._captured:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
-        own = (self.family.latents, self.family.timestep, *self.family.text_inputs, "return_dict")
-        shared = {name: value for name, value in self._captured[key].items() if name not in own}
-        start, slope = self.family.timestep_affine
-        # in the number format in which the pipeline hands it over
-        like = self._captured[key][self.family.timestep].dtype
-        time = (start + slope * check_timesteps(timestep, len(noisy), self.device)).to(
-            like if like.is_floating_point else torch.float32
-        )
-        inputs = {
-            **{name: rows([value] * len(noisy)) for name, value in shared.items()},
-            **stack_prompts(prompts, share),
-            self.family.latents: self.family.pack(noisy.to(self.device, self.dtype)),
-            self.family.timestep: time,
-            "return_dict": False,
-        }
-        return self.family.finalize_inputs(inputs)
+        return forward_inputs(self, self._captured[key], noisy, timestep, prompts)
 
     def generate(
         self,
@@ -422,11 +397,3 @@ class Backbone:
         """Height and width in pixels of the image of these latents."""
         height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
         return height, width
-
-    def _prompts(self, prompt: Prompts, zero_tokens: int = 77) -> list[Prompt]:
-        return [self.encode_prompt(p, zero_tokens=zero_tokens) if isinstance(p, str) else p for p in as_prompts(prompt)]
-
-
-def _at_once(pixels: int) -> int:
-    """Images that a VAE takes at once: it needs much more memory than the transformer."""
-    return max(1, (1 << 20) // pixels)

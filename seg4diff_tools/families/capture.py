@@ -38,9 +38,8 @@ def capture_inputs(
 ) -> CapturedInputs:
     """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
-    So position ids, masks, prompt templates and shifts of the schedule are the pipeline's own, in every version of
-    it. The
-    pipeline's scheduler and progress bar stay as they were.
+    Position ids, masks, prompt templates and shifts of the schedule are thus the pipeline's own in every version. Its
+    scheduler and progress bar stay as they were.
 
     Args:
         pipe: the pipeline.
@@ -116,6 +115,10 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
     side = family.default_size(pipe)
     arguments = {"max_sequence_length": 0} if family.zero_text else {}
     with model_lock(pipe), torch.no_grad():
-        found = capture_inputs(pipe, family, text, size=(side, side), **arguments).inputs
-    inputs = {name: found[name] for name in family.text_inputs if found.get(name) is not None}
+        return prompt_of(pipe, family, text, capture_inputs(pipe, family, text, size=(side, side), **arguments))
+
+
+def prompt_of(pipe: Any, family: Family, text: str, captured: CapturedInputs) -> Prompt:
+    """Return the prompt with which a pipeline was captured."""
+    inputs = {name: captured.inputs[name] for name in family.text_inputs if captured.inputs.get(name) is not None}
     return Prompt(text, family.label(pipe, text, family.text_length(inputs)), inputs)

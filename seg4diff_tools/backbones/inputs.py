@@ -1,0 +1,92 @@
+"""Inputs of a batch: prompts stacked, timesteps in the model's format, and what a pipeline prepared beside them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from seg4diff_tools.backbones.checks import check_timesteps
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.prompts import Prompt
+
+if TYPE_CHECKING:
+    from seg4diff_tools.backbones.backbone import Backbone
+
+
+def forward_inputs(
+    backbone: "Backbone", captured: Mapping[str, Any], noisy: Tensor, timestep: Any, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """Return the transformer's arguments for one forward: see `Backbone.inputs`.
+
+    Args:
+        backbone: the model.
+        captured: what its pipeline gives to the transformer for an image of this size.
+        noisy: latents of the model.
+        timestep: from 0 to 1000, one for all or one each.
+        prompts: one for all, or several, distributed evenly over the latents.
+
+    Raises:
+        InputError: prompts or timesteps that do not fit the latents.
+    """
+    if len(noisy) % len(prompts):
+        raise InputError(
+            f"expected prompt, one or one per image, got {len(prompts)} for {len(noisy)} latents: pass one for all"
+        )
+    family = backbone.family
+    own = (family.latents, family.timestep, *family.text_inputs, "return_dict")
+    start, slope = family.timestep_affine
+    # in the number format in which the pipeline hands it over
+    like = captured[family.timestep].dtype
+    time = start + slope * check_timesteps(timestep, len(noisy), backbone.device)
+    inputs = {
+        **{name: rows([value] * len(noisy)) for name, value in captured.items() if name not in own},
+        **stack_prompts(prompts, len(noisy) // len(prompts)),
+        family.latents: family.pack(noisy.to(backbone.device, backbone.dtype)),
+        family.timestep: time.to(like if like.is_floating_point else torch.float32),
+        "return_dict": False,
+    }
+    return family.finalize_inputs(inputs)
+
+
+def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
+    """Return the transformer's arguments that come from prompts, as one batch.
+
+    Args:
+        prompts: of one length.
+        times: how often each is repeated.
+
+    Returns:
+        Arguments by name. Those with one row for each image are stacked; the rest, such as position ids, are shared.
+
+    Raises:
+        InputError: prompts with different numbers of tokens.
+    """
+    lengths = {len(prompt.tokens) for prompt in prompts}
+    if len(lengths) > 1:
+        raise InputError(
+            f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one "
+            "zero_tokens for all"
+        )
+    return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
+
+
+def rows(values: Sequence[Any], times: int = 1) -> Any:
+    """Combine an argument of several images into that of their batch.
+
+    Args:
+        values: one for each image; tensors and lists of length 1 are an image's own, anything else is shared.
+        times: how often each is repeated.
+    """
+    first = values[0]
+    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
+        return torch.cat(list(values)).repeat_interleave(times, dim=0)
+    if isinstance(first, list) and len(first) == 1:
+        return [item for value in values for item in value for _ in range(times)]
+    return first
+
+
+def at_once(size: tuple[int, int]) -> int:
+    """Return how many images of a size in pixels a VAE takes at once: it needs more memory than the transformer."""
+    return max(1, (1 << 20) // math.prod(size))
