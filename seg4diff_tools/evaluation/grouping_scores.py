@@ -22,11 +22,9 @@ from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.indices import as_float
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.engine import Labels, model_layers, pad_maps
-from seg4diff_tools.segmentation.options import Layers, Unsupervised
+from seg4diff_tools.segmentation.options import Layers, Unsupervised, check_kind
+from seg4diff_tools.segmentation.unsupervised import PAPER
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame
-
-PAPER = Unsupervised()
-"""The paper's way."""
 
 
 def grouping_scores(
@@ -65,8 +63,7 @@ def grouping_scores(
 
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
-    if not isinstance(options, Unsupervised):
-        raise InputError(f"expected options, an Unsupervised, got {options!r}: pass Unsupervised(matching='rows')")
+    check_kind(options, Unsupervised, "matching='rows'")
     known = [each.name for each in fields(Unsupervised) if each.name not in ("layers", "threshold")]
     for name in changes:
         one_of(name, "keywords", known, "fields of Unsupervised, layers and thresholds")
@@ -113,8 +110,7 @@ def grouping_scores(
 
 
 def pad_confusion(groups: Labels, target: Labels, classes: int, method: Unsupervised) -> Int[Tensor, "true predicted"]:
-    """Pixel counts of groups, named after the classes that they cover best; the last column is of groups without a
-    name.
+    """Count the pixels of groups by the classes that they cover best; the last column is of groups without a class.
 
     Args:
         groups: number of the group at each pixel.

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -22,7 +22,7 @@ from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.images import open_images
 from seg4diff_tools.scenes.drawings import COLORS
 from seg4diff_tools.segmentation.engine import image_maps, model_layers
-from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
+from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, check_kind, option_settings
 from seg4diff_tools.segmentation.results import Segmentation
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
@@ -113,10 +113,7 @@ def segment(
     and tokens, which is the same as before it.
     """
     names = as_names(class_names, "class_names")
-    if not isinstance(options, OpenVocabulary):
-        raise InputError(
-            f"expected options, an OpenVocabulary, got {options!r}: pass options such as OpenVocabulary(layers=4)"
-        )
+    check_kind(options, OpenVocabulary, "layers=4")
     sources, single = image_list(images)
     backbone = as_backbone(model)
     check_options(backbone, options)
@@ -126,21 +123,15 @@ def segment(
             "leave latents out"
         )
     warn_of_unseen(backbone, names, options)
-    with tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} segment") as bar:
-        results = list(_segmented(backbone, bar, names, options, latents))
-    return results[0] if single else results
-
-
-def _segmented(
-    backbone: Backbone, images: Any, names: Sequence[str], options: OpenVocabulary, latents: torch.Tensor | None
-) -> Iterator[Segmentation]:
-    work = Workbench(backbone)
-    for index, image in enumerate(images):
-        (picture,) = open_images(image)
+    work, results = Workbench(backbone), []
+    bar = tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} segment")
+    for index, source in enumerate(bar):
+        (picture,) = open_images(source)
         work.forget()
         if latents is not None:
             work.picture(picture).latents[options.fit, options.size] = latents[index : index + 1]
-        yield segment_picture(work, picture, names, options)
+        results.append(segment_picture(work, picture, names, options))
+    return results[0] if single else results
 
 
 def segment_picture(
@@ -159,10 +150,9 @@ def segment_picture(
         "prompts": list(found.prompts),
         "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
     }
-    maps = found.maps.cpu().numpy()
     return Segmentation(
         class_maps=xr.DataArray(
-            maps,
+            found.maps.cpu().numpy(),
             {"class": list(names), **centers},
             ("class", "y", "x"),
             name=f"{options.direction} {options.normalize}",

@@ -305,7 +305,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("plot-floats", partial(_plotted, truth=np.zeros((56, 56))), r"a label map of integers \[y x\], got float64"),
     ("scores-matching", _scores(matching="columns"), "matching, one of 'image', 'rows', got 'columns'"),
     ("scores-field", _scores(tiles=2), "keywords, one of 'steps_from_end'.*got 'tiles': pass fields of Unsupervised"),
-    ("scores-options", _scores(options=OpenVocabulary()), "options, an Unsupervised, got .*: pass Unsupervised"),
+    (
+        "scores-options",
+        _scores(options=OpenVocabulary()),
+        "options, an Unsupervised, got .*: pass options such as Unsupervised",
+    ),
     ("scores-layers", _scores(layers=7), "layers from 0 to 4, got 7"),
     ("scores-thresholds", _scores(thresholds=["low"]), "thresholds, a number from 0, got 'low': pass"),
     ("scores-text", _scores(thresholds="low"), "thresholds, a number from 0, got 'l': pass"),
