@@ -12,6 +12,7 @@ import pytest
 from seg4diff_tools._runs import replace_file
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.evaluation.collected import Collected
 from seg4diff_tools.evaluation.counts import (
     ImageCounts,
     Shard,
@@ -20,7 +21,6 @@ from seg4diff_tools.evaluation.counts import (
     stored_shards,
     write_shard,
 )
-from seg4diff_tools.evaluation.results import Collected
 
 
 def record(index, true=("cat", "grass"), predicted=("grass", "dog", "cat", "tree"), configurations=3):

@@ -26,9 +26,10 @@ from seg4diff_tools.datasets import LabeledImage, folder
 from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import metrics
-from seg4diff_tools.evaluation.evaluate import evaluate, read_evaluation
+from seg4diff_tools.evaluation.evaluate import evaluate
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.results import compare
+from seg4diff_tools.evaluation.runs import read_evaluation
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.segmentation import attribution, masks
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised

@@ -12,7 +12,7 @@ from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import counts, metrics, sweeps
-from seg4diff_tools.evaluation.evaluate import read_evaluation
+from seg4diff_tools.evaluation.runs import read_evaluation
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
@@ -235,7 +235,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         ({"normalize": ["minmax"]}, "softmax.minmax"),
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
         ({"vocabulary": []}, "at least one class"),
-        ({"vocabulary": [*VOCABULARY, "cat"]}, "given twice"),
+        ({"vocabulary": [*VOCABULARY, "cat"]}, "each one once"),
         ({"batch": 0}, "batch 1 or more"),
     ],
 )

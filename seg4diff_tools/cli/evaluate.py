@@ -78,7 +78,8 @@ def evaluate(
     from seg4diff_tools.backbones import apply_lora
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.evaluation.evaluate import evaluate as run
-    from seg4diff_tools.evaluation.evaluate import refuse_other_run, run_settings
+    from seg4diff_tools.evaluation.evaluate import run_settings
+    from seg4diff_tools.evaluation.runs import refuse_other_run
     from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised
 
     samples = _samples(dataset, root, split, classes)

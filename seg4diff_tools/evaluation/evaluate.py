@@ -1,13 +1,7 @@
 """Evaluate methods of segmentation on a data set: resumable, on one process or several, with intervals."""
 
-import json
-import os
-import platform
-import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,20 +10,20 @@ import pandas as pd
 from diffusers import DiffusionPipeline
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import SETTINGS, as_path, open_run, processes, read_settings, replace_file
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.caching import fingerprint, model_fingerprint
+from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.datasets import background_of
-from seg4diff_tools.datasets.labels import renumber, true_classes
+from seg4diff_tools.datasets.labels import check_names, renumber, true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics as scoring
-from seg4diff_tools.evaluation.counts import ImageCounts, count_images, own_groups, stored_shards
+from seg4diff_tools.evaluation.counts import ImageCounts
 from seg4diff_tools.evaluation.grouping_scores import pad_confusion
-from seg4diff_tools.evaluation.results import UNMATCHED, Collected, Evaluation
+from seg4diff_tools.evaluation.results import UNMATCHED, Evaluation
+from seg4diff_tools.evaluation.runs import refuse_other_run, rows_of, run_counts
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.segmentation.engine import label_maps, pad_groups
 from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised, option_settings
@@ -37,16 +31,6 @@ from seg4diff_tools.segmentation.workbench import Workbench, label_frame
 
 Protocol = Literal["present", "full"]
 ImageMetric = Callable[[Int[np.ndarray, "y x"], Int[np.ndarray, "y x"]], float]
-Compute = Callable[[list[OpenedSample], Callable[[float], Any]], list[ImageCounts]]
-RUN = "an evaluation"
-AXES = {
-    "direction": "directions",
-    "normalize": "normalize",
-    "steps_from_end": "steps_from_end",
-    "layer": "layers",
-    "head": "heads",
-}
-"""Columns of a sweep's rows, in the order of its loops, and the settings that hold their values."""
 
 
 def evaluate(
@@ -130,14 +114,7 @@ def run_settings(
     shuffle_seed: int | None = None,
     batch: int = 8,
 ) -> dict[str, Any]:
-    """Check the arguments of `evaluate` and return the settings that need no model.
-
-    Args:
-        samples, methods, protocol, vocabulary, metrics, shuffle_seed, batch: as in `evaluate`.
-
-    Raises:
-        InputError: as `evaluate`.
-    """
+    """Check the arguments of `evaluate` and return the settings that need no model."""
     check_samples(samples)
     chosen = _methods(methods)
     protocols = [protocol] if isinstance(protocol, str) else protocol
@@ -171,128 +148,8 @@ def run_settings(
     } | ({"metrics": {name: fingerprint(metric) for name, metric in metrics.items()}} if metrics else {})
 
 
-def refuse_other_run(folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder of another run by the settings that need no model, before one is loaded.
-
-    Args:
-        folder: of the run; nothing is checked where it holds none.
-        settings: from `run_settings`.
-
-    Raises:
-        InputError: a run with other settings.
-        CheckpointError: its settings cannot be read.
-    """
-    if folder is None or not (as_path(folder, "out") / SETTINGS).exists():
-        return
-    there, now = read_settings(as_path(folder, "out"), RUN), json.loads(json.dumps(settings))
-    if differing := [key for key in now if now[key] != there.get(key)]:
-        told = "; ".join(f"{key}: {there.get(key)} there, {now[key]} now" for key in differing)
-        raise InputError(f"expected the settings of {RUN} in {folder}, got others ({told}): choose another folder")
-
-
-def run_counts(
-    work: Workbench,
-    samples: Sequence,
-    compute: Compute,
-    plan: Mapping[str, Any],
-    indices: Sequence[int],
-    *,
-    folder: Path | None,
-    at_once: int,
-    skip: bool,
-    progress: bool,
-    kind: str,
-    about: Mapping[str, Any] | None = None,
-) -> Evaluation:
-    """Count the pixels of all images by `compute`, stored ones included, and collect them.
-
-    Args:
-        work: with the model.
-        samples, indices, at_once, skip: as in `count_images`.
-        compute: from a group of samples to their counts; calls its second argument with the part of an image that is
-            done.
-        plan: settings besides those of the model.
-        folder: of the run.
-        progress, about: as in `evaluate`.
-        kind: for the progress bar.
-    """
-    backbone, state, began = work.backbone, processes(), time.perf_counter()
-    model = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
-    settings, rows = model | dict(plan), rows_of(plan)
-    if folder is not None:
-        open_run(folder, settings, RUN)
-    found = Collected(rows, list(plan.get("metrics", ())))
-    own = sum(part.stop - part.start for part in own_groups(len(indices), at_once))
-    shown = progress and state.is_main_process
-    with tqdm(total=own, unit="image", disable=not shown, desc=f"{backbone.name} {kind}") as bar:
-        finished = 0
-
-        def counted(group: list[OpenedSample], update: Callable = bar.update) -> list[ImageCounts]:
-            return compute(group, update)
-
-        for shard in count_images(samples, counted, indices, folder=folder, at_once=at_once, skip=skip):
-            found.add(shard)
-            finished += len(shard.records) + len(shard.faults)
-            if shown:
-                bar.set_postfix_str(f"mIoU {100 * found.running():.1f} %", refresh=False)
-            bar.update(finished - bar.n)
-    work.seconds["files"] = time.perf_counter() - began - sum(work.seconds.values())
-    if folder is not None and state.num_processes > 1:
-        state.wait_for_everyone()
-        found, wanted = Collected(rows, list(plan.get("metrics", ()))), set(indices)
-        for shard in stored_shards(folder):
-            found.add(shard, wanted)
-    if not found.images:
-        raise InputError(f"expected samples that can be read, got none among {len(indices)}: {found.faults}")
-    if found.faults:
-        number, message = next(iter(found.faults.items()))
-        warnings.warn(
-            f"{len(found.faults)} of {len(indices)} samples could not be read and are left out, such as number "
-            f"{number}: "
-            f"{message}. They are tried again when the same run is started again.",
-            stacklevel=3,
-        )
-    pace = {row: seconds / work.images for row, seconds in work.rows.items()} if work.images else {}
-    result = found.evaluation(settings, work.images, work.seconds, pace)
-    if folder is not None and state.is_main_process:
-        _write_table(folder, result, {"device": str(backbone.device), **(about or {})})
-    return result
-
-
-def read_evaluation(out: str | Path) -> Evaluation:
-    """Read an evaluation or a sweep from its folder, without the model; of an unfinished run, the images so far.
-
-    Args:
-        out: the folder that `evaluate` or `layer_step_sweep` wrote.
-
-    Raises:
-        CheckpointError: no such folder, another kind of folder, or no image that could be read.
-    """
-    folder = as_path(out, "out")
-    settings = read_settings(folder, RUN)
-    found = Collected(rows_of(settings), list(settings.get("metrics", ())))
-    for shard in stored_shards(folder):
-        found.add(shard)
-    if not found.images:
-        raise CheckpointError(f"expected counts of images in {out}, got none that could be read: {found.faults}")
-    return found.evaluation({name: value for name, value in settings.items() if name != "kind"})
-
-
-def rows_of(settings: Mapping[str, Any]) -> pd.MultiIndex:
-    """Return the rows of an evaluation (method, protocol) or of a sweep (protocol and its axes)."""
-    if "rows" in settings:
-        return pd.MultiIndex.from_tuples([tuple(row) for row in settings["rows"]], names=["method", "protocol"])
-    values = [[settings["protocol"]], *(settings[name] for name in AXES.values())]
-    index = pd.MultiIndex.from_product(values, names=["protocol", *AXES])
-    return index.reorder_levels(["protocol", "direction", "normalize", "layer", "steps_from_end", "head"])
-
-
 def check_samples(samples: Any) -> None:
-    """Refuse what is no sequence of samples.
-
-    Raises:
-        InputError: something else, or none.
-    """
+    """Refuse what is no sequence of samples, and an empty one."""
     if isinstance(samples, (str, Mapping)) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise InputError(
             f"expected samples, a list or data set of images with label maps, got a {type(samples).__name__}: pass "
@@ -308,16 +165,10 @@ def check_samples(samples: Any) -> None:
 
 
 def check_words(words: Any, name: str) -> list[str]:
-    """Return class names as a list.
-
-    Raises:
-        InputError: one string, nothing, or something that is no text.
-    """
-    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise InputError(f"expected {name} as a list of class names, got {words!r}: pass ['cat', 'grass']")
-    if not words or len(set(words)) < len(words):
-        raise InputError(f"expected {name}, at least one class and none given twice, got {list(words)}: list each once")
-    return list(words)
+    """Return the class names of a vocabulary, at least one; InputError as `check_names`."""
+    if not (names := list(check_names(words, name))):
+        raise InputError(f"expected {name}, at least one class, got {words!r}: pass {name}=['cat', 'grass']")
+    return names
 
 
 def _methods(methods: Any) -> dict[str, Options]:
@@ -325,12 +176,10 @@ def _methods(methods: Any) -> dict[str, Options]:
         return {"Seg4Diff": OpenVocabulary()}
     if isinstance(methods, (OpenVocabulary, Unsupervised)):
         return {"Seg4Diff" if isinstance(methods, OpenVocabulary) else "pads": methods}
-    right = isinstance(methods, Mapping) and all(isinstance(name, str) for name in methods)
-    if (
-        not right
-        or not methods
-        or any(not isinstance(each, (OpenVocabulary, Unsupervised)) for each in methods.values())
-    ):
+    known = isinstance(methods, Mapping) and all(
+        isinstance(name, str) and isinstance(each, (OpenVocabulary, Unsupervised)) for name, each in methods.items()
+    )
+    if not known or not methods:
         raise InputError(
             f"expected methods, at least one, as options by name, got {methods!r}: pass {{'name': OpenVocabulary(...)}}"
         )
@@ -429,20 +278,3 @@ def _value(name: str, metric: ImageMetric, labels: Tensor, target: Tensor) -> fl
         raise InputError(
             f"expected a number from metrics[{name!r}], got a {type(value).__name__}: return a float for each image"
         ) from error
-
-
-def _write_table(folder: Path, result: Evaluation, about: Mapping[str, Any]) -> None:
-    """Write the table, and all that determines it."""
-    table = result.table()
-    replace_file(folder / "table.csv", table.to_csv(index=False).encode())
-    content = {
-        "table": json.loads(table.to_json(orient="records", double_precision=15)),
-        "settings": dict(result.settings),
-        "skipped": dict(result.skipped),
-        "versions": {name: version(name) for name in ("seg4diff-tools", "torch", "diffusers", "transformers")},
-        "python": platform.python_version(),
-        **about,
-        "processes": processes().num_processes,
-        "seconds": dict(result.seconds),
-    }
-    replace_file(folder / "result.json", json.dumps(content, indent=1).encode())

@@ -24,15 +24,9 @@ from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.counts import ImageCounts
-from seg4diff_tools.evaluation.evaluate import (
-    AXES,
-    check_samples,
-    check_words,
-    encode_images,
-    refuse_other_run,
-    run_counts,
-)
+from seg4diff_tools.evaluation.evaluate import check_samples, check_words, encode_images
 from seg4diff_tools.evaluation.results import SCORES, Evaluation
+from seg4diff_tools.evaluation.runs import AXES, refuse_other_run, run_counts
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.class_maps import Direction, read_class_maps
