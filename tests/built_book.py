@@ -5,6 +5,7 @@ import os
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -21,8 +22,15 @@ _folder = tempfile.TemporaryDirectory(prefix="book_")
 
 def pages() -> list[str]:
     """The book's pages in the order of its table of contents, without suffix."""
-    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    return [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]
+
+    def below(entry: dict) -> Iterator[str]:
+        if "file" in entry:
+            yield entry["file"]
+        for part in (*entry.get("parts", ()), *entry.get("chapters", ()), *entry.get("sections", ())):
+            yield from below(part)
+
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *below(toc)]
 
 
 @functools.cache
