@@ -1,7 +1,8 @@
 """What the front pages say came out follows from what the chapters stored: verdicts and every number beside them.
 
-A claim holds one row or one sentence of a page. Its numbers are read from the sentences and figures of executed chapters;
-its rule says what they amount to. Where a chapter comes out otherwise, the claim fails: change the sentence, not the rule.
+A claim holds one row or one sentence of a page. Its numbers are read from the sentences and figures of executed
+chapters; its rule says what they amount to. Where a chapter comes out otherwise, the claim fails: change the sentence,
+not the rule.
 """
 
 import base64
@@ -97,8 +98,8 @@ def norms_by_layer() -> tuple[float, ...]:
 
 def blur_by_layer() -> tuple[float, ...]:
     alike, fit = drawn("05", "likeness", "CLIP-I"), drawn("05", "blurring a layer does to CLIP-T", "change")
-    features = drawn("05", "likeness", "features")
-    seventh = said("05", r"changes most in layer 4 \([^)]*\), layer (\d+)")
+    features = drawn("05", "likeness", "CLIP's patches")
+    seventh = said("05", r"CLIP-I falls most in layer 4 \([^)]*\), layer (\d+)")
     return alike.argmin(), fit.argmin(), features.argmin(), alike.min(), *seventh
 
 
@@ -139,7 +140,10 @@ ROWS = {
         lambda: said("04", r"correlation of (-?[\d.]+) \(95 % interval (-?[\d.]+) to (-?[\d.]+)\) over"),
         lambda value, low, high: VERDICTS[0 if low > 0 else 3 if high < 0 else 2],
     ),
-    "Fig 5, 31": Row(blur_by_layer, lambda alike, fit, features, kept, _: VERDICTS[3 if alike != EXPERT else 0 if kept < 0.9 else 1]),
+    "Fig 5, 31": Row(
+        blur_by_layer,
+        lambda alike, fit, features, kept, _: VERDICTS[3 if alike != EXPERT else 0 if kept < 0.9 else 1],
+    ),
     "Fig 18": Row(blur_by_layer, lambda alike, fit, features, *_: VERDICTS[1 if alike == fit == EXPERT else 3]),
     "Fig 6, 32": Row(
         lambda: (
@@ -160,7 +164,9 @@ ROWS = {
         lambda costs, *_: VERDICTS[0 if costs < 1 else 1],
     ),
     "Fig 17": Row(
-        lambda: said("02", rf"In layer (\d+) single heads reach {SHARE} to {SHARE}, and the mean over its heads {SHARE}")
+        lambda: said(
+            "02", rf"In layer (\d+) single heads reach {SHARE} to {SHARE}, and the mean over its heads {SHARE}"
+        )
         + said("02", r"best single head is head \d+ of layer (\d+)"),
         lambda expert, low, high, mean, layer: VERDICTS[3 if not 4 <= layer <= 7 else 0 if high > mean else 1],
     ),
@@ -171,12 +177,25 @@ ROWS = {
     "Table 5": Row(
         normalized,
         lambda softmax, scores, both, layers, ahead, _: (
-            "reproduced" if softmax > max(both, scores) else "partly" if softmax > scores or 2 * ahead < layers else VERDICTS[3]
+            VERDICTS[0 if softmax > max(both, scores) else 1 if softmax > scores or 2 * ahead < layers else 3]
         ),
     ),
     "Fig 9a, 26, 27": Row(
         sides_of_heads,
         lambda head, mean: VERDICTS[1 if head > mean + 0.05 else 2],
+    ),
+    "Fig 9b, 30": Row(
+        lambda: said("06", r"and ([\de.-]+) in layer 4\. The largest divergence .*? can have is ([\d.]+)")
+        + said("06", r"Pads is better than one group by [\d.]+ points \(([\d.]+) to"),
+        lambda apart, largest, gain: VERDICTS[3 if gain <= 0 else 0 if apart > largest / 100 else 1],
+    ),
+    "Table 2": Row(
+        lambda: said("06", r"Pads reach ([\d.]+)% mIoU")
+        + said("06", rf"Pads and four quarters cannot be told apart: .*? {SPAN}; four quarters: {SHARE}")
+        + said("06", r"image-to-image rows: ([\d.]+)%\.")
+        + said("06", r"one group: ([\d.]+)%\.")
+        + said("06", r"groups: ([\d.]+)%\."),
+        lambda pads, low, *_: VERDICTS[0 if low > 0 else 3],
     ),
     "Fig 10, Eq 13, 14": Row(
         lambda: (mask_losses()["softmax"], mask_losses()["released"], mask_losses()["shares"], 150),
@@ -189,11 +208,12 @@ ROWS = {
         lambda ours, *others: VERDICTS[0 if ours > 0 and others[0] > 2 * ours else 1 if ours > 0 else 3],
     ),
     "Fig 12, 13, 33, Table 3": Row(
-        lambda: said("10", rf"\(-([\d.]+)% of itself") + said("10", r"interval over prompts (-?[\d.]+) to (-?[\d.]+)\)"),
+        lambda: said("10", r"\(-([\d.]+)% of itself") + said("10", r"interval over prompts (-?[\d.]+) to (-?[\d.]+)\)"),
         lambda share, low, high: VERDICTS[3 if high < 0 else 0 if low > 0 else 2],
     ),
     "Table 4": Row(
-        lambda: said("10", rf"{SHARE} as trained, {SHARE} aligned") + said("10", r"Gained: (\d+) of (\d+) prompts, lost: (\d+)"),
+        lambda: said("10", rf"{SHARE} as trained, {SHARE} aligned")
+        + said("10", r"Gained: (\d+) of (\d+) prompts, lost: (\d+)"),
         lambda before, after, gained, prompts, lost: VERDICTS[0 if gained > lost else 3 if lost > 3 * gained else 2],
     ),
     "the method as a whole": Row(

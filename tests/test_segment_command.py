@@ -112,7 +112,7 @@ def test_every_field_of_the_options_has_a_flag():
         (("cat", "--layers", "first"), "--layers as numbers, got 'first'"),
         (("cat", "--method", "deam"), "method, one of 'layer'"),
         (("cat", "--synonyms", "nope.json"), "--synonyms, a JSON file, got nope.json"),
-        (("cat", "--tiles", 0), "tiles 1 or more, got 0"),
+        (("cat", "--tiles", 0), "tiles from 1 to 16, got 0"),
         (("cat", "--background", "0"), "background, a number above 0"),
     ],
 )

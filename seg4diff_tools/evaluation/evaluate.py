@@ -16,9 +16,9 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.datasets import background_of
-from seg4diff_tools.datasets.labels import check_names, renumber, true_classes
+from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.evaluation import metrics as scoring
 from seg4diff_tools.evaluation.counts import ImageCounts
 from seg4diff_tools.evaluation.grouping_scores import pad_confusion
@@ -165,8 +165,8 @@ def check_samples(samples: Any) -> None:
 
 
 def check_words(words: Any, name: str) -> list[str]:
-    """Return the class names of a vocabulary, at least one; InputError as `check_names`."""
-    if not (names := list(check_names(words, name))):
+    """Return the class names of a vocabulary, at least one; InputError as `as_names`."""
+    if not (names := list(as_names(words, name))):
         raise InputError(f"expected {name}, at least one class, got {words!r}: pass {name}=['cat', 'grass']")
     return names
 

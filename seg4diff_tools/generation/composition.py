@@ -63,15 +63,15 @@ class CompositionPrompt:
 
 
 def prompts(count_per_category: int = 16, seed: int = 0) -> list[CompositionPrompt]:
-    """Draws prompts, no text twice in a category; all of their words are captions' words.
+    """Draw prompts, no text twice in a category; all of their words are captions' words.
 
-    single object: "a cat on grass".
-    two objects: "a cat and a dog on grass", of two kinds.
-    counting: "two cats on grass", two or three of a kind.
-    color binding: "a green car and a blue apple on grass", of two kinds that drawings in other colors exist of; never
-        in a color that such a thing has anyway, so that only a model that reads the color is right.
-    relation: "a cat left of a dog on grass", of two kinds.
-    complex: two or three things, of which one has a color or two are of a kind, over a background that is judged too.
+    - single object: "a cat on grass".
+    - two objects: "a cat and a dog on grass", of two kinds.
+    - counting: "two cats on grass", two or three of a kind.
+    - color binding: "a green car and a blue apple on grass", of two kinds that drawings in other colors exist of; never
+      in a color that such a thing has anyway, so that only a model that reads the color is right.
+    - relation: "a cat left of a dog on grass", of two kinds.
+    - complex: two or three things, of which one has a color or two are of a kind, over a background that is judged too.
 
     Args:
         count_per_category: how many; a smaller number gives the first ones of a larger number.

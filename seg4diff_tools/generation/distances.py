@@ -37,8 +37,8 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
 def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
     """Fréchet distance of the Gaussians that have the means and covariances of two sets of features.
 
-    |m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It shrinks as sets grow: compare
-    sets of the same sizes only, and best of many more features than `dim`.
+    The squared length of m1 - m2, plus trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It
+    shrinks as sets grow: compare sets of the same sizes only, and best of many more features than `dim`.
 
     Args:
         one, other: features, at least two each.
