@@ -157,11 +157,12 @@ def test_hooks_of_a_module_are_listed():
 @touches("_attention_backend", breaks="attention of a pipeline with another backend cannot be seen")
 def test_processors_use_the_native_backend_inside():
     pipe = build("flux-dev")
-    pipe.transformer.set_attention_backend("_native_math")
     modules = [block.attn for block in pipe.transformer.transformer_blocks]
-    with _private.native_processors(modules):
-        assert {module.processor._attention_backend for module in modules} == {"native"}
-    assert {module.processor._attention_backend for module in modules} == {"_native_math"}
+    with attention_backend("native"):  # what follows changes the whole process's, which this puts back
+        pipe.transformer.set_attention_backend("_native_math")
+        with _private.native_processors(modules):
+            assert {module.processor._attention_backend for module in modules} == {"native"}
+        assert {module.processor._attention_backend for module in modules} == {"_native_math"}
 
 
 @touches("attention_backend", breaks="attention of a process with another default backend cannot be seen")
