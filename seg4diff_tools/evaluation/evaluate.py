@@ -165,8 +165,8 @@ def check_samples(samples: Any) -> None:
 
 
 def check_words(words: Any, name: str) -> list[str]:
-    """Return the class names of a vocabulary, at least one; InputError as `as_names`."""
-    if not (names := list(as_names(words, name))):
+    """Return the class names of a vocabulary, at least one."""
+    if not (names := list(as_names(words, name, empty=True))):
         raise InputError(f"expected {name}, at least one class, got {words!r}: pass {name}=['cat', 'grass']")
     return names
 
