@@ -59,8 +59,25 @@ def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
             if any(entry.suffix != ".partial" for entry in folder.iterdir()):
                 raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
             replace_file(folder / SETTINGS, json.dumps({"kind": kind, **settings}, indent=1).encode())
-    before, now = read_settings(folder, kind), json.loads(json.dumps({"kind": kind, **settings}))
-    if differing := [key for key in now | before if now.get(key) != before.get(key)]:
+    check_settings(folder, {"kind": kind, **settings}, kind)
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], kind: str, *, whole: bool = True) -> None:
+    """Check that the run in a folder has these settings.
+
+    Args:
+        folder: of the run.
+        settings: JSON-serializable.
+        kind: name of this kind of run.
+        whole: whether these are all; settings of the run that are not among them count as different then.
+
+    Raises:
+        InputError: others.
+        CheckpointError: its settings cannot be read.
+    """
+    before, now = read_settings(folder, kind), json.loads(json.dumps(settings))
+    names = now | before if whole else now
+    if differing := [key for key in names if now.get(key) != before.get(key)]:
         changes = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differing)
         hint = ", since the model's weights, adapters, edits or settings changed" if "fingerprint" in differing else ""
         raise InputError(

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from seg4diff_tools._runs import as_path
@@ -143,12 +144,18 @@ def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize"
     Raises:
         InputError: another `fit`.
     """
-    one_of(fit, "fit", ("resize", "crop"))
+    one_of(fit, "fit", get_args(Fit))
     height, width = size
     if image.size == (width, height):
         return image
     box = crop_box((image.height, image.width), size) if fit == "crop" else None
     return image.resize((width, height), PIL.Image.Resampling.LANCZOS, box=box)
+
+
+def square_pixels(images: Sequence[PIL.Image.Image], side: int) -> Float[Tensor, "image 3 side side"]:
+    """Stretch images to squares, as one batch with values from 0 to 1 on the CPU."""
+    pictures = np.stack([np.asarray(fit_image(image, (side, side), "resize")) for image in images])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def _from_tensor(image: Tensor) -> PIL.Image.Image:

@@ -9,6 +9,11 @@ from typing import Any, TypeVar, overload
 from seg4diff_tools.errors import InputError
 
 
+def scalar(value: Any) -> Any:
+    """Return the number that an array or tensor without axes holds; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Return a whole number as an int: Python's own, NumPy's, or a tensor of one.
 
@@ -21,7 +26,7 @@ def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     Raises:
         InputError: not a whole number, or out of range.
     """
-    number = value.item() if getattr(value, "shape", None) == () else value
+    number = scalar(value)
     wanted = f"{low} or more" if high is None else f"from {low} to {high}"
     if isinstance(number, bool) or not isinstance(number, Integral):
         raise InputError(f"expected {name}, a whole number {wanted}, got {value!r}: pass {name}={low}")
@@ -42,7 +47,7 @@ def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None)
     Raises:
         InputError: not a number, not finite, or out of range.
     """
-    number = value.item() if getattr(value, "shape", None) == () else value
+    number = scalar(value)
     real = isinstance(number, Real) and not isinstance(number, bool) and isfinite(number)
     if not real or number < low or (high is not None and number > high):
         wanted = f"from {low:g}" if high is None else f"from {low:g} to {high:g}"
@@ -114,7 +119,7 @@ class LazySequence(Sequence[Item_co]):
                 return Part(self, range(len(self))[index])
             except TypeError:
                 raise InputError(f"expected a slice of whole numbers, got {index}: write [10:20]") from None
-        number = index.item() if getattr(index, "shape", None) == () else index
+        number = scalar(index)
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise InputError(f"expected an index or a slice of it, got {index!r}: write [0] or [:10]")
         position, length = int(number), len(self)

@@ -22,7 +22,7 @@ from seg4diff_tools.attention.shapes import JointHeads
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
-from seg4diff_tools.indices import as_indices, as_int
+from seg4diff_tools.indices import as_indices, as_int, scalar
 
 TextMap = Float[Tensor, "text edited"]
 Keep = Literal["text", "joint", "nothing"]
@@ -268,7 +268,7 @@ def _check_edit(edit: Any) -> None:
 
 
 def _positive(value: Any, name: str, *, zero: bool = False) -> float:
-    number: Any = value.item() if getattr(value, "shape", None) == () else value
+    number = scalar(value)
     if not isinstance(number, Real) or isinstance(number, bool) or not (float(number) > 0 or (zero and number == 0)):
         wanted = "at least 0" if zero else "above 0"
         raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")

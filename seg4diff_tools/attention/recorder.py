@@ -296,7 +296,7 @@ class AttentionRecorder:
 
     @property
     def recording(self) -> Recording:
-        """What was recorded so far: all steps whose wanted layers and branches are complete.
+        """What was recorded so far, which is all steps whose wanted layers and branches are complete.
 
         Raises:
             RecordingError: there is no complete step.

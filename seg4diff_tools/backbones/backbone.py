@@ -57,7 +57,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Device that computes (with CPU offload: the accelerator)."""
+        """Device that computes, with CPU offload the accelerator."""
         return execution_device(self.pipe)
 
     @property

@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def totals(self) -> pd.DataFrame:
-        """Scores of each row from the pixels of the whole set (0..1): `SCORES`, then the means of one's own metrics."""
+        """Scores (0..1) of each row from the pixels of the whole set, and the means of one's own metrics after them."""
         total = np.zeros((len(self.class_names), len(self.rows), 3), np.int64)
         np.add.at(total, self.cells[:, 1], self.counts)
         counts = torch.from_numpy(total).movedim(0, 1)

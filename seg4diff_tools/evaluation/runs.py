@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import SETTINGS, as_path, open_run, processes, read_settings, replace_file
+from seg4diff_tools._runs import SETTINGS, as_path, check_settings, open_run, processes, read_settings, replace_file
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -36,12 +36,8 @@ AXES = {
 
 def refuse_other_run(folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
     """Refuse a folder of a run with other settings; they need no model, so that none is loaded in vain."""
-    if folder is None or not (as_path(folder, "out") / SETTINGS).exists():
-        return
-    there, now = read_settings(as_path(folder, "out"), RUN), json.loads(json.dumps(settings))
-    if differing := [key for key in now if now[key] != there.get(key)]:
-        told = "; ".join(f"{key}: {there.get(key)} there, {now[key]} now" for key in differing)
-        raise InputError(f"expected the settings of {RUN} in {folder}, got others ({told}): choose another folder")
+    if folder is not None and (as_path(folder, "out") / SETTINGS).exists():
+        check_settings(as_path(folder, "out"), settings, RUN, whole=False)
 
 
 def run_counts(
@@ -102,8 +98,7 @@ def run_counts(
         number, message = next(iter(found.faults.items()))
         warnings.warn(
             f"{len(found.faults)} of {len(indices)} samples could not be read and are left out, such as number "
-            f"{number}: "
-            f"{message}. They are tried again when the same run is started again.",
+            f"{number}: {message}. They are tried again when the same run is started again.",
             stacklevel=3,
         )
     pace = {row: seconds / work.images for row, seconds in work.rows.items()} if work.images else {}

@@ -150,7 +150,7 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def data(self) -> xr.DataArray:
-        """What is shown, unreduced: the map [y x] of the word, or with masks the maps [class y x] of the classes.
+        """What is shown, unreduced, as the map [y x] of the word or, with masks, the maps [class y x] of the classes.
 
         With a second panel, both, along an axis with the name of what differs. The settings stand in `attrs`.
         """

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -13,7 +12,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.images import ImageLike, open_images, square_pixels
 
 WEIGHT = 2.5
 
@@ -74,8 +73,7 @@ class Clip:
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image 3 side side"]:
         side = self.model.config.vision_config.image_size
-        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.model.device).float() / 255
+        pixels = square_pixels(open_images(images), side).to(self.model.device)
         mean, deviation = (
             torch.tensor(each, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for each in (self.mean, self.std)
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from seg4diff_tools._runs import as_path, replace_file
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.images import ImageLike, open_images, square_pixels
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
 from seg4diff_tools.scenes.drawings import COLORS, concepts
 
@@ -136,11 +136,10 @@ class SceneDetector:
         Raises:
             InputError: an image that cannot be read.
         """
-        side, device = self.config.side, next(self.net.parameters()).device
-        pictures = [np.asarray(fit_image(image, (side, side), "resize")) for image in open_images(images)]
+        pictures, device = open_images(images), next(self.net.parameters()).device
         found = []
         for start in range(0, len(pictures), batch):
-            pixels = torch.from_numpy(np.stack(pictures[start : start + batch])).permute(0, 3, 1, 2).float() / 255
+            pixels = square_pixels(pictures[start : start + batch], self.config.side)
             centers, colors, backgrounds = (logits.cpu() for logits in self.net(pixels.to(device)))
             named = [self.config.backgrounds[number] for number in backgrounds.argmax(1).tolist()]
             for scores, color, background in zip(centers.sigmoid(), colors, named, strict=True):

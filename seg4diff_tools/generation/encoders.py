@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.generation.detector import DetectorNet, load_detector
-from seg4diff_tools.images import ImageLike, fit_image, open_images
+from seg4diff_tools.images import ImageLike, open_images, square_pixels
 from seg4diff_tools.indices import as_int
 
 DINO = "facebook/dinov2-base"
@@ -129,9 +128,8 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
 
 
 def _square(side: int, images: list[PIL.Image.Image]) -> dict[str, Tensor]:
-    """Stretch pictures to a square and scale them to 0..1."""
-    pixels = np.stack([np.asarray(fit_image(image, (side, side), "resize")) for image in images])
-    return {"pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255}
+    """The pixels that the scene detector reads."""
+    return {"pixel_values": square_pixels(images, side)}
 
 
 def image_similarity(

@@ -1,7 +1,7 @@
 """Plans of scenes: objects, places and captions, which follow from the split, the index and the settings."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -87,12 +87,11 @@ class SceneConfig:
             )
 
 
-def check_known(value: Any, name: str, known: Iterable[str]) -> None:
+def check_known(value: Any, name: str, known: Collection[str]) -> None:
     """Raise InputError for a name that is not among those that are drawn; the message has the nearest one."""
-    names = tuple(known)
-    if not isinstance(value, str) or value not in names:
-        close = get_close_matches(value, names, n=1) if isinstance(value, str) else []
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names[:8])} ..."
+    if not isinstance(value, str) or value not in known:
+        close = get_close_matches(value, known, n=1) if isinstance(value, str) else []
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(list(known)[:8])} ..."
         raise InputError(f"expected {name}, drawn ones, got {value!r}: {hint}")
 
 

@@ -64,12 +64,12 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """The plain class-name prompt: names joined by a space (section 4.1 of the paper)."""
+        """The plain class-name prompt, names joined by a space (section 4.1 of the paper)."""
         return " ".join(self.class_names)
 
     @cached_property
     def boxes(self) -> Int[np.ndarray, "objects 4"]:
-        """Boxes of the visible part of every object: left, top, right, bottom in pixels, the last two exclusive."""
+        """Boxes of the visible part of every object as left, top, right, bottom in pixels, the last two exclusive."""
         boxes = np.zeros((len(self.masks), 4), dtype=np.int64)
         for box, mask in zip(boxes, self.masks, strict=True):
             if mask.any():
@@ -226,7 +226,7 @@ class Scenes(LazySequence[Scene]):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The whole vocabulary: all objects that scenes may show, then all backgrounds."""
+        """The whole vocabulary, all objects that scenes may show, then all backgrounds."""
         return self.config.concepts + self.config.backgrounds
 
     def __len__(self) -> int:

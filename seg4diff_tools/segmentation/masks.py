@@ -1,6 +1,6 @@
 """From attention maps to masks: the pure tensor steps of Seg4Diff's open-vocabulary segmentation (Eq 9 to 12)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import PIL.Image
@@ -151,7 +151,7 @@ def merge_maps(
     if maps.isnan().any():
         raise InputError("expected maps without NaN, got some: run the model in float32 or bfloat16")
     threshold, rounds = as_float(threshold, "threshold"), as_int(rounds, "rounds", 1)
-    one_of(merging, "merging", ("published", "released"))
+    one_of(merging, "merging", get_args(Merging))
     released = merging == "released"
     # maps that are nearly the same differ in digits that fp32 loses; Apple's GPUs have no fp64
     exact = torch.float32 if maps.device.type == "mps" else torch.float64

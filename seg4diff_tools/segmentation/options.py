@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Real
 from types import FunctionType
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.errors import InputError, as_names, one_of
@@ -190,11 +190,11 @@ class Unsupervised:
             raise InputError(f"expected prompt as text, got {self.prompt!r}: pass a string")
         _set(self, "kinds", as_names(self.kinds, "kinds", example="['pad']"))
         for kind in self.kinds:
-            one_of(kind, "kinds", ("start", "word", "end", "pad", "zero", "template"))
+            one_of(kind, "kinds", get_args(Kind))
         _set(self, "threshold", as_float(self.threshold, "threshold"))
         _set(self, "rounds", as_int(self.rounds, "rounds", 1))
-        one_of(self.merging, "merging", ("published", "released"))
-        one_of(self.matching, "matching", ("image", "rows"))
+        one_of(self.merging, "merging", get_args(Merging))
+        one_of(self.matching, "matching", get_args(Matching))
 
 
 Options = OpenVocabulary | Unsupervised
@@ -261,7 +261,7 @@ def _common(options: Options) -> None:
     )
     _set(options, "seeds", tuple(as_indices(options.seeds, "seeds", 1 << 63)))
     _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
-    one_of(options.fit, "fit", ("resize", "crop"))
+    one_of(options.fit, "fit", get_args(Fit))
     if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
         _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))
     elif options.size is not None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import PIL.Image
@@ -126,7 +127,7 @@ def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size:
     Raises:
         InputError: another `fit`, or a size that the model cannot take.
     """
-    one_of(fit, "fit", ("resize", "crop"))
+    one_of(fit, "fit", get_args(Fit))
     height, width = image_size
     if fit == "resize":
         return 0, 0, width, height

@@ -1,4 +1,4 @@
-/** Maps, which come as 8-bit codes with a smallest and a largest value for each (`Quantized` in atlas.py), and their colors. */
+/** Maps, which come as 8-bit codes with a smallest and a largest value for each (`Quantized` in maps.py), and their colors. */
 
 const SIDE = 512; // of a canvas, in pixels
 const MOST = 254; // code of a map's largest value; one more says that there is none
