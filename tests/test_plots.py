@@ -1,3 +1,5 @@
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import PIL.Image
@@ -89,6 +91,17 @@ def test_label_maps_name_only_what_is_shown():
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["cat", "grass"]
     with pytest.raises(InputError, match=r"labels below 2.*got \[2\]"):
         plotting.label_maps(IMAGE, shown, NAMES[:2])
+
+
+def test_a_legend_of_many_classes_leaves_room_for_the_pictures():
+    found = np.minimum(np.arange(29)[:, None] * 23 + np.arange(23), 39)
+    found[-1, 0] = 7
+    figure = plotting.label_maps(IMAGE, {"found": found}, [f"group {number}" for number in range(41)])
+    listed = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    # all but the last group have a pixel, the eighth has two; the largest ones are listed in the order of classes
+    assert listed == [*(f"group {number}" for number in range(9)), "group 39", "and 30 more"]
+    figure.savefig(BytesIO())
+    assert figure.axes[-1].get_window_extent().width > 100
 
 
 def test_case_gallery():

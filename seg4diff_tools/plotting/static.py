@@ -32,7 +32,8 @@ from seg4diff_tools.plotting.checks import (
     reduced_maps,
 )
 
-LEGEND = 1.4
+LEGEND, LISTED = 1.4, 10
+"""Width of a legend in inches, and how many names fit into one beside the lowest pictures."""
 
 Limits = tuple[float, float]
 
@@ -176,7 +177,7 @@ def label_maps(
     *,
     title: str = "",
 ) -> Figure:
-    """Show the image, then one or several label maps of it, with one legend of class names.
+    """Show the image, then one or several label maps of it, with one legend of class names, the ten largest if more.
 
     Args:
         image: a path, PIL image, array or tensor.
@@ -306,7 +307,11 @@ def _show_labels(
             )
         axis.imshow(label_overlay(picture, labels))
         axis.set_title(heading, fontsize=9)
-    shown = np.unique(np.concatenate([np.unique(labels) for labels in arrays.values()]))
+    values = np.concatenate([labels.ravel() for labels in arrays.values()])
+    shown, pixels = np.unique(values[values != IGNORE], return_counts=True)
+    largest = shown[np.sort(np.argsort(-pixels, kind="stable")[:LISTED])]
     colors = class_colors(len(names)) / 255
-    patches = [Patch(color=colors[i], label=names[i]) for i in shown if i != IGNORE]
+    patches = [Patch(color=colors[i], label=names[i]) for i in largest]
+    if len(shown) > len(largest):
+        patches.append(Patch(color="none", label=f"and {len(shown) - len(largest)} more"))
     axes[-1].legend(handles=patches, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
