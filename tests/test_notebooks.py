@@ -6,12 +6,14 @@ import inspect
 import json
 import runpy
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from user_files import ROOT, check_types, python_blocks, sources
 
-from seg4diff_tools import remember
+from seg4diff_tools import Unsupervised, remember
+from seg4diff_tools.evaluation import grouping_scores
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "seg4diff_tools").rglob("*.md"))]
 # a page may speak of a pipeline that the reader has
@@ -87,8 +89,10 @@ def wrong_keywords(code: str) -> Iterator[str]:
             function = meaning(node.args[0], names)
         if not callable(function):
             continue
-        parameters = inspect.signature(function).parameters
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parameters: dict[str, Any] = dict(inspect.signature(function).parameters)
+        if function is grouping_scores:
+            parameters |= dict.fromkeys(field.name for field in fields(Unsupervised))
+        elif any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             continue
         for keyword in node.keywords:
             given = {keyword.arg} if keyword.arg else keys(keyword.value, dictionaries)
@@ -104,17 +108,20 @@ def test_dictionaries_of_keywords_fit(name):
 def test_wrong_keywords_are_found():
     code = """
 from seg4diff_tools import OpenVocabulary, load_backbone, remember, segment
+from seg4diff_tools.evaluation import grouping_scores
 backbone = load_backbone("mini")
 common = {"steps_from_end": 8, "seed": 0}
 OpenVocabulary(**common)
 remember(segment, backbone, **common | {"image": 1})
 backbone.add_noise(1, **common)
+remember(grouping_scores, backbone, **common)
 """
     assert list(wrong_keywords(code)) == [
-        "line 5: OpenVocabulary takes no seed",
-        "line 6: remember takes no image",
-        "line 6: remember takes no seed",
-        "line 6: remember takes no steps_from_end",
+        "line 6: OpenVocabulary takes no seed",
+        "line 7: remember takes no image",
+        "line 7: remember takes no seed",
+        "line 7: remember takes no steps_from_end",
+        "line 9: remember takes no seed",
     ]
 
 
