@@ -38,12 +38,12 @@ def forward_inputs(
     own = (family.latents, family.timestep, *family.text_inputs, "return_dict")
     start, slope = family.timestep_affine
     # in the number format in which the pipeline hands it over
-    like = captured[family.timestep].dtype
-    time = start + slope * check_timesteps(timestep, len(noisy), backbone.device)
+    like, device = captured[family.timestep].dtype, backbone.device
+    time = start + slope * check_timesteps(timestep, len(noisy), device)
     inputs = {
         **{name: rows([value] * len(noisy)) for name, value in captured.items() if name not in own},
         **stack_prompts(prompts, len(noisy) // len(prompts)),
-        family.latents: family.pack(noisy.to(backbone.device, backbone.dtype)),
+        family.latents: family.pack(noisy.to(device, backbone.dtype)),
         family.timestep: time.to(like if like.is_floating_point else torch.float32),
         "return_dict": False,
     }

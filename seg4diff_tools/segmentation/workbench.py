@@ -53,6 +53,8 @@ class Workbench:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
+        # a pipeline looks through all of its modules for it
+        self._device = backbone.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.images = 0
@@ -67,8 +69,8 @@ class Workbench:
         try:
             yield
         finally:
-            if self.backbone.device.type == "cuda":
-                torch.cuda.synchronize(self.backbone.device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
             self.seconds[work] += time.perf_counter() - began
 
     def prompts(self, words: Sequence[str], options: OpenVocabulary) -> list[Prompt]:
