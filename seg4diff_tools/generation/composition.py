@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, instance_of, list_of, require_columns
+from seg4diff_tools.errors import InputError, instance_of, list_of, one_of, require_columns
 from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
 from seg4diff_tools.images import ImageLike, open_images
 from seg4diff_tools.indices import as_indices, as_int
@@ -56,6 +56,10 @@ class CompositionPrompt:
     objects: tuple[Asked, ...]
     background: str
     relation: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.category, "category", CATEGORIES)
+        list_of(self.objects, Asked, "objects", "objects=(Asked('cat'),)")
 
     @property
     def text(self) -> str:

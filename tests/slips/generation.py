@@ -19,7 +19,7 @@ def bench(backbone: Any, **changes: Any) -> Any:
 
 
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
-    ("layout", lambda b: bench(b, layout="gen-eval"), "layout as one of geneval, .*got 'gen-eval': choose"),
+    ("layout", lambda b: bench(b, layout="gen-eval"), "layout, one of 'geneval', .*got 'gen-eval': pass layout="),
     ("prompts", bench, "a text file of prompts, got nowhere.jsonl, no such file: check the path"),
     (
         "prompts-list",
@@ -36,7 +36,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "encoder",
         lambda b: generation.image_similarity(PICTURE, PICTURE, 5),
-        "encoder, an ImageEncoder or a name, got int: pass encoder=",
+        "encoder, an ImageEncoder, got 5: pass encoder='facebook",
     ),
     ("encoder-name", lambda b: generation.load_image_encoder(5), "name as text or a Path, got 5: pass name="),
     (
