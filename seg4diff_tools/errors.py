@@ -162,10 +162,10 @@ def instance_of(value: Any, kind: Any, name: str, way_out: str) -> None:
 
 def shown(value: Any) -> str:
     """Return a value as an error names it: short ones in full, arrays by shape and number format, others by class."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if getattr(value, "shape", ()) != () and hasattr(value, "dtype"):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     plain = value is None or isinstance(value, (str, bytes, int, float, list, tuple, set, Mapping))
-    return reprlib.repr(value) if plain else type(value).__name__
+    return reprlib.repr(value) if plain or hasattr(value, "dtype") else type(value).__name__
 
 
 def require_columns(table: Any, columns: Any, numeric: Sequence[str] = ()) -> None:
