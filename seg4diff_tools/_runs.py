@@ -35,6 +35,19 @@ def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
         raise InputError(f"expected {name} below the home of a known user, got {value}: write it out") from None
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a folder with those above it, if it is not there, and return it.
+
+    Raises:
+        InputError: a file stands there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"expected a folder, got {folder} ({error.strerror}): choose another one") from error
+    return folder
+
+
 def processes() -> PartialState:
     """Return the group of processes that share a run: `accelerate launch` (GPUs) or `torchrun` (CPUs) start several."""
     return PartialState(cpu=not torch.accelerator.is_available())
@@ -53,7 +66,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
         CheckpointError: its settings cannot be read.
     """
     with processes().main_process_first():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not (folder / SETTINGS).exists():
             # a kill may have left a half-written settings file, and nothing else
             if any(entry.suffix != ".partial" for entry in folder.iterdir()):

@@ -1,6 +1,7 @@
-"""One error tree: every error that this package raises on purpose is a `Seg4DiffError`; checks of names and choices."""
+"""One error tree: every error that this package raises on purpose is a `Seg4DiffError`; checks of kinds and names."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +75,25 @@ def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> 
         raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
 
 
+def some_of(values: Any, name: str, allowed: Sequence[str]) -> list[str]:
+    """Return some of a few names, given as one or as a list, as a list.
+
+    Args:
+        values: of the argument.
+        name: of the argument, for the error.
+        allowed: the names; the error recommends the first one.
+
+    Raises:
+        InputError: another name, a name twice, or none.
+    """
+    listed = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    if not listed or any(value not in allowed for value in listed) or len(set(listed)) < len(listed):
+        raise InputError(
+            f"expected {name} from {', '.join(allowed)}, each one once, got {values!r}: pass {name}={allowed[0]!r}"
+        )
+    return listed
+
+
 def as_names(values: Any, name: str, *, empty: bool = False, example: str = "['cat', 'grass']") -> tuple[str, ...]:
     """Return names as a tuple.
 
@@ -86,14 +106,89 @@ def as_names(values: Any, name: str, *, empty: bool = False, example: str = "['c
     Raises:
         InputError: one text in place of a list, something in it that is no text or blank, a name twice, or no name.
     """
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise InputError(f"expected {name} as a list of names, got {values!r}: pass {name}={example}")
-    names = tuple(values)
-    if wrong := [value for value in names if not isinstance(value, str) or not value.strip()]:
-        raise InputError(f"expected {name} as a list of names, got {wrong[0]!r} in it: pass {name}={example}")
+    way_out = f"{name}={example}"
+    names = tuple(list_of(values, str, name, way_out, "names", empty=True))
+    if blank := [value for value in names if not value.strip()]:
+        raise InputError(f"expected {name} as a list of names, got {blank[0]!r} in it: pass {way_out}")
     if not names and not empty:
-        raise InputError(f"expected {name}, at least one name, got none: pass {name}={example}")
+        raise InputError(f"expected {name}, at least one name, got none: pass {way_out}")
     if len(set(names)) < len(names):
         twice = sorted({value for value in names if names.count(value) > 1})
         raise InputError(f"expected {name}, each one once, got {twice} given twice: name each one once")
     return names
+
+
+def list_of(values: Any, kind: Any, name: str, way_out: str, items: str = "", *, empty: bool = False) -> list[Any]:
+    """Return the values of an argument as a list.
+
+    Args:
+        values: of the argument.
+        kind: class of each value.
+        name: of the argument, for the error.
+        way_out: what to pass, for the error.
+        items: what the values are called, for the error; the name of the class where empty.
+        empty: whether there may be none.
+
+    Raises:
+        InputError: one text or mapping in place of a list, a value of another class, or no value.
+    """
+    wanted = f"expected {name} as a list of {items or kind.__name__}"
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"{wanted}, got {shown(values)}: pass {way_out}")
+    found = list(values)
+    if wrong := [value for value in found if not isinstance(value, kind)]:
+        raise InputError(f"{wanted}, got {shown(wrong[0])} in it: pass {way_out}")
+    if not found and not empty:
+        raise InputError(f"{wanted}, at least one, got none: pass {way_out}")
+    return found
+
+
+def instance_of(value: Any, kind: Any, name: str, way_out: str) -> None:
+    """Check that an argument is of a class.
+
+    Args:
+        value: of the argument.
+        kind: a class, or an array type of jaxtyping, which says the axes too.
+        name: of the argument, for the error.
+        way_out: what to pass, for the error.
+
+    Raises:
+        InputError: a value of another class, or an array of another shape or number format.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"expected {name}, {article} {kind.__name__}, got {shown(value)}: pass {way_out}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error names it: short ones in full, arrays by shape and number format, others by class."""
+    if getattr(value, "shape", ()) != () and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    plain = value is None or isinstance(value, (str, bytes, int, float, list, tuple, set, Mapping))
+    return reprlib.repr(value) if plain or hasattr(value, "dtype") else type(value).__name__
+
+
+def require_columns(table: Any, columns: Any, numeric: Sequence[str] = ()) -> None:
+    """Check that a table has rows and some columns.
+
+    Args:
+        table: any table.
+        columns: the names that are needed.
+        numeric: those of them that must hold numbers.
+
+    Raises:
+        InputError: no DataFrame, a missing column, no rows, or text where numbers are needed.
+    """
+    names = getattr(table, "columns", None)
+    if names is None or not hasattr(table, "groupby"):
+        raise InputError(f"expected a table as a pandas.DataFrame, got {type(table).__name__}: pass Evaluation.table()")
+    wanted = [columns] if isinstance(columns, str) or not isinstance(columns, Iterable) else list(columns)
+    if not len(table) or any(not isinstance(column, Hashable) or column not in names for column in wanted):
+        raise InputError(
+            f"expected a table with rows and the columns {', '.join(map(str, wanted))}; got {len(table)} rows and "
+            f"{', '.join(map(str, names))}: name columns of the table"
+        )
+    for column in numeric:
+        if table[column].dtype.kind not in "biuf":
+            first = table[column].iloc[0]
+            raise InputError(f"expected numbers in the column {column}, got {first!r}: choose another column")

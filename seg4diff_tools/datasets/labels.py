@@ -36,7 +36,10 @@ def label_array(label_map: Any) -> Integer[np.ndarray, "y x"]:
     Raises:
         InputError: no whole numbers [y x].
     """
-    labels = np.asarray(label_map.detach().cpu() if isinstance(label_map, Tensor) else label_map)
+    try:
+        labels = np.asarray(label_map.detach().cpu() if isinstance(label_map, Tensor) else label_map)
+    except ValueError:
+        raise InputError("expected a label map of integers [y x], got rows of other lengths: pass an array") from None
     if labels.dtype.kind not in "iub" or labels.ndim != 2:
         raise InputError(
             f"expected a label map of integers [y x], got {labels.dtype} of shape {labels.shape}: pass class indices"

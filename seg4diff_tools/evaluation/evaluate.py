@@ -1,9 +1,11 @@
 """Evaluate methods of segmentation on a data set: resumable, on one process or several, with intervals."""
 
+import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,11 +20,11 @@ from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.datasets import background_of
 from seg4diff_tools.datasets.labels import renumber, true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.errors import InputError, as_names, some_of
 from seg4diff_tools.evaluation import metrics as scoring
 from seg4diff_tools.evaluation.counts import ImageCounts
 from seg4diff_tools.evaluation.grouping_scores import pad_confusion
-from seg4diff_tools.evaluation.results import UNMATCHED, Evaluation
+from seg4diff_tools.evaluation.results import SCORES, UNMATCHED, Evaluation
 from seg4diff_tools.evaluation.runs import refuse_other_run, rows_of, run_counts
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.segmentation.engine import label_maps, pad_groups
@@ -59,7 +61,8 @@ def evaluate(
             Table 1; "full" the whole vocabulary. Several are run side by side. `Unsupervised` methods have none.
         vocabulary: all classes of the data set, for "full"; `samples.class_names` if None.
         metrics: further scores by name: functions of a label map and the true one (class indices, -1 where the truth
-            is to be ignored; groups without a class have the largest index) that return a number for each image.
+            is to be ignored; groups without a class have the largest index) that return a number for each image. One
+            that raises an error on the first image stops the run; later the value is NaN, and a warning tells.
         out: folder for the counts of each image, in Parquet, and for the table. A run that was killed goes on from
             there and ends with the identical table. More than one process (accelerate launch) needs it.
         limit: evaluate no more images than this.
@@ -74,13 +77,17 @@ def evaluate(
 
     Raises:
         InputError: no samples, an unknown protocol, no vocabulary, a class outside it, or an `out` folder of another
-            run (refused before a model is loaded by its name).
+            run (refused before a model is loaded by its name), or a metric that fails on the first image.
         CheckpointError: the folder's files are damaged, or the disk is full.
 
     Source: Seg4Diff, arXiv 2509.18096, tables 1 and 2; scores as in appendix A.4.
     """
     plan = run_settings(samples, methods, protocol, vocabulary, metrics=metrics, shuffle_seed=shuffle_seed, batch=batch)
     limit = None if limit is None else as_int(limit, "limit", 1)
+    try:
+        about = {"limit": limit, **json.loads(json.dumps(about or {}))}
+    except TypeError:
+        raise InputError(f"expected about as a dict for JSON, got {about!r}: pass about={{'data': 'folder'}}") from None
     folder = None if out is None else as_path(out, "out")
     refuse_other_run(folder, plan)
     backbone = as_backbone(model)
@@ -88,20 +95,17 @@ def evaluate(
     if shuffle_seed is not None:
         indices = np.random.default_rng(plan["shuffle_seed"]).permutation(len(samples)).tolist()
     work, options = Workbench(backbone), _methods(methods)
-    compute = partial(_counts, work, options, rows_of(plan), plan["vocabulary"], metrics or {}, plan["batch"])
-    return run_counts(
-        work,
-        samples,
-        compute,
-        plan,
-        indices[:limit],
-        folder=folder,
-        at_once=plan["batch"],
-        skip=True,
-        progress=progress,
-        about={"limit": limit, **(about or {})},
-        kind="evaluation",
-    )
+    own = _OwnMetrics(metrics or {}, indices[0])
+    compute = partial(_counts, work, options, rows_of(plan), plan["vocabulary"], own, plan["batch"])
+    shared = {"folder": folder, "at_once": plan["batch"], "skip": True, "progress": progress, "kind": "evaluation"}
+    result = run_counts(work, samples, compute, plan, indices[:limit], about=about, **shared)
+    if own.failed:
+        warnings.warn(
+            f"{len(own.failed)} values are missing (NaN), because a metric raised an error: {own.failed[0]}. Pixel "
+            "counts and other metrics of these images are kept.",
+            stacklevel=2,
+        )
+    return result
 
 
 def run_settings(
@@ -117,22 +121,20 @@ def run_settings(
     """Check the arguments of `evaluate` and return the settings that need no model."""
     check_samples(samples)
     chosen = _methods(methods)
-    protocols = [protocol] if isinstance(protocol, str) else protocol
-    known = ("present", "full")
-    if not isinstance(protocols, Sequence) or not protocols or any(each not in known for each in protocols):
-        raise InputError(
-            f"expected protocol 'present' or 'full', or a list of them, got {protocol!r}: pass protocol='present'"
-        )
+    protocols = some_of(protocol, "protocol", get_args(Protocol))
     own = getattr(samples, "class_names", None) if vocabulary is None else vocabulary
     words = None if own is None else check_words(own, "vocabulary")
     if "full" in protocols and not words:
         raise InputError(
             "expected the vocabulary of protocol 'full', got samples without class_names: pass vocabulary=[...]"
         )
-    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
-        raise InputError(
-            f"expected metrics as a dict of functions, got {metrics!r}: pass {{'name': function(label_map, truth)}}"
-        )
+    if metrics is not None:
+        if not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+            raise InputError(
+                f"expected metrics as a dict of functions, got {metrics!r}: pass {{'name': function(label_map, truth)}}"
+            )
+        if taken := set(as_names(list(metrics), "keys of metrics", empty=True)) & set(SCORES):
+            raise InputError(f"expected keys of metrics that are no score, got {taken}: choose another name")
     rows = [
         [name, each]
         for name, options in chosen.items()
@@ -191,7 +193,7 @@ def _counts(
     methods: Mapping[str, Options],
     rows: pd.MultiIndex,
     vocabulary: Sequence[str] | None,
-    metrics: Mapping[str, ImageMetric],
+    metrics: "_OwnMetrics",
     batch: int,
     group: Sequence[OpenedSample],
     tick: Callable[[float], Any],
@@ -212,7 +214,7 @@ def _counts(
     for each in group:
         true, predicted = tuple(each.sample.class_names), _known(each, vocabulary)
         confusion = np.zeros((len(rows), 0, len(predicted)), np.int64)
-        values = np.full((len(rows), len(metrics)), np.nan)
+        values = np.full((len(rows), len(metrics.functions)), np.nan)
         if true:
             confusion = np.stack([own for own, _ in found[each.index]])
             values = np.array([own for _, own in found[each.index]], np.float64).reshape(values.shape)
@@ -240,7 +242,7 @@ def _confusions(
     method: Options,
     protocol: str,
     vocabulary: Sequence[str] | None,
-    metrics: Mapping[str, ImageMetric],
+    metrics: "_OwnMetrics",
     batch: int,
     group: Sequence[OpenedSample],
 ) -> list[tuple[Int[np.ndarray, "true predicted"], list[float]]]:
@@ -263,18 +265,35 @@ def _confusions(
                 named = renumber(labels, asked[index], known, ignore=-1)
                 counts = scoring.confusion(named, target, len(known), ignore=-1)
             else:
-                named = scoring.match(labels, target, len(known) - 1, ignore=-1) if metrics else labels
+                named = scoring.match(labels, target, len(known) - 1, ignore=-1) if metrics.functions else labels
                 counts = pad_confusion(labels, target, len(known) - 1, method)
-            values = [_value(name, metric, named, target) for name, metric in metrics.items()]
+            values = metrics.values(each.index, named, target)
             results.append((counts[[known.index(name) for name in names]].numpy(), values))
     return results
 
 
-def _value(name: str, metric: ImageMetric, labels: Tensor, target: Tensor) -> float:
-    value = metric(labels.numpy(), target.numpy())
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"expected a number from metrics[{name!r}], got a {type(value).__name__}: return a float for each image"
-        ) from error
+class _OwnMetrics:
+    """A user's metrics, and where they failed.
+
+    Args:
+        functions: by name.
+        first: index of the first image of the run, on which no metric may fail.
+    """
+
+    def __init__(self, functions: Mapping[str, ImageMetric], first: int) -> None:
+        self.functions, self.first = functions, first
+        self.failed: list[str] = []
+
+    def values(self, index: int, labels: Tensor, target: Tensor) -> list[float]:
+        """Return the value of each metric for a sample, NaN where it fails on a later one than the first."""
+        found = []
+        for name, function in self.functions.items():
+            try:
+                found.append(float(function(labels.numpy(), target.numpy())))
+            except Exception as error:  # whatever a user's function raises
+                told = f"metrics[{name!r}] for sample {index}, got {type(error).__name__}: {error}"
+                if index == self.first:
+                    raise InputError(f"expected a number from {told}: return a float for each image") from error
+                self.failed.append(told)
+                found.append(float("nan"))
+        return found

@@ -8,7 +8,7 @@ really there, but the absent class itself adds no zero.
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from seg4diff_tools.datasets.labels import IGNORE, check_labels
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.indices import as_int
+from seg4diff_tools.errors import InputError, as_names, instance_of, one_of, shown
+from seg4diff_tools.indices import as_indices, as_int
 
 ScoreName = Literal["mIoU", "mACC", "pACC"]
 Absent = Literal["skip", "zero"]
@@ -46,6 +46,9 @@ def confusion(
     Raises:
         InputError: sizes that differ, or indices out of range.
     """
+    instance_of(prediction, Integer[Tensor, "*_ _ _"], "prediction", "class indices, such as torch.from_numpy(labels)")
+    instance_of(target, Integer[Tensor, "_ _"], "target", "class indices, such as torch.from_numpy(labels)")
+    classes, ignore = as_int(classes, "classes", 1), as_int(ignore, "ignore", -(1 << 31), (1 << 31) - 1)
     if prediction.shape[-2:] != target.shape:
         raise InputError(
             f"expected a prediction of the label map's size {tuple(target.shape)}, got {tuple(prediction.shape[-2:])}: "
@@ -88,7 +91,7 @@ def match(
 
     Source: Seg4Diff, arXiv 2509.18096, section 4.3 (protocol of table 2).
     """
-    count = max(classes, int(groups.max()) + 1)
+    count = _numbers(groups, target, classes)
     overlaps = confusion(groups, target, count, ignore)
     true, found = linear_sum_assignment(overlaps.cpu().numpy(), maximize=True)
     names = torch.full((count,), classes, dtype=torch.int64, device=groups.device)
@@ -119,9 +122,10 @@ def match_rows(
 
     Source: the evaluation released with Seg4Diff, arXiv 2509.18096 (table 2).
     """
+    _numbers(groups, target, classes)
     total = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
     for row, true in zip(groups.cpu(), target.cpu(), strict=True):
-        overlaps = confusion(row[None], true[None], max(classes, int(row.max()) + 1), ignore)[:classes]
+        overlaps = confusion(row[None], true[None], _numbers(row[None], true[None], classes), ignore)[:classes]
         _, found = linear_sum_assignment(overlaps.numpy(), maximize=True)
         named = overlaps[:, found]
         total[:classes, :classes] += named
@@ -129,38 +133,41 @@ def match_rows(
     return total
 
 
+def _numbers(groups: Tensor, target: Tensor, classes: int) -> int:
+    """Return how many groups or classes there are, whichever are more; check the label maps."""
+    classes = as_int(classes, "classes", 1)
+    instance_of(groups, Integer[Tensor, "_ _"], "groups", "numbers of groups, such as torch.from_numpy(labels)")
+    if not groups.numel() or groups.shape != getattr(target, "shape", None):
+        raise InputError(
+            f"expected groups and target of one size, not empty, got {shown(groups)} and {shown(target)}: pass label "
+            "maps of one image"
+        )
+    return max(classes, int(groups.max()) + 1)
+
+
 def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the intersection over union of each class; NaN for classes without a true pixel.
+    """Return the intersection over union of each class, from 0 to 1; NaN for classes without a true pixel.
 
     Args:
         confusion: pixel counts, rows are true classes.
-
-    Returns:
-        Values from 0 to 1, or NaN.
     """
     return _iou(margins(confusion))
 
 
 def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the share of each class's pixels that were found; NaN for classes without a true pixel.
+    """Return the share (0..1) of each class's pixels that are predicted as this class; NaN without a true pixel.
 
     Args:
         confusion: pixel counts, rows are true classes.
-
-    Returns:
-        Values from 0 to 1, or NaN.
     """
     return _accuracy(margins(confusion))
 
 
 def pixel_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch"]:
-    """Return the share of pixels with the right class (pACC); NaN without any pixel.
+    """Return the share (0..1) of pixels with the right class (pACC); NaN without any pixel.
 
     Args:
         confusion: pixel counts, rows are true classes.
-
-    Returns:
-        Values from 0 to 1, or NaN.
     """
     return score(margins(confusion), "pACC")
 
@@ -168,14 +175,11 @@ def pixel_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Ten
 def mean_accuracy(
     confusion: Int[Tensor, "*batch true predicted"], classes: Sequence[int] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """Return the mean of the class accuracies (mACC) over classes with true pixels.
+    """Return the mean of the class accuracies (mACC, 0..1) over classes with true pixels; NaN if none occurs.
 
     Args:
         confusion: pixel counts, rows are true classes.
         classes: average over these only, for instance objects without background; all by default.
-
-    Returns:
-        Values from 0 to 1; NaN where none of the classes occurs.
     """
     return score(margins(confusion), "mACC", classes)
 
@@ -185,7 +189,7 @@ def miou(
     classes: Sequence[int] | None = None,
     absent: Absent = "skip",
 ) -> Float[Tensor, "*batch"]:
-    """Return the mean intersection over union (mIoU).
+    """Return the mean intersection over union (mIoU, 0..1); NaN if none of the classes occurs.
 
     Args:
         confusion: pixel counts, rows are true classes.
@@ -193,9 +197,6 @@ def miou(
             in either case: an object predicted on background still lowers the object's union.
         absent: "skip" averages over the classes with true pixels; "zero" also over the classes that have none and were
             predicted, with IoU 0, as the released unsupervised evaluation does (TP + FP + FN > 0).
-
-    Returns:
-        Values from 0 to 1; NaN where none of the classes occurs.
 
     Source: Seg4Diff, arXiv 2509.18096, appendix A.4 (the measure of table 1).
     """
@@ -210,7 +211,11 @@ def margins(confusion: Integer[Tensor, "*batch true predicted"]) -> Float[Tensor
 
     Returns:
         Counts in float64, exact below 2^53, on the CPU.
+
+    Raises:
+        InputError: no tensor, or no square matrices.
     """
+    instance_of(confusion, Num[Tensor, "*_ classes classes"], "confusion", "pixel counts, as evaluation.confusion does")
     exact = confusion.cpu().double()
     return torch.stack([exact.diagonal(dim1=-2, dim2=-1), exact.sum(-1), exact.sum(-2)], -1)
 
@@ -235,11 +240,14 @@ def score(
     Raises:
         InputError: another name.
     """
-    if name not in ("mIoU", "mACC", "pACC"):
-        raise InputError(f"expected name, one of 'mIoU', 'mACC', 'pACC', got {name!r}: pass name='mIoU'")
-    if absent not in ("skip", "zero"):
-        raise InputError(f"expected absent, 'skip' or 'zero', got {absent!r}: pass absent='skip'")
-    chosen = (counts if classes is None else counts[..., list(classes), :]).double()
+    one_of(name, "name", get_args(ScoreName))
+    one_of(absent, "absent", get_args(Absent))
+    instance_of(counts, Num[Tensor, "*_ _ 3"], "counts", "what margins returns")
+    chosen = counts.double()
+    if classes is not None:
+        # a set without objects has no class to average over, and NaN as its score
+        none = isinstance(classes, Sequence) and not classes
+        chosen = chosen[..., [] if none else as_indices(classes, "classes", counts.shape[-2]), :]
     if name == "pACC":
         return chosen[..., 0].sum(-1) / chosen[..., 1].sum(-1)
     return (_accuracy(chosen) if name == "mACC" else _iou(chosen, absent)).nanmean(-1)
@@ -262,6 +270,7 @@ def leave_one_out(
     Returns:
         The score without each image; NaN where no class is left.
     """
+    instance_of(counts, Num[Tensor, "_ *_ _ 3"], "counts", "what margins returns for each image")
     exact = counts.double()
     return score(exact.sum(0) - exact, name, classes, absent).movedim(0, -1)
 
@@ -297,7 +306,16 @@ def interval(
     if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
         raise InputError(f"expected level, a share between 0 and 1, got {level!r}: pass level=0.95")
     comparisons = as_int(comparisons, "comparisons", 1)
-    values = np.asarray(left_out)
+    try:
+        whole, values = np.asarray(score, np.float64), np.asarray(left_out, np.float64)
+        fit = values.ndim > 0 and values.shape[:-1] == whole.shape
+    except (TypeError, ValueError):
+        fit = False
+    if not fit:
+        raise InputError(
+            "expected left_out as numbers with the axes of score and one of images, got "
+            f"{shown(left_out)} for a score of {shown(score)}: pass what leave_one_out returns"
+        )
     count = values.shape[-1]
     if count < 2:
         nothing = np.full(values.shape[:-1], np.nan)
@@ -309,7 +327,7 @@ def interval(
         kurtosis = count * (squares**2).sum(-1) / spread**2
         freedom = np.fmin(count - 1, 2 * count / np.fmax(kurtosis - 1, 1e-9))
     half = student_t.ppf(1 - (1 - level) / comparisons / 2, freedom) * np.sqrt((count - 1) / count * spread)
-    return np.asarray(score - half), np.asarray(score + half)
+    return np.asarray(whole - half), np.asarray(whole + half)
 
 
 def verdict(a: str, b: str, gain: float, low: float, high: float, unit: str = "points") -> str:
@@ -325,7 +343,12 @@ def verdict(a: str, b: str, gain: float, low: float, high: float, unit: str = "p
         "A is better than B by 3.2 points (1.0 to 5.4)", "A is worse ...", or "A and B cannot be told apart: ..."
     """
     scale, digits = (100, 1) if unit == "points" else (1, 3)
-    gain, low, high = (float(value) * scale for value in (gain, low, high))
+    try:
+        gain, low, high = (float(value) * scale for value in (gain, low, high))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"expected gain, low and high as numbers, got {gain!r}, {low!r} and {high!r}: pass those of interval"
+        ) from None
     if not np.isfinite([gain, low, high]).all():
         return f"{a} and {b} cannot be told apart: there are too few images for an interval"
     if low > 0:
@@ -349,12 +372,16 @@ def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) 
     Raises:
         InputError: another number of names than of classes.
     """
-    if len(class_names) != len(confusion):
-        raise InputError(f"expected {len(confusion)} class names, one for each row, got {len(class_names)}")
+    instance_of(confusion, Num[Tensor, "classes classes"], "confusion", "one matrix of pixel counts")
+    names = as_names(class_names, "class_names")
+    if len(names) != len(confusion):
+        raise InputError(
+            f"expected {len(confusion)} class_names, one for each row, got {len(names)}: name the rows of the matrix"
+        )
     _, true, predicted = margins(confusion).unbind(-1)
     return pd.DataFrame(
         {
-            "class": list(class_names),
+            "class": names,
             "pixels": true.long().numpy(),
             "predicted": predicted.long().numpy(),
             "accuracy": class_accuracy(confusion).numpy(),

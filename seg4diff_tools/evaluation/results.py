@@ -2,7 +2,7 @@
 models."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -14,7 +14,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, as_names, instance_of, one_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.metrics import ScoreName
 
@@ -112,6 +112,7 @@ class Evaluation:
         Raises:
             InputError: an unknown score or reference.
         """
+        one_of(simultaneous, "simultaneous", (False, True))
         scores, left = self._of_score(score)
         low, high = metrics.interval(scores, left, level)
         columns: dict[str, Any] = {score: scores, "low": low, "high": high}
@@ -256,13 +257,11 @@ class Evaluation:
     ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row image"]]:
         """Return a score of each row, and without each of the images (places of them; all if None)."""
         places = list(range(len(self.images))) if images is None else list(images)
+        one_of(score, "score", (*SCORES, *self.values), "score='mIoU'")
         if score in self.values:
             values = self.values[score][places]
             without = [_mean(np.delete(values, index, 0), 0) for index in range(len(values))]
             return _mean(values, 0), np.stack(without, -1)
-        if score not in SCORES:
-            known = ", ".join(repr(name) for name in (*SCORES, *self.values))
-            raise InputError(f"expected score, one of {known}, got {score!r}: pass score='mIoU'")
         found, left = [], []
         for row in range(len(self.rows)):
             counts = self._counts(row)[places]
@@ -279,7 +278,7 @@ class Evaluation:
             chosen = {}
         elif isinstance(row, str):
             chosen = {names[0]: row}
-        elif isinstance(row, Sequence):
+        elif isinstance(row, Sequence) and len(row) <= len(names):
             chosen = dict(zip(names, row, strict=False))
         told = "; ".join(self._name(place) for place in range(min(6, len(self.rows))))
         if not isinstance(chosen, Mapping) or (set(chosen) - set(names)):
@@ -289,7 +288,7 @@ class Evaluation:
         places = [
             place
             for place, own in enumerate(self.rows)
-            if all(own[names.index(name)] == value for name, value in chosen.items())
+            if all(isinstance(value, Hashable) and own[names.index(name)] == value for name, value in chosen.items())
         ]
         if len(places) != 1:
             raise InputError(
@@ -338,9 +337,14 @@ def compare(
     Raises:
         InputError: no row or image in common, other images under the same index, or an unknown score.
     """
-    for each in (a, b):
-        if not isinstance(each, Evaluation):
-            raise InputError(f"expected two evaluations, got a {type(each).__name__}: pass what evaluate returns")
+    for name, each in (("a", a), ("b", b)):
+        instance_of(each, Evaluation, name, "what evaluate returns")
+    one_of(simultaneous, "simultaneous", (False, True))
+    called = (str(a.settings["model"]), str(b.settings["model"]))
+    if names is not None:
+        called = as_names(names, "names", example="('mine', 'theirs')")
+        if len(called) != 2:
+            raise InputError(f"expected names, one for a and one for b, got {names!r}: pass names=('mine', 'theirs')")
     one, two = (dict(zip(each.images.tolist(), each.fingerprints, strict=True)) for each in (a, b))
     shared = [image for image in one if image in two]
     if other := [image for image in shared if one[image] != two[image]]:
@@ -357,7 +361,6 @@ def compare(
             f"expected evaluations with rows and images in common, got {len(keys)} rows and {len(shared)} images: give "
             "methods the same names and evaluate the same samples"
         )
-    called = names or (str(a.settings["model"]), str(b.settings["model"]))
     if called[0] == called[1]:
         called = (f"{called[0]} (a)", f"{called[1]} (b)")
     (scores_a, left_a), (scores_b, left_b) = (
@@ -372,7 +375,7 @@ def compare(
         found.append(
             dict(zip(a.rows.names, a.rows[place], strict=True))
             | {"a": scores_a[place], "b": scores_b[other_place], "gain": gain, "low": low, "high": high}
-            | {"images": len(shared), "verdict": metrics.verdict(*called, gain, low, high, unit)}
+            | {"images": len(shared), "verdict": metrics.verdict(called[0], called[1], gain, low, high, unit)}
         )
     return pd.DataFrame(found)
 

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, some_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.counts import ImageCounts
 from seg4diff_tools.evaluation.evaluate import check_samples, check_words, encode_images
@@ -98,8 +98,8 @@ def layer_step_sweep(
     plan: dict[str, Any] = {
         "protocol": "present" if vocabulary is None else "full",
         "vocabulary": None if vocabulary is None else check_words(vocabulary, "vocabulary"),
-        "directions": _listed(directions, "directions", ("i2t", "t2i")),
-        "normalize": _listed(normalize, "normalize", NORMALIZATIONS),
+        "directions": some_of(directions, "directions", get_args(Direction)),
+        "normalize": some_of(normalize, "normalize", NORMALIZATIONS),
         "steps_from_end": steps,
         "options": shared,
         "batch": as_int(batch, "batch", 1),
@@ -114,19 +114,8 @@ def layer_step_sweep(
         # a vocabulary that no prompt can hold is refused before anything is computed
         work.prompts(plan["vocabulary"], options)
     compute = partial(_counts, work, options, plan)
-    indices = range(len(samples))
-    return run_counts(
-        work,
-        samples,
-        compute,
-        plan,
-        indices,
-        folder=folder,
-        at_once=at_once,
-        skip=False,
-        progress=progress,
-        kind="sweep",
-    )
+    shared = {"folder": folder, "at_once": at_once, "skip": False, "progress": progress, "kind": "sweep"}
+    return run_counts(work, samples, compute, plan, range(len(samples)), **shared)
 
 
 def _check_options(options: Any, steps_from_end: Any) -> None:
@@ -149,16 +138,6 @@ def _heads(heads: Any) -> Any:
     if isinstance(heads, str) or (isinstance(heads, (list, tuple)) and "mean" in heads):
         return heads
     return as_indices(heads, "heads")
-
-
-def _listed(values: Any, name: str, allowed: Sequence[str]) -> list[str]:
-    listed = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else [values]
-    wrong = [value for value in listed if value not in allowed]
-    if wrong or not listed or len(set(listed)) < len(listed):
-        raise InputError(
-            f"expected {name} from {', '.join(allowed)}, each one once, got {values!r}: pass {name}={allowed[0]!r}"
-        )
-    return listed
 
 
 def _counts(

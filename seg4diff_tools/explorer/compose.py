@@ -7,9 +7,11 @@ from typing import Any
 import traitlets
 
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.explorer.live import STEPS, LiveExplorer
 from seg4diff_tools.images import ImageLike
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
 
 DEFAULTS = {"mode": "masks", "opacity": 0.5}
@@ -32,15 +34,14 @@ class Composer(LiveExplorer):
     def __init__(self, backbone: Backbone, objects: Objects, background: str, seed: int, **arguments: Any):
         self.defaults = self.defaults | DEFAULTS
         self._size = min(backbone.image_size, 256)
+        self._draw(objects, background)
         things = [{"name": name, "x": x, "y": y, "side": side} for name, (x, y), side in objects]
-        self._draw(things, background)
         super().__init__(backbone, self._scene.image, self._scene.caption, seed, **arguments)
         self.stock = {"names": list(BASE_CONCEPTS), "backgrounds": list(BACKGROUNDS)}
         self.objects, self.background = things, background
         self.observe(self._compose, ["objects", "background"])
 
-    def _draw(self, things: Sequence[dict[str, Any]], background: str) -> None:
-        placed = [(thing["name"], (thing["x"], thing["y"]), thing["side"]) for thing in things]
+    def _draw(self, placed: Objects, background: str) -> None:
         self._scene = compose(placed, background, size=self._size)
         listed = ", ".join(f"({json.dumps(name)}, ({x:.2f}, {y:.2f}), {side:.2f})" for name, (x, y), side in placed)
         self._made = f"compose_scene(backbone, [{listed}], {json.dumps(background)}"
@@ -52,7 +53,8 @@ class Composer(LiveExplorer):
 
     def _compose(self, change: object) -> None:
         try:
-            self._draw(self.objects, self.background)
+            placed = [(each.get("name"), (each.get("x"), each.get("y")), each.get("side")) for each in self.objects]
+            self._draw(placed, self.background)
         except InputError as error:
             self.message = str(error)
             return
@@ -72,7 +74,7 @@ def compose_scene(
     objects: Objects = (("cat", (0.3, 0.62), 0.5), ("tree", (0.7, 0.42), 0.6)),
     background: str = "grass",
     *,
-    steps: int = 28,
+    steps: int = STEPS,
     steps_from_end: int = 8,
     seed: int = 0,
     store: int = 1 << 20,
@@ -84,8 +86,8 @@ def compose_scene(
         backbone: the model that looks at the scene.
         objects: (name, (x, y), side) each, back to front, as for `scenes.compose`.
         background: one of `scenes.BACKGROUNDS`.
-        steps: of the schedule.
-        steps_from_end: the noise that the model sees the scene with; one step alone, so that the masks keep up.
+        steps: length of the schedule.
+        steps_from_end: noise level at which the model sees the scene; a single step, so that the masks keep up.
         seed: of the noise.
         store: see `explore`.
         settings: attributes of `Explorer`.
@@ -98,8 +100,7 @@ def compose_scene(
 
     Example: `compose_scene(load_backbone("mini"), [("dog", (0.5, 0.5), 0.6)], "snow")`.
     """
-    if not 1 <= steps_from_end <= steps:
-        raise InputError(f"expected steps_from_end from 1 to {steps}, got {steps_from_end}")
-    options = {"steps": [steps - steps_from_end]}
+    backbone, steps = as_backbone(backbone), as_int(steps, "steps", 1, 1000)
+    options = {"steps": [steps - as_int(steps_from_end, "steps_from_end", 1, steps)]}
     settings = DEFAULTS | settings
     return Composer(backbone, objects, background, seed, steps=steps, options=options, store=store, **settings)

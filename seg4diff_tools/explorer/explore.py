@@ -8,12 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import PIL.Image
 import xarray as xr
+from diffusers import DiffusionPipeline
 
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.explorer.live import LiveExplorer
+from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.errors import InputError, instance_of, shown
+from seg4diff_tools.explorer.live import STEPS, LiveExplorer
 from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
 from seg4diff_tools.images import ImageLike, open_image, open_images
@@ -27,7 +29,8 @@ class Segmented(Protocol):
     image: Any
 
 
-Source = Backbone | AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike | Mapping[str, Any]
+Model = Backbone | DiffusionPipeline
+Source = Model | AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike | Mapping[str, Any]
 
 
 def explore(
@@ -36,7 +39,7 @@ def explore(
     *,
     prompt: str | None = None,
     seed: int = 0,
-    steps: int = 28,
+    steps: int = STEPS,
     record: Mapping[str, Any] | None = None,
     store: int = 1 << 20,
     show: Mapping[str, Any] | None = None,
@@ -48,8 +51,8 @@ def explore(
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
             image,
             branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side;
-            a segmentation, shown as masks over its image; or
-            a backbone, which records what `prompt`, `seed` and the picture say.
+            a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
+            name), which records what `prompt`, `seed` and the picture say.
         image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
             backbone, the picture that it looks at, at every step's noise; None lets it draw one.
         prompt: what the backbone reads; a prompt may also stand in the place of the image.
@@ -72,20 +75,24 @@ def explore(
     Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, "a cat and a tree on grass")`,
     `explore({"before": first, "after": second}, image, beside={"recording": "after"})`.
     """
+    for name, more in (("show", show), ("record", record)):
+        if more is not None:
+            instance_of(more, Mapping, name, f"{name}={{'{'image' if name == 'show' else 'heads'}': ...}}")
     settings = {**settings, **(show or {})}
     Explorer.check_names(settings)
+    if isinstance(source, DiffusionPipeline) or (prompt is not None and isinstance(source, (str, Path))):
+        source = as_backbone(source)
     if isinstance(source, Backbone):
         is_file = isinstance(image, str) and Path(image).suffix.lower() in PIL.Image.registered_extensions()
         if prompt is None and isinstance(image, str) and not is_file:
             image, prompt = None, image
         image = None if image is None else open_image(image)
-        if "stop_after" in (record or {}):
-            raise InputError("expected a record without stop_after, since pictures need all layers: name layers=[...]")
-        if prompt is None:
-            raise InputError("expected a prompt beside a backbone: explore(backbone, image, prompt='a cat on grass')")
+        if not isinstance(prompt, str):
+            raise InputError(f"expected prompt as text beside a backbone, got {prompt!r}: pass prompt='a cat on grass'")
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)
-    if prompt is not None or record is not None:
-        raise InputError(f"expected a backbone with prompt or record, got a {type(source).__name__}")
+    given = {"prompt": prompt, "record": record, "seed": seed or None, "steps": None if steps == STEPS else steps}
+    if unread := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"expected a backbone with {unread[0]}, got {shown(source)}: leave {unread[0]} out")
     if isinstance(source, Segmented):
         image = source.image if image is None else image
         settings = {"mode": "masks"} | settings
@@ -94,7 +101,8 @@ def explore(
     pictures = [] if image is None else open_images(image)
     if len(pictures) not in (0, 1, len(atlas.axes["image"])):
         raise InputError(
-            f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}"
+            f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}: pass as "
+            "many"
         )
     call = f"explore({_source_name(source)}{', image' if pictures else ''}"
     return Explorer(atlas, pictures, call, store, **settings)
@@ -113,8 +121,8 @@ def _blocks(source: Any) -> dict[str, xr.DataArray]:
     if isinstance(source, xr.DataArray):
         return {str(source.name or "maps"): source}
     raise InputError(
-        f"expected a backbone, a recorder, a recording, its path, a segmentation or a DataArray, "
-        f"got a {type(source).__name__}"
+        f"expected source, a backbone, a recorder, a recording, its path, a segmentation or a DataArray, "
+        f"got {shown(source)}: pass one of these"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import PIL.Image
@@ -13,10 +14,12 @@ from tqdm.auto import tqdm
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.errors import one_of
 from seg4diff_tools.explorer.maps import AXES, MapSource, content_words
 from seg4diff_tools.explorer.widget import CLASSES, Explorer, described
 from seg4diff_tools.families import model_lock
 from seg4diff_tools.images import ImageLike, open_image
+from seg4diff_tools.indices import as_indices, as_int
 
 STEPS = 28
 """Length of the schedule where none is asked for."""
@@ -51,6 +54,13 @@ class LiveExplorer(Explorer):
         store: int,
         **settings: Any,
     ):
+        seed, steps, store = as_int(seed, "seed", 0), as_int(steps, "steps", 1, 1000), as_int(store, "store", 0)
+        # pictures need all layers, so that none can stop early
+        known = [name for name in signature(AttentionRecorder).parameters if name not in ("model", "stop_after")]
+        for name in options:
+            one_of(name, "keys of record", known, "arguments of AttentionRecorder, such as record={'layers': [9]}")
+        if (chosen := options.get("steps")) is not None:
+            options = {**options, "steps": as_indices(chosen, "steps of record", steps)}
         self._recipe = backbone, steps, options
         self._thread: threading.Thread | None = None
         with tqdm(desc="recording", unit="step", leave=False) as bar:

@@ -12,7 +12,7 @@ import regex
 import xarray as xr
 from jaxtyping import Float, Float32, UInt8
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, shown
 
 AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
 """What a viewer chooses from, in this order; whatever was recorded beside words and places."""
@@ -142,7 +142,8 @@ class MapSource:
         for word in (*self.words, *self.tokens):
             if word.label == label:
                 return word
-        raise InputError(f"expected a word of {[w.label for w in self.words if w.kind == 'word']}, got {label!r}")
+        known = [word.label for word in self.words if word.kind == "word"]
+        raise InputError(f"expected a word of {known}, got {label!r}: choose one of these")
 
     def check(self, axis: str, value: Any) -> Any:
         """The value of an axis as it is written in `axes`.
@@ -151,9 +152,9 @@ class MapSource:
             InputError: a value that is not there.
         """
         values = self.axes[axis]
-        if value not in values:
+        if getattr(value, "ndim", 0) or value not in values:
             known = f"{values[0]} to {values[-1]}" if len(values) > 9 else ", ".join(map(str, values))
-            raise InputError(f"expected a {axis} that was recorded ({known}), got {value!r}")
+            raise InputError(f"expected {axis} as it was recorded ({known}), got {shown(value)}: choose one of these")
         return values[values.index(value)]
 
     def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
@@ -266,17 +267,20 @@ def _canonical(maps: xr.DataArray) -> xr.DataArray:
     """Maps with all axes in one order; those that there were not have length 1 and no values."""
     maps = maps.rename({"class": "token"}) if "class" in maps.dims and "token" not in maps.dims else maps
     order = (*AXES[2:], "token", "y", "x")
-    if not {"y", "x"} <= set(maps.dims) or not all(maps.sizes.values()):
-        raise InputError(f"expected maps with the axes y and x and nothing empty, got {dict(maps.sizes)}")
+    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
+        raise InputError(
+            f"expected maps of numbers with the axes y and x and nothing empty, got {maps.dtype} and "
+            f"{dict(maps.sizes)}: rename axes, or read other maps"
+        )
     if unknown := [dim for dim in maps.dims if dim not in order]:
         raise InputError(
-            f"expected maps with axes of {', '.join(order)}; choose from {unknown[0]!r} first, with maps.sel"
+            f"expected maps with axes from {', '.join(order)}, got {unknown[0]!r}: choose from it first, with maps.sel"
         )
     numbered = {d: range(maps.sizes[d]) for d in maps.dims if d not in maps.coords and d not in ("y", "x")}
     maps = maps.assign_coords(numbered)
     labels = maps["token"].values.tolist() if "token" in maps.dims else []
     if len(set(labels)) < len(labels):
-        raise InputError(f"expected tokens with labels that differ, got {labels}")
+        raise InputError(f"expected tokens with labels that differ, got {labels}: assign others to maps['token']")
     return maps.expand_dims([dim for dim in order if dim not in maps.dims]).transpose(*order)
 
 
@@ -290,11 +294,14 @@ def _check_alike(first: xr.DataArray, other: xr.DataArray, name: str) -> None:
     ours, theirs = ([token.label for token in _tokens(maps)] for maps in (first, other))
     if ours != theirs:
         raise InputError(
-            f"expected recordings of one prompt, got other tokens in {name!r}: {theirs[:9]} in place of {ours[:9]}"
+            f"expected recordings of one prompt, got other tokens in {name!r}: {theirs[:9]} in place of "
+            f"{ours[:9]}: record one prompt"
         )
     grids = [(maps.sizes["y"], maps.sizes["x"]) for maps in (first, other)]
     if grids[0] != grids[1]:
-        raise InputError(f"expected recordings of one size of image, got grids of {grids[0]} and {grids[1]} tokens")
+        raise InputError(
+            f"expected recordings of one size of image, got grids of {grids[0]} and {grids[1]} tokens: record one size"
+        )
 
 
 def _tokens(maps: xr.DataArray) -> tuple[Word, ...]:

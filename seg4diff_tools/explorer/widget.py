@@ -20,9 +20,11 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.colors import to_hex
 
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools._runs import as_path, replace_file
+from seg4diff_tools.errors import InputError, named_extra, shown
 from seg4diff_tools.explorer.maps import AXES, MapSource, content_words, quantize
 from seg4diff_tools.explorer.page import STORED, module, page, style
+from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.plotting.static import class_colors
 
 with named_extra():
@@ -34,6 +36,8 @@ class SettingError(InputError, traitlets.TraitError):
     """A setting that the maps do not have; the viewer keeps the one that it had."""
 
 
+EXAMPLES = {"token": "'cat'", "beside": "{'layer': 9}", "classes": "['cat', 'grass']", "cell": "[2, 3]"}
+"""Settings without a default that holds for any maps."""
 COLORS = ("viridis", "magma", "cividis", "gray")
 SIDE, CLASSES = 512, 24
 
@@ -67,7 +71,7 @@ class Explorer(anywidget.AnyWidget):
     classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
     cell = traitlets.List(traitlets.Int(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
     colors = traitlets.Enum(COLORS, COLORS[0]).tag(sync=True)
-    opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
+    opacity = traitlets.Float(0.7).tag(sync=True)
     shared = traitlets.Bool().tag(sync=True)
     pieces = traitlets.Bool().tag(sync=True)
     multiples = traitlets.Unicode("layer").tag(sync=True)
@@ -101,7 +105,7 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
         self.check_names(settings)
-        self._atlas, self._store = atlas, store
+        self._atlas, self._store = atlas, as_int(store, "store", 0)
         # shared with neighbors in an HBox
         layout = ipywidgets.Layout(width="100%")
         super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
@@ -110,10 +114,23 @@ class Explorer(anywidget.AnyWidget):
     @classmethod
     def check_names(cls, settings: Iterable[str]) -> None:
         """Raises: InputError for a name that is no setting."""
-        if unknown := set(settings) - set(cls.SETTINGS):
-            raise InputError(f"explore has no setting {', '.join(sorted(unknown))}; it has {', '.join(cls.SETTINGS)}")
+        if unknown := [str(name) for name in settings if name not in cls.SETTINGS]:
+            raise InputError(f"expected settings from {', '.join(cls.SETTINGS)}, got {', '.join(unknown)}: use these")
 
-    @traitlets.validate(*AXES, "token", "classes", "beside", "multiples", "cell")
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raise a SettingError for a value of another type, and for a name that is no attribute."""
+        if not name.startswith("_") and not hasattr(type(self), name):
+            self.check_names([name])
+        try:
+            super().__setattr__(name, value)
+        except SettingError:
+            raise
+        except traitlets.TraitError as error:
+            trait = self.traits()[name]
+            example = EXAMPLES.get(name, repr(trait.default_value))
+            raise SettingError(f"expected {name}, {trait.info()}, got {shown(value)}: pass {name}={example}") from error
+
+    @traitlets.validate(*AXES, "token", "classes", "beside", "multiples", "cell", "opacity")
     def _check(self, proposal: dict) -> Any:
         try:
             return self._checked(proposal["trait"].name, proposal["value"])
@@ -125,22 +142,28 @@ class Explorer(anywidget.AnyWidget):
         """A setting as the atlas writes it."""
         if name in AXES:
             return self._atlas.check(name, value)
+        if name == "opacity":
+            return as_float(value, name, 0, 1)
         if name == "token":
             return self._atlas.find(value).label
         if name == "classes":
             return [self._atlas.find(label).label for label in value]
         if name == "beside":
             if len(value) > 1 or set(value) - set(AXES):
-                raise InputError(f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}")
+                raise InputError(
+                    f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}: pass {{'layer': 9}}"
+                )
             return {axis: self._atlas.check(axis, one) for axis, one in value.items()}
         if name == "multiples" and value not in ("", *AXES):
-            raise InputError(f"expected multiples='' or one of {', '.join(AXES)}, got {value!r}")
+            raise InputError(f"expected multiples from {', '.join(AXES)}, got {value!r}: pass one, or multiples=''")
         if (
             name == "cell"
             and value
             and not all(0 <= at < most for at, most in zip(value, self._atlas.grid, strict=True))
         ):
-            raise InputError(f"expected a cell of {self._atlas.grid} image tokens, counted from 0, got {value}")
+            raise InputError(
+                f"expected cell among {self._atlas.grid} image tokens, counted from 0, got {value}: pass cell=[0, 0]"
+            )
         return value
 
     @property
@@ -177,7 +200,7 @@ class Explorer(anywidget.AnyWidget):
         Args:
             limit: of the maps, in characters; None for `store` of `explore`.
         """
-        limit = self._store if limit is None else limit
+        limit = self._store if limit is None else as_int(limit, "limit", 0)
         told = {name: getattr(self, name) for name in (*self.SETTINGS, "pictures", "palette", "call", "defaults")}
         kept = self._atlas.stored(limit, self.selection, *([self.selection | self.beside] if self.beside else []))
         labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
@@ -204,9 +227,13 @@ class Explorer(anywidget.AnyWidget):
 
         Returns:
             The path.
+
+        Raises:
+            InputError: no path, or no number of characters.
+            CheckpointError: the file cannot be written.
         """
-        path = Path(path).expanduser()
-        path.write_text(page(self.stored(store), f"Attention to {self.token!r}"), encoding="utf-8")
+        path, store = as_path(path), as_int(store, "store", 0)
+        replace_file(path, page(self.stored(store), f"Attention to {self.token!r}").encode())
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:

@@ -6,7 +6,7 @@ import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import PIL.Image
 from tqdm.auto import tqdm
@@ -16,8 +16,8 @@ from seg4diff_tools.backbones import as_backbone
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.files import read_text
-from seg4diff_tools.errors import InputError, PromptError
-from seg4diff_tools.indices import as_int
+from seg4diff_tools.errors import InputError, PromptError, one_of
+from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.prompts import check_prompt
 
 Layout = Literal["geneval", "t2i-compbench"]
@@ -46,8 +46,7 @@ def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
     Raises:
         InputError: no such file, none or broken lines, or a prompt that cannot be part of a file's name.
     """
-    if layout not in IMAGES:
-        raise InputError(f"expected layout as one of {', '.join(IMAGES)}, got {layout!r}: choose one of these")
+    one_of(layout, "layout", get_args(Layout))
     path = as_path(path, "prompts")
     lines = read_text(path, "a text file of prompts").splitlines()
     read = _from_json if layout == "geneval" else _from_text
@@ -123,7 +122,7 @@ def generate_benchmark(
     batch, steps, seed = as_int(batch, "batch", 1), as_int(steps, "steps", 1), as_int(seed, "seed", 0)
     backbone = as_backbone(backbone)
     _check_length(backbone, asked, prompts)
-    guidance_scale = backbone.guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = as_float(backbone.guidance_scale if guidance_scale is None else guidance_scale, "guidance_scale")
     settings = {
         "layout": layout,
         "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()[:16],

@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from seg4diff_tools._runs import as_path
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.backbones.loading import as_device
+from seg4diff_tools.errors import CheckpointError, InputError, instance_of, list_of
 from seg4diff_tools.images import ImageLike, open_images, square_pixels
+from seg4diff_tools.indices import as_int
 
 WEIGHT = 2.5
 
@@ -62,12 +64,11 @@ class Clip:
         Args:
             texts: captions; what does not fit into the tower's positions is cut.
         """
-        if isinstance(texts, str) or not texts:
-            raise InputError(f"expected texts as a list, at least one, got {texts!r}: pass ['a cat on grass']")
+        texts = list_of(texts, str, "texts", "texts=['a cat on grass']", "captions")
         # the tokenizer's own limit may be larger than the tower's positions
         limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         cut = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        ids = self.tokenizer(list(texts), **cut).input_ids
+        ids = self.tokenizer(texts, **cut).input_ids
         features = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
@@ -91,7 +92,7 @@ def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
     Raises:
         CheckpointError: there is no CLIP, or a damaged one.
     """
-    folder = as_path(name, "name")
+    folder, device = as_path(name, "name"), as_device(device)
     hub = folder if folder.is_dir() else str(name)
     embedded = folder.is_dir() and not (folder / "config.json").is_file()
     for part in ("clip/config.json", "tokenizer/tokenizer.json") if embedded else ():
@@ -123,8 +124,7 @@ def clip_scores(images: ImageVectors, texts: TextVectors) -> Float[Tensor, " ima
 
     Source: Hessel et al., "CLIPScore", EMNLP 2021, equation 1, there with OpenAI's CLIP.
     """
-    if len(images) != len(texts):
-        raise InputError(f"expected one text for each image, got {len(texts)} for {len(images)} images: pass as many")
+    _check_vectors(images, texts)
     return WEIGHT * torch.nn.functional.cosine_similarity(images, texts, dim=-1).clamp(min=0)
 
 
@@ -139,14 +139,32 @@ def retrieval_accuracy(images: ImageVectors, texts: TextVectors, captions: Seque
 
     Returns:
         Between 0 and 1; 1 / group is chance.
+
+    Raises:
+        InputError: vectors of other shapes, another number of captions, or fewer images than a group.
     """
-    if not group <= len(images) == len(texts) == len(captions):
+    captions, group = list_of(captions, str, "captions", "the texts", "texts"), as_int(group, "group", 1)
+    _check_vectors(images, texts)
+    if not group <= len(images) == len(captions):
         raise InputError(
-            f"expected as many images as texts and captions, at least {group}, got {len(images)} images, "
-            f"{len(texts)} texts and {len(captions)} captions"
+            f"expected as many captions as images, at least a group of {group}, got {len(captions)} captions for "
+            f"{len(images)} images: pass one for each, or a smaller group"
         )
     right = []
     for start in range(0, len(images) - group + 1, group):
         best = (texts[start : start + group] @ images[start : start + group].mT).argmax(-1) + start
         right += [captions[i] == captions[chosen] for i, chosen in enumerate(best.tolist(), start)]
     return sum(right) / len(right)
+
+
+def _check_vectors(images: Tensor, texts: Tensor) -> None:
+    """Check that there are vectors of as many texts as images, of one length."""
+    for name, each in (("images", images), ("texts", texts)):
+        instance_of(each, Float[Tensor, "_ _"], name, f"what Clip.embed_{name} returns")
+    if len(images) != len(texts):
+        raise InputError(f"expected one text for each image, got {len(texts)} for {len(images)} images: pass as many")
+    if images.shape != texts.shape:
+        raise InputError(
+            f"expected images and texts embedded by one Clip, got vectors of {images.shape[1]} and {texts.shape[1]} "
+            "numbers: embed both again"
+        )

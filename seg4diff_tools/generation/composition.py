@@ -16,9 +16,11 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.errors import InputError, instance_of, list_of, one_of, require_columns
 from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
-from seg4diff_tools.images import ImageLike
+from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.scenes import (
     BACKGROUNDS,
     BASE_CONCEPTS,
@@ -55,6 +57,10 @@ class CompositionPrompt:
     background: str
     relation: str | None = None
 
+    def __post_init__(self) -> None:
+        one_of(self.category, "category", CATEGORIES)
+        list_of(self.objects, Asked, "objects", "objects=(Asked('cat'),)")
+
     @property
     def text(self) -> str:
         """The caption that a scene with these things would have."""
@@ -80,8 +86,7 @@ def prompts(count_per_category: int = 16, seed: int = 0) -> list[CompositionProm
     Raises:
         InputError: less than one, or more than 200, which would use up the shortest categories.
     """
-    if not 1 <= count_per_category <= 200:
-        raise InputError(f"expected 1 to 200 prompts for each category, got {count_per_category}")
+    count_per_category, seed = as_int(count_per_category, "count_per_category", 1, 200), as_int(seed, "seed", 0)
     drawn: list[CompositionPrompt] = []
     for number, category in enumerate(CATEGORIES):
         rng = np.random.default_rng([seed, number])
@@ -154,15 +159,23 @@ def judge(
     Raises:
         InputError: not one image for each prompt.
     """
-    scenes = detector.detect(images)
-    if len(scenes) != len(prompts):
-        raise InputError(f"expected one image for each prompt, got {len(scenes)} images for {len(prompts)} prompts")
+    instance_of(detector, SceneDetector, "detector", "load_detector()")
+    prompts, pictures = _checked(prompts), open_images(images)
+    if len(pictures) != len(prompts):
+        raise InputError(
+            f"expected one image for each prompt, got {len(pictures)} images for {len(prompts)} prompts: pass as many"
+        )
+    scenes = detector.detect(pictures)
     rows = []
     for prompt, scene in zip(prompts, scenes, strict=True):
         wrong = _wrong(prompt, scene)
         found = ", ".join(phrase(thing.concept, thing.color) for thing in scene.objects)
         rows.append((prompt.category, prompt.text, not wrong, wrong, found, scene.background))
     return pd.DataFrame(rows, columns=["category", "prompt", "correct", "wrong", "found", "background"])
+
+
+def _checked(prompts: Sequence[CompositionPrompt]) -> list[CompositionPrompt]:
+    return list_of(prompts, CompositionPrompt, "prompts", "generation.prompts(16)")
 
 
 def _wrong(prompt: CompositionPrompt, scene: DetectedScene) -> str:
@@ -202,9 +215,8 @@ def generate_pictures(
 
     Args: as for `composition_scores`.
     """
-    jobs = [(prompt.text, 100_000 * seed + number) for seed in seeds for number, prompt in enumerate(prompts)]
-    if not jobs:
-        raise InputError("expected at least one prompt and one seed, got none")
+    backbone, batch, seeds = as_backbone(backbone), as_int(batch, "batch", 1), as_indices(seeds, "seeds", 1 << 46)
+    jobs = [(prompt.text, 100_000 * seed + number) for seed in seeds for number, prompt in enumerate(_checked(prompts))]
     made: list[Image] = []
     with tqdm(total=len(jobs), unit="picture", desc=backbone.name, disable=not progress) as bar:
         for start in range(0, len(jobs), batch):
@@ -242,10 +254,10 @@ def composition_scores(
     Returns:
         What `judge` returns, and the columns model and seed; `summary` sums it up.
     """
-    made = generate_pictures(
-        backbone, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch, progress=progress
-    )
-    table = judge(detector, made, [*prompts] * len(seeds))
+    instance_of(detector, SceneDetector, "detector", "load_detector()")
+    backbone, prompts, seeds = as_backbone(backbone), _checked(prompts), as_indices(seeds, "seeds", 1 << 46)
+    shared = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    table = judge(detector, generate_pictures(backbone, prompts, seeds, **shared), prompts * len(seeds))
     return table.assign(model=backbone.name, seed=np.repeat(seeds, len(prompts)))
 
 
@@ -262,12 +274,14 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFr
 
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927; by scipy.
     """
+    columns = [by] if isinstance(by, str) else list_of(by, str, "by", "by=['category']", "names of columns")
+    require_columns(table, [*columns, "correct"], numeric=["correct"])
     rows = []
-    for names, group in table.groupby(list(by), sort=False):
+    for names, group in table.groupby(columns, sort=False):
         right, pictures = int(group["correct"].sum()), len(group)
         interval = binomtest(right, pictures).proportion_ci(method="wilson")
         rows.append((*names, right / pictures, interval.low, interval.high, pictures))
-    return pd.DataFrame(rows, columns=[*by, "correct", "low", "high", "pictures"])
+    return pd.DataFrame(rows, columns=[*columns, "correct", "low", "high", "pictures"])
 
 
 def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:

@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seg4diff_tools._runs import as_path, replace_file
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools._runs import as_path, make_folder, replace_file
+from seg4diff_tools.backbones.loading import as_device
+from seg4diff_tools.errors import CheckpointError, InputError, instance_of, list_of
 from seg4diff_tools.images import ImageLike, open_images, square_pixels
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Placement, Plan, relation, render, visible
 from seg4diff_tools.scenes.drawings import COLORS, concepts
 
@@ -136,7 +138,7 @@ class SceneDetector:
         Raises:
             InputError: an image that cannot be read.
         """
-        pictures, device = open_images(images), next(self.net.parameters()).device
+        pictures, device, batch = open_images(images), next(self.net.parameters()).device, as_int(batch, "batch", 1)
         found = []
         for start in range(0, len(pictures), batch):
             pixels = square_pixels(pictures[start : start + batch], self.config.side)
@@ -175,7 +177,7 @@ def load_detector(folder: str | Path | None = None, device: str | torch.device =
     Raises:
         CheckpointError: there is none, or a damaged one.
     """
-    folder = FOLDER if folder is None else as_path(folder, "folder")
+    folder, device = FOLDER if folder is None else as_path(folder, "folder"), as_device(device)
     try:
         told: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
@@ -197,9 +199,12 @@ def save_detector(detector: SceneDetector, folder: str | Path) -> None:
     Args:
         detector: to write.
         folder: made if it is not there.
+
+    Raises:
+        InputError: no detector, or a path that cannot be a folder.
     """
-    folder = as_path(folder, "folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    instance_of(detector, SceneDetector, "detector", "load_detector()")
+    folder = make_folder(as_path(folder, "folder"))
     half = {
         name: value.half() if value.is_floating_point() else value for name, value in detector.net.state_dict().items()
     }
@@ -228,15 +233,16 @@ def detector_accuracy(
     Raises:
         InputError: no plans, or not one image for each.
     """
-    if not plans or (images is not None and len(images) != len(plans)):
-        raise InputError(
-            f"expected plans and an image for each, got {len(plans)} plans and {len(images or ())} images: pass as many"
-        )
+    instance_of(detector, SceneDetector, "detector", "load_detector()")
+    plans = list_of(plans, Plan, "plans", "plans=[scenes.plan('test', 0)]")
+    pictures = None if images is None else open_images(images)
+    if pictures is not None and len(pictures) != len(plans):
+        raise InputError(f"expected an image for each plan, got {len(pictures)} for {len(plans)} plans: pass as many")
     drawn, owners = render(plans, detector.config.side)
     results: dict[str, list[bool]] = {
         measure: [] for measure in ("precision", "recall", "counting", "color", "relation", "background")
     }
-    parsed = detector.detect(drawn if images is None else images)
+    parsed = detector.detect(drawn if pictures is None else pictures)
     for plan, owner, scene in zip(plans, owners.numpy(), parsed, strict=True):
         true = [plan.placements[number] for number in visible(plan, owner)]
         pairs = _pairs(true, scene.objects)

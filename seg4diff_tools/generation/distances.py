@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, instance_of, named_extra
 from seg4diff_tools.generation.clip import Clip, ImageVectors
-from seg4diff_tools.images import ImageLike
+from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.indices import as_int
 
 with named_extra():
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -28,9 +29,9 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
         images: paths, PIL images, uint8 arrays [y x 3] or float tensors [3 y x] from 0 to 1.
         batch: images at once.
     """
-    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
-    if not parts:
-        raise InputError("expected at least one image, got an empty list")
+    instance_of(clip, Clip, "clip", "load_clip(...)")
+    pictures, batch = open_images(images), as_int(batch, "batch", 1)
+    parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
     return torch.cat([clip.embed_images(part, normalize=False) for part in parts])
 
 
@@ -110,10 +111,12 @@ def picture_distances(
 
 
 def _check(one: Tensor, other: Tensor) -> None:
+    for name, each in (("one", one), ("other", other)):
+        instance_of(each, Float[Tensor, "_ _"], name, "features such as clip_features returns")
     if min(len(one), len(other)) < 2 or one.shape[1] != other.shape[1]:
         raise InputError(
             "expected two sets of at least two features of the same length, "
-            f"got {list(one.shape)} and {list(other.shape)}"
+            f"got {list(one.shape)} and {list(other.shape)}: pass more pictures, seen by one CLIP"
         )
     if not (one.isfinite().all() and other.isfinite().all()):
-        raise InputError("expected finite features, got some that are not a number or infinite")
+        raise InputError("expected finite features, got some that are NaN or infinite: compute in float32")

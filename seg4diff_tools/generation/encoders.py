@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from seg4diff_tools._runs import as_path
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.backbones.loading import as_device
+from seg4diff_tools.errors import CheckpointError, InputError, instance_of
 from seg4diff_tools.generation.detector import DetectorNet, load_detector
 from seg4diff_tools.images import ImageLike, open_images, square_pixels
 from seg4diff_tools.indices import as_int
@@ -98,6 +99,7 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
     Raises:
         CheckpointError: no such model, one that is neither here nor can be downloaded, or of another kind.
     """
+    device = as_device(device)
     if name == DETECTOR:
         detector = load_detector(device=device)
         side = detector.config.side
@@ -166,8 +168,5 @@ def as_encoder(encoder: Any) -> ImageEncoder:
     """Return an image encoder, loaded or by name; raise an InputError for anything else."""
     if isinstance(encoder, (str, Path)):
         return load_image_encoder(encoder)
-    if not isinstance(encoder, ImageEncoder):
-        raise InputError(
-            f"expected encoder, an ImageEncoder or a name, got {type(encoder).__name__}: pass encoder={DINO!r}"
-        )
+    instance_of(encoder, ImageEncoder, "encoder", f"encoder={DINO!r}")
     return encoder

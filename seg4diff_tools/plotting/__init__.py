@@ -1,6 +1,7 @@
 """Figures: matplotlib and seaborn for images, maps and matrices, plotly for charts with sliders and hover texts."""
 
-from seg4diff_tools.plotting.checks import OKABE_ITO, reduced_maps, require_columns
+from seg4diff_tools.errors import require_columns
+from seg4diff_tools.plotting.checks import OKABE_ITO, reduced_maps
 from seg4diff_tools.plotting.distributions import confusion, score_histogram
 from seg4diff_tools.plotting.interactive import bars, curves, intervals, scatter, score_map
 from seg4diff_tools.plotting.sliders import map_slider

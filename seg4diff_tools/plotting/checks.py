@@ -1,47 +1,21 @@
 """Checks of what a figure shows: tables, maps, label maps."""
 
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import as_int
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Colors that the color-blind can tell apart (Okabe and Ito, 2008)."""
 
 Maps: TypeAlias = xr.DataArray | np.ndarray | Tensor
-
-
-def require_columns(table: pd.DataFrame, columns: Sequence[str], numeric: Sequence[str] = ()) -> None:
-    """Check that a table has rows and some columns.
-
-    Args:
-        table: any table.
-        columns: the names that are needed.
-        numeric: those of them that must hold numbers.
-
-    Raises:
-        InputError: no DataFrame, a missing column, no rows, or text where numbers are needed.
-    """
-    if not isinstance(table, pd.DataFrame):
-        raise InputError(f"expected a table as a pandas.DataFrame, got {type(table).__name__}: pass Evaluation.table()")
-    missing = [column for column in columns if column not in table.columns]
-    if missing or table.empty:
-        raise InputError(
-            f"expected a table with rows and the columns {', '.join(map(str, columns))}; got {len(table)} rows and "
-            f"{', '.join(map(str, table.columns))}: name columns of the table"
-        )
-    for column in numeric:
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            first = table[column].iloc[0]
-            raise InputError(f"expected numbers in the column {column}, got {first!r}: choose another column")
 
 
 def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray:
@@ -55,11 +29,15 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
     Raises:
         InputError: more axes, or fewer.
     """
+    axes = as_int(axes, "axes", 0)
     if not isinstance(maps, xr.DataArray):
         array = numbers(maps)
         maps = xr.DataArray(array, dims=(*(f"axis {i}" for i in range(array.ndim - 2)), "y", "x"))
-    if not {"y", "x"} <= set(maps.dims):
-        raise InputError(f"expected maps with the axes y and x, got {dict(maps.sizes)}: rename two of them")
+    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
+        raise InputError(
+            f"expected maps of numbers with the axes y and x, none of them empty, got {maps.dtype} and "
+            f"{dict(maps.sizes)}: rename axes, or read other maps"
+        )
     leading = [dim for dim in maps.dims if dim not in ("y", "x")]
     for dim in tuple(leading):
         if len(leading) > axes and maps.sizes[dim] == 1 and dim != keep:
@@ -92,12 +70,6 @@ def numbers(values: Any, axes: int | None = None) -> np.ndarray:
             f"expected numbers [y x], some of them finite, got shape {array.shape}: choose one map of them first"
         )
     return array
-
-
-def check_opacity(opacity: float) -> None:
-    """Raise InputError for an opacity outside 0 to 1."""
-    if not isinstance(opacity, Real) or not 0 <= opacity <= 1:
-        raise InputError(f"expected opacity from 0 to 1, got {opacity!r}: pass opacity=0.6")
 
 
 def check_label_maps(label_maps: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seg4diff_tools.errors import InputError, as_names, named_extra
-from seg4diff_tools.plotting.checks import OKABE_ITO, closed, numbers, require_columns
+from seg4diff_tools.errors import InputError, as_names, named_extra, require_columns
+from seg4diff_tools.plotting.checks import OKABE_ITO, closed, numbers
 
 with named_extra():
     import seaborn as sns
@@ -31,8 +31,13 @@ def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = N
         InputError: a column that is not there.
     """
     require_columns(table, [score, *([by] if by else [])], numeric=[score])
+    groups, low, high = table[by].nunique() if by else 1, table[score].min(), table[score].max()
+    if groups > len(OKABE_ITO) or not 0 <= low <= high <= 1:
+        raise InputError(
+            f"expected scores from 0 to 1 in at most {len(OKABE_ITO)} groups, got {low:.3g} to {high:.3g} in {groups}: "
+            "choose another column, or some of the rows"
+        )
     figure, axis = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
-    groups = table[by].nunique() if by else 1
     sns.histplot(
         x=100 * table[score],
         hue=table[by] if by else None,

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from seg4diff_tools.errors import InputError, named_extra
-from seg4diff_tools.plotting.checks import OKABE_ITO, require_columns
+from seg4diff_tools.errors import InputError, named_extra, require_columns
+from seg4diff_tools.plotting.checks import OKABE_ITO
 
 with named_extra():
     import plotly.graph_objects as go
@@ -65,6 +65,8 @@ def curves(
     require_columns(table, [x, *scores, *([by] if by else []), *ends], numeric=[*scores, *ends])
     if interval and len(scores) > 1:
         raise InputError(f"expected one score for an interval, got {', '.join(scores)}: use `by` for several lines")
+    if table[x].map(lambda value: isinstance(value, str)).nunique() > 1:
+        raise InputError(f"expected numbers or words in the column {x}, got both: select some of the rows")
     groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
     figure = go.Figure()
     for group, rows in groups:
@@ -118,7 +120,7 @@ def score_map(
     require_columns(table, [x, y, *scores], numeric=scores)
     if empty := [score for score in scores if table[score].isna().all()]:
         raise InputError(f"expected values in the column {empty[0]}, got none: choose another score")
-    if table.duplicated([x, y]).any():
+    if x == y or table.duplicated([x, y]).any():
         raise InputError(f"expected one row for each pair of {x} and {y}, got several: select the other columns first")
     figure = go.Figure()
     frames, buttons = [], []
@@ -184,6 +186,8 @@ def bars(
         InputError: a column that is not there.
     """
     ends = [*_interval(interval), *([spread] if spread else [])]
+    if interval and spread:
+        raise InputError(f"expected spread or interval, got spread={spread!r} and {interval}: leave one of them out")
     require_columns(table, [x, y, *([by] if by else []), *ends], numeric=[y, *ends])
     unit = 100 if percent else 1
 
@@ -312,7 +316,7 @@ def _columns(value: str | Sequence[str], name: str) -> list[str]:
 
 def _interval(interval: tuple[str, str] | None) -> list[str]:
     """Return the columns of an interval as a list, empty for None."""
-    if interval is not None and (isinstance(interval, str) or len(interval) != 2):
+    if interval is not None and (not isinstance(interval, (list, tuple)) or len(interval) != 2):
         raise InputError(f"expected interval as two columns, got {interval!r}: pass interval=('low', 'high')")
     return list(interval or ())
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, as_names, named_extra
 from seg4diff_tools.images import ImageLike, open_images
 from seg4diff_tools.plotting.checks import Maps, reduced_maps
 from seg4diff_tools.plotting.interactive import finished
@@ -51,7 +51,8 @@ def map_slider(
     Raises:
         InputError: other axes, a number of images or names that does not fit, or a start that is not on the axis.
     """
-    if not isinstance(maps, xr.DataArray) or slider not in maps.dims:
+    found = isinstance(maps, xr.DataArray) and isinstance(slider, str) and slider in maps.dims
+    if not found or slider in ("y", "x"):
         axes = dict(maps.sizes) if isinstance(maps, xr.DataArray) else type(maps).__name__
         raise InputError(
             f"expected a DataArray of maps with an axis {slider!r} for the slider, got {axes}: pass slider='layer'"
@@ -62,7 +63,7 @@ def map_slider(
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     pictures = [_data_uri(image) for image in open_images(images)]
     values = [str(value) for value in maps[slider].values]
-    names = values if names is None else [str(name) for name in names]
+    names = values if names is None else list(as_names(names, "names", example="['blurred', 'plain']"))
     if len(names) != len(maps) or (several and len(pictures) != len(maps)):
         raise InputError(
             f"expected {len(maps)} names and images, one for each {slider}, got {len(names)} names and {len(pictures)} "
@@ -72,7 +73,7 @@ def map_slider(
         raise InputError(f"expected start as a {slider} of {', '.join(names)}, got {start!r}: choose one of these")
     begin = 0 if start is None else (names if str(start) in names else values).index(str(start))
     largest = maps.max(("y", "x")).values.tolist()
-    levels = (100 * maps / maps.max(("y", "x")).clip(1e-30)).round().astype(np.uint8).values
+    levels = (100 * maps / maps.max(("y", "x")).clip(1e-30)).clip(0, 100).fillna(0).round().astype(np.uint8).values
     words = [str(word) for word in maps[columns].values]
     figure = make_subplots(1, 1 + len(words), subplot_titles=["image", *words], horizontal_spacing=0.02)
     figure.add_trace(go.Image(source=pictures[begin if several else 0], hoverinfo="skip"), 1, 1)

@@ -3,7 +3,7 @@
 Images may be anything that `segment` takes: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -19,18 +19,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from seg4diff_tools.datasets.labels import IGNORE, label_array
-from seg4diff_tools.errors import InputError
-from seg4diff_tools.images import ImageLike, open_image
-from seg4diff_tools.indices import as_int
-from seg4diff_tools.plotting.checks import (
-    OKABE_ITO,
-    Maps,
-    check_label_maps,
-    check_opacity,
-    closed,
-    numbers,
-    reduced_maps,
-)
+from seg4diff_tools.errors import InputError, as_names, list_of
+from seg4diff_tools.images import ImageLike, open_image, open_images
+from seg4diff_tools.indices import as_float, as_int
+from seg4diff_tools.plotting.checks import OKABE_ITO, Maps, check_label_maps, closed, numbers, reduced_maps
 
 LEGEND, LISTED = 1.4, 10
 """Width of a legend in inches, and how many names fit into one beside the lowest pictures."""
@@ -47,6 +39,7 @@ def class_colors(count: int) -> UInt8[np.ndarray, "count 3"]:
     Returns:
         RGB values.
     """
+    count = as_int(count, "count", 0)
     base = np.array([to_rgb(color) for color in OKABE_ITO])
     shades = np.concatenate([base, 0.5 + base / 2, 0.55 * base + 0.1])
     return (255 * shades[np.arange(count) % len(shades)]).round().astype(np.uint8)
@@ -69,9 +62,12 @@ def overlay(
     Raises:
         InputError: an image that cannot be read, a map that is not [y x] or has no finite value, or another opacity.
     """
-    check_opacity(opacity)
+    opacity = as_float(opacity, "opacity", 0, 1)
     grey, shades = _array(image).mean(-1, keepdims=True), numbers(values, 2)
-    low, high = limits or (float(np.nanmin(shades)), float(np.nanmax(shades)))
+    ends = (np.nanmin(shades), np.nanmax(shades)) if limits is None else limits
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise InputError(f"expected limits as two values of the map, got {limits!r}: pass limits=(0.0, 1.0)")
+    low, high = (as_float(end, "limits", float("-inf")) for end in ends)
     scaled = ((shades - low) / (high - low or 1)).astype(np.float32)
     size = grey.shape[1], grey.shape[0]
     enlarged = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BILINEAR))
@@ -93,7 +89,7 @@ def label_overlay(image: ImageLike, label_map: Any, opacity: float = 0.6) -> UIn
     Raises:
         InputError: an image that cannot be read, no label map of its size, or another opacity.
     """
-    check_opacity(opacity)
+    opacity = as_float(opacity, "opacity", 0, 1)
     pixels, labels = _array(image), label_array(label_map)
     if labels.shape != pixels.shape[:2]:
         raise InputError(
@@ -126,7 +122,7 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
     Raises:
         InputError: more axes; choose from them with `.sel` first.
     """
-    check_opacity(opacity)
+    opacity = as_float(opacity, "opacity", 0, 1)
     maps = reduced_maps(maps, 1)
     panels = [("image", None), *zip(_labels(maps, 0), maps.values, strict=True)]
     columns = min(as_int(columns, "columns", 1), len(panels))
@@ -157,7 +153,7 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
     Raises:
         InputError: another number of axes.
     """
-    check_opacity(opacity)
+    opacity = as_float(opacity, "opacity", 0, 1)
     maps = reduced_maps(maps, 2)
     rows, columns = _labels(maps, 0), _labels(maps, 1)
     figure, axes = _grid(len(rows), len(columns), title)
@@ -192,6 +188,7 @@ def label_maps(
         InputError: a label map of another size than the image, or with a value that has no name.
     """
     check_label_maps(label_maps)
+    class_names = as_names(class_names, "class_names", empty=True)
     figure, axes = _grid(1, 1 + len(label_maps), title, side=2.4, legend=LEGEND)
     _show_labels(axes[0], image, label_maps, class_names)
     return figure
@@ -220,8 +217,12 @@ def case_gallery(
     Raises:
         InputError: lists of different lengths, or as in `label_maps`.
     """
-    lengths = {len(images), len(label_maps), len(class_names), len(headings)}
-    if len(lengths) != 1 or not images:
+    images, headings = open_images(images), list_of(headings, str, "headings", "headings=['mIoU 50 %']", "texts")
+    label_maps = list_of(label_maps, Mapping, "label_maps", "label_maps=[{'found': result.label_map}]")
+    listed = list_of(class_names, Iterable, "class_names", "class_names=[['cat', 'grass']]", "names of each case")
+    names = [as_names(each, "class_names", empty=True) for each in listed]
+    lengths = {len(images), len(label_maps), len(names), len(headings)}
+    if len(lengths) != 1:
         raise InputError(
             f"expected as many images as label maps, class names and headings, got lengths {sorted(lengths)}: "
             "pass one of each for every case"
@@ -229,8 +230,8 @@ def case_gallery(
     for shown in label_maps:
         check_label_maps(shown)
     figure, axes = _grid(len(images), 1 + max(map(len, label_maps)), title, legend=LEGEND)
-    for row, image, labels, names, heading in zip(axes, images, label_maps, class_names, headings, strict=True):
-        _show_labels(row, image, labels, names)
+    for row, image, labels, own, heading in zip(axes, images, label_maps, names, headings, strict=True):
+        _show_labels(row, image, labels, own)
         row[0].set_title(heading, fontsize=9)
     return figure
 
@@ -250,14 +251,15 @@ def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, column
     Raises:
         InputError: no pictures, or another number of labels.
     """
-    if not 0 < len(pictures) == len(labels):
+    pictures, labels = open_images(pictures), list_of(labels, str, "labels", "labels=['a cat']", "texts")
+    if len(pictures) != len(labels):
         raise InputError(
             f"expected one label for each picture, got {len(labels)} for {len(pictures)} pictures: pass as many"
         )
     columns = min(as_int(columns, "columns", 1), len(pictures))
     figure, axes = _grid(-(-len(pictures) // columns), columns, title)
     for axis, picture, label in zip(axes.flat, pictures, labels, strict=False):
-        axis.imshow(_array(picture))
+        axis.imshow(picture)
         axis.set_title(fill(label, 20), fontsize=7)
     return figure
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from seg4diff_tools.backbones.checkpoints import best_device
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools._runs import as_path
+from seg4diff_tools.backbones.loading import as_device
+from seg4diff_tools.errors import CheckpointError, instance_of, one_of
+from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.pretrain.config import RunConfig, preset
 from seg4diff_tools.pretrain.latents import pool_size
 from seg4diff_tools.pretrain.loop import Stage, train
@@ -28,17 +30,17 @@ WORTH_COMPILING = 500
 
 def run_stage(
     name: str,
-    run: Path,
+    run: str | Path,
     config: RunConfig | None = None,
     device: str | None = None,
     save_every: int = 500,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
     keep: Sequence[int] = (),
     watch_every: int = 0,
     speed: Speed | None = None,
     compiled: bool | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> Path:
     """Train one part of the model, or go on with it, and save its averaged weights.
 
@@ -61,15 +63,23 @@ def run_stage(
         The folder of the finished part.
 
     Raises:
-        InputError: unknown part.
+        InputError: an unknown part, or an argument of another type or out of range.
         CheckpointError: an earlier part is missing, or a checkpoint cannot be read.
     """
-    if name not in STAGES:
-        raise InputError(f"a part to train is one of {', '.join(STAGES)}, got {name!r}")
+    one_of(name, "name", list(STAGES))
+    run, save_every = as_path(run, "run"), as_int(save_every, "save_every", 1)
+    init = None if init is None else as_path(init, "init")
+    cache = None if cache is None else as_path(cache, "cache")
+    keep = as_indices(keep, "keep", low=1) if keep != () else []
+    watch_every = as_int(watch_every, "watch_every", 0)
+    one_of(compiled, "compiled", (None, False, True))
+    place = as_device(device)
+    for value, kind, example in ((config, RunConfig, "config=preset('cpu')"), (speed, Speed, "speed=Speed()")):
+        if value is not None:
+            instance_of(value, kind, example.partition("=")[0], example)
     if config is None:
         config = RunConfig.load(run) if (run / "config.json").exists() else preset("cpu")
     config.save(run)
-    place = torch.device(device) if device else torch.device(best_device())
     if speed is None:
         short = getattr(config, name).steps < WORTH_COMPILING
         speed = Speed.best(place, False if compiled is None and short else compiled)
@@ -96,7 +106,7 @@ def run_stage(
     return run / name
 
 
-def start_from(model: nn.Module, folder: Path, part: str) -> None:
+def start_from(model: nn.Module, folder: str | Path, part: str) -> None:
     """Load finished weights of one part into a model of the same sizes.
 
     Args:
@@ -105,9 +115,15 @@ def start_from(model: nn.Module, folder: Path, part: str) -> None:
         part: "clip", "vae" or "transformer".
 
     Raises:
+        InputError: no model, or an unknown part.
         CheckpointError: the folder holds no such part, or one of other sizes.
     """
+    instance_of(model, nn.Module, "model", "the model of a stage")
+    one_of(part, "part", list(STAGES))
+    folder = as_path(folder, "folder")
     place = folder / part if (folder / part).is_dir() else folder
+    if not place.is_dir():
+        raise CheckpointError(f"expected the folder of a model or a run, got {folder}, no folder: check the path")
     try:
         loaded = type(model).from_pretrained(place, torch_dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())

@@ -1,13 +1,24 @@
 """What a small Stable Diffusion 3 is made of, and how long each part is trained."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools._runs import as_path, make_folder
+from seg4diff_tools.errors import CheckpointError, InputError, instance_of, one_of
+from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.scenes import SceneConfig
 from seg4diff_tools.scenes.drawings import concepts
+
+
+def _check_fields(config: Any, counts: Mapping[str, int], rates: Mapping[str, float | None]) -> None:
+    """Check whole numbers, each with its smallest value, and numbers from 0, each with its largest value."""
+    for name, low in counts.items():
+        as_int(getattr(config, name), name, low)
+    for name, high in rates.items():
+        as_float(getattr(config, name), name, high=high)
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,12 @@ class Recipe:
     columns: int = 22
     modulation: bool = False
 
+    def __post_init__(self) -> None:
+        _check_fields(self, {"easy": 0, "pool": 0, "columns": 1}, {"shift": None, "direction": None, "lists": 1.0})
+        one_of(self.modulation, "modulation", (False, True))
+        if self.pool & (self.pool - 1):
+            raise InputError(f"expected pool, a power of two or 0, got {self.pool}: pass what pool_size returns")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -52,8 +69,19 @@ class ModelConfig:
     layers: int = 12
     recipe: Recipe = Recipe()
 
+    def __post_init__(self) -> None:
+        counts = ("text_width", "text_layers", "text_heads", "image_layers", "image_patch", "width", "heads", "layers")
+        _check_fields(self, dict.fromkeys(counts, 1), {})
+        instance_of(self.scenes, SceneConfig, "scenes", "scenes=SceneConfig(size=96)")
+        instance_of(self.recipe, Recipe, "recipe", "recipe=Recipe()")
+        for name, heads in (("width", "heads"), ("text_width", "text_heads")):
+            whole, count = getattr(self, name), getattr(self, heads)
+            if whole % count:
+                raise InputError(f"expected {name} in multiples of {heads}={count}, got {whole}: choose another one")
+
     @property
     def latent_side(self) -> int:
+        """Side of a latent in cells."""
         return self.scenes.size // 4
 
 
@@ -72,6 +100,10 @@ class StageConfig:
     muon_learning_rate: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        rates = {"learning_rate": None, "weight_decay": None, "ema": 1.0, "clip_gradients": None}
+        _check_fields(self, {"steps": 1, "batch": 1, "warmup": 1, "cooldown": 1, "seed": 0}, rates)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -84,18 +116,27 @@ class RunConfig:
         steps=62_500, batch=32, learning_rate=1e-3, muon_learning_rate=5e-3, cooldown=16_000, ema=0.9995
     )
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self), indent=2))
+    def __post_init__(self) -> None:
+        instance_of(self.model, ModelConfig, "model", "model=ModelConfig()")
+        for name in ("clip", "vae", "transformer"):
+            instance_of(getattr(self, name), StageConfig, name, f"{name}=StageConfig(1000, 64, 1e-3)")
+
+    def save(self, folder: str | Path) -> None:
+        """Write the configuration into the folder of a run, which is made."""
+        path = make_folder(as_path(folder, "folder")) / "config.json"
+        path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> "RunConfig":
+    def load(cls, folder: str | Path) -> "RunConfig":
         """Read the configuration that a run was started with.
+
+        Args:
+            folder: of the run.
 
         Raises:
             CheckpointError: the folder holds no run, or its configuration is damaged.
         """
-        path = folder / "config.json"
+        path = as_path(folder, "folder") / "config.json"
         if not path.is_file():
             raise CheckpointError(f"no pretraining run in {folder}: {path.name} is missing; start with `pretrain clip`")
         try:
@@ -145,10 +186,14 @@ PRESETS = {"cpu": RunConfig(), "gpu": _GPU, "cpu-rich": _rich(RunConfig()), "gpu
 
 
 def preset(name: str) -> RunConfig:
-    """The configuration for two CPU cores ("cpu") or for one GPU ("gpu").
+    """Return a configuration.
 
-    With "-rich", captions say more and scenes show more twins and colors.
+    Args:
+        name: "cpu" for two CPU cores, "gpu" for one GPU; "cpu-rich" and "gpu-rich" train on longer captions and on
+            scenes with more things of one kind and more colors.
+
+    Raises:
+        InputError: another name.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    one_of(name, "name", list(PRESETS))
     return PRESETS[name]

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seg4diff_tools._runs import replace_file
+from seg4diff_tools.errors import instance_of
+from seg4diff_tools.indices import as_float
 from seg4diff_tools.pretrain.config import ModelConfig
 
 BLOCK = 32
@@ -26,7 +28,12 @@ def pool_size(gigabytes: float | int, config: ModelConfig) -> int:
     Args:
         gigabytes: largest size on disk, in 10^9 bytes.
         config: of the model.
+
+    Raises:
+        InputError: no such number or configuration.
     """
+    instance_of(config, ModelConfig, "config", "config=RunConfig().model")
+    gigabytes = as_float(gigabytes, "gigabytes")
     fitting = int(gigabytes * 1e9 / (2 * 16 * config.latent_side**2))
     return max(BLOCK, 1 << max(fitting, 1).bit_length() - 1)
 

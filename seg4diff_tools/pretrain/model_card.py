@@ -14,8 +14,9 @@ import PIL.Image
 import torch
 from matplotlib.figure import Figure
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.errors import CheckpointError
+from seg4diff_tools.errors import CheckpointError, instance_of
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.report import PAPER_STEP, Quality
 from seg4diff_tools.pretrain.stages import EMPTY, PLAIN, STAGES
@@ -60,12 +61,12 @@ def write_card(
     guidance_scale: float,
     compute: str = "",
 ) -> dict[str, Any]:
-    """Writes `model_card.json`, `README.md` and `gallery.png` into a model folder.
+    """Write `model_card.json`, `README.md` and `gallery.png` into a model folder.
 
     Args:
         folder: of the exported model.
         backbone: the model, to draw the gallery with.
-        quality: from `quality.measure`.
+        quality: from `report.measure`.
         run: folder of its pretraining run, for data, sizes, steps and losses.
         guidance_scale: default of `Backbone.generate` for this model.
         compute: what it was trained on and for how long, in words, such as "2 CPU cores, 3 hours".
@@ -76,7 +77,8 @@ def write_card(
     Raises:
         CheckpointError: no run there, or a part without a log.
     """
-    folder, run = Path(folder), Path(run)
+    folder, run = as_path(folder, "folder"), as_path(run, "run")
+    instance_of(quality, Quality, "quality", "what report.measure returns")
     config = RunConfig.load(run)
     card = {
         "name": folder.resolve().name,

@@ -15,13 +15,16 @@ import torch
 from PIL.Image import Image
 from tqdm.auto import trange
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import instance_of, named_extra
 from seg4diff_tools.evaluation import SCORES, layer_step_sweep
 from seg4diff_tools.generation.clip import Clip, clip_scores, retrieval_accuracy
+from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.scenes import Scene, SceneConfig, Scenes, scene
 from seg4diff_tools.scenes.drawings import concepts
+from seg4diff_tools.scenes.planning import check_config
 from seg4diff_tools.segmentation.options import OpenVocabulary
 
 with named_extra():
@@ -79,7 +82,7 @@ def measure(
     batch: int = 8,
     progress: bool = True,
 ) -> Quality:
-    """Measures a model on scenes that it was not trained on.
+    """Measure a model on scenes that it was not trained on.
 
     Args:
         backbone: the model.
@@ -99,12 +102,12 @@ def measure(
         InputError: fewer scenes than two, more pictures than scenes, or so many scenes that they reach the ones for
             choosing.
     """
-    if not 2 <= generated <= scenes <= SEARCH_FROM:
-        raise InputError(
-            f"expected 2 to {SEARCH_FROM} scenes and from 2 to as many pictures, got {scenes} scenes and {generated} "
-            f"pictures"
-        )
-    folder = None if out is None else Path(out) / _key(backbone, config, steps)
+    instance_of(clip, Clip, "clip", "load_clip(...)")
+    check_config(config)
+    scenes = as_int(scenes, "scenes", 2, SEARCH_FROM)
+    generated, search_scenes = as_int(generated, "generated", 2, scenes), as_int(search_scenes, "search_scenes", 1)
+    guidance_scale = None if guidance_scale is None else as_float(guidance_scale, "guidance_scale")
+    folder = None if out is None else as_path(out, "out") / _key(backbone, config, steps)
     shared = OpenVocabulary(steps=steps)
 
     def sweep(name: str, samples: Sequence[Scene], layers: Sequence[int] | None, at: Sequence[int], **options: Any):

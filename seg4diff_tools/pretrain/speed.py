@@ -11,7 +11,10 @@ from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from seg4diff_tools.backbones.loading import as_device
+from seg4diff_tools.errors import instance_of, one_of
 from seg4diff_tools.families._private import cpu_has_bf16
+from seg4diff_tools.indices import as_indices
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,16 @@ class Speed:
     joint_attention: str = "native"
     batched: bool = False
 
+    def __post_init__(self) -> None:
+        instance_of(self.dtype, torch.dtype, "dtype", "dtype=torch.bfloat16")
+        one_of(self.joint_attention, "joint_attention", ("native", "matrix"))
+        for name in ("compiled", "batched"):
+            one_of(getattr(self, name), name, (False, True))
+
     @classmethod
-    def best(cls, device: torch.device, compiled: bool | None = None) -> "Speed":
-        """The fastest way on this machine; `compiled` overrules the search for a compiler."""
+    def best(cls, device: torch.device | str, compiled: bool | None = None) -> "Speed":
+        """Return the fastest way on this machine; `compiled` overrules the search for a compiler."""
+        device = as_device(device)
         found = has_compiler(device) if compiled is None else compiled
         dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
         return cls(dtype, found, "matrix" if device.type == "cpu" else "native", batched=True)
@@ -70,7 +80,15 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def pin(cores: list[int]) -> None:
-    """Run this process on these CPU cores alone, one thread on each (the choice of cores is Linux's)."""
+    """Run this process on some CPU cores alone, one thread on each; outside Linux, set the number of threads alone.
+
+    Args:
+        cores: numbers of the cores, from 0.
+
+    Raises:
+        InputError: no such core.
+    """
+    cores = as_indices(cores, "cores", os.cpu_count())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))

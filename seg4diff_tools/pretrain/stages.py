@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
@@ -349,16 +350,22 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def export(run: Path, out: Path) -> None:
+def export(run: str | Path, out: str | Path) -> None:
     """Write the finished parts of a run as a diffusers pipeline in half precision, with the image tower beside it.
 
     `StableDiffusion3Pipeline.from_pretrained(out, text_encoder_3=None, tokenizer_3=None)` loads it. The one text
     encoder serves as both of SD3's; encoders are kept in fp32, since transformers would load them in the precision of
     the file.
 
+    Args:
+        run: folder of the run.
+        out: folder of the model.
+
     Raises:
+        InputError: something that is no path.
         CheckpointError: a part of the run is not finished.
     """
+    run, out = as_path(run, "run"), as_path(out, "out")
     for part in STAGES:
         _finished(run / part)
     transformer = SD3Transformer2DModel.from_pretrained(run / "transformer")

@@ -26,18 +26,19 @@ PICTURES = ("a cat on grass", "a red car and a house on road", "two apples on wo
 
 
 def images_of(text: str) -> int:
-    """A number of images as people write it: "0.02M", "50k" or "20000".
+    """Read a number of images: "0.02M", "50k" or "20000".
 
     Raises:
         InputError: not a positive number.
     """
-    factor = {"k": 1e3, "M": 1e6}.get(text[-1:], 1.0)
+    plain = str(text)
+    factor = {"k": 1e3, "M": 1e6}.get(plain[-1:], 1.0)
     try:
-        number = round(float(text if factor == 1.0 else text[:-1]) * factor)
-    except ValueError:
+        number = round(float(plain if factor == 1.0 else plain[:-1]) * factor)
+    except (ValueError, OverflowError):
         number = 0
     if number < 1:
-        raise InputError(f"expected a number of images such as 0.02M, 50k or 20000, got {text!r}")
+        raise InputError(f"expected text, a number of images, got {text!r}: pass one such as 0.02M, 50k or 20000")
     return number
 
 

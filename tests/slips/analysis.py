@@ -68,7 +68,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("effects-layers-typo", lambda b: _effects(b, layers="dubble"), "layers as numbers, got 'dubble': pass layers="),
     ("effects-layers-kind", lambda b: _effects(b, layers="single"), "got 'single': pass layers=None"),
     ("effects-layers-twice", lambda b: _effects(b, layers=[1, 1]), "each one once, got .1, 1.: name each"),
-    ("effects-encoder", lambda b: _effects(b, encoder=clip()), "encoder, an ImageEncoder or a name, got Clip: pass"),
+    ("effects-encoder", lambda b: _effects(b, encoder=clip()), "encoder, an ImageEncoder, got Clip: pass"),
     ("effects-encoder-name", lambda b: _effects(b, encoder="dinov2"), "a DINO as an image encoder, got 'dinov2'"),
     ("effects-batch", lambda b: _effects(b, batch=0), "batch 1 or more, got 0: choose"),
     ("effects-steps", lambda b: _effects(b, steps=0), "steps 1 or more, got 0: choose"),
