@@ -66,13 +66,32 @@ def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
         CheckpointError: its settings cannot be read.
     """
     with processes().main_process_first():
+        refuse_other(folder, {}, kind)
         make_folder(folder)
         if not (folder / SETTINGS).exists():
-            # a kill may have left a half-written settings file, and nothing else
-            if any(entry.suffix != ".partial" for entry in folder.iterdir()):
-                raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
             replace_file(folder / SETTINGS, json.dumps({"kind": kind, **settings}, indent=1).encode())
     check_settings(folder, {"kind": kind, **settings}, kind)
+
+
+def refuse_other(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
+    """Refuse a folder that holds something else, or a run with other settings, before anything slow is done.
+
+    Args:
+        folder: of the run; it may be missing.
+        settings: some of the run's, JSON-serializable.
+        kind: name of this kind of run.
+
+    Raises:
+        InputError: a file, a folder with something else, or a run with other settings.
+        CheckpointError: its settings cannot be read.
+    """
+    if (folder / SETTINGS).exists():
+        check_settings(folder, {"kind": kind, **settings}, kind, whole=False)
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a folder for {kind}, got the file {folder}: choose another one")
+    # a kill may have left a half-written settings file, and nothing else
+    elif folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+        raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], kind: str, *, whole: bool = True) -> None:

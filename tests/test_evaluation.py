@@ -336,7 +336,7 @@ def test_damaged_samples_are_named_and_left_out(backbone, tmp_path, how):
 
 def command(model, photographs, out, *more):
     words = ["-m", "seg4diff_tools", "evaluate", "--model", model, "--dataset", "folder", "--root", photographs]
-    words += ["--classes", photographs / "classes.txt", "--out", out, "--layer", 3, "--batch", 2]
+    words += ["--classes", photographs / "classes.txt", "--out", out, "--layers", 3, "--batch", 2]
     words += ["--protocol", "present", "--protocol", "full", *more]
     return [str(word) for word in words]
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from seg4diff_tools.__main__ import app
 from seg4diff_tools.backbones.loading import load_backbone
-from seg4diff_tools.cli.segmentation_flags import FLAGS
-from seg4diff_tools.segmentation import OpenVocabulary, segment, workbench
+from seg4diff_tools.cli.segmentation_flags import FLAGS, PAD_FLAGS
+from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, segment, workbench
 
 OPTIONS = ("--layers", "1,3", "--steps-from-end", 5, "--tiles", 2, "--heads", "0,2", "--background", "sky,road")
 NAMES = ["cat", "red car", "background"]
@@ -96,31 +96,13 @@ def test_one_image_and_a_damaged_one(photos, tmp_path, tiny_folder, monkeypatch)
 
 
 def test_every_field_of_the_options_has_a_flag():
-    assert set(FLAGS) == {field.name for field in dataclasses.fields(OpenVocabulary)}
-    shown = CliRunner().invoke(app, ["segment", "--help"], terminal_width=200).output
-    for name in FLAGS:
-        assert f"--{name.replace('_', '-')}" in shown
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("cat", "--classes", "names.txt"), "class names or --classes, got both"),
-        ((), "class names or --classes, got neither"),
-        (("--classes", "nope.txt"), "--classes, a text file in UTF-8, got nope.txt"),
-        (("cat", "cat"), "each class once, got cat twice"),
-        (("cat", "--layers", "first"), "--layers as numbers, got 'first'"),
-        (("cat", "--method", "deam"), "method, one of 'layer'"),
-        (("cat", "--synonyms", "nope.json"), "--synonyms, a JSON file, got nope.json"),
-        (("cat", "--tiles", 0), "tiles from 1 to 16, got 0"),
-        (("cat", "--background", "0"), "background, a number above 0"),
-    ],
-)
-def test_wrong_words_are_refused(photos, words, message):
-    result = call(photos, *words)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.output
+    words, pads = ({field.name for field in dataclasses.fields(kind)} for kind in (OpenVocabulary, Unsupervised))
+    assert set(FLAGS) == words
+    assert set(PAD_FLAGS) == pads - words
+    for command, flags in (("segment", FLAGS), ("evaluate", FLAGS | PAD_FLAGS)):
+        shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
+        for name in flags:
+            assert f"--{name.replace('_', '-')}" in shown
 
 
 def test_wrong_images_are_refused(photos, tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from seg4diff_tools.cli.options import Lora, ModelName
+from seg4diff_tools.cli.options import Dtype, DtypeName, Lora, ModelName, loaded
 
 
 def generate(
@@ -13,32 +13,34 @@ def generate(
         Literal["geneval", "t2i-compbench"], typer.Option(help="Benchmark whose judge is to read the pictures.")
     ],
     prompts: Annotated[
-        Path, typer.Option(help="GenEval's evaluation_metadata.jsonl, or a text file of T2I-CompBench++.")
+        Path,
+        typer.Option(
+            exists=True, dir_okay=False, help="GenEval's evaluation_metadata.jsonl, or a text file of T2I-CompBench++."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     model: ModelName = "mini",
     lora: Lora = None,
+    dtype: DtypeName = Dtype.auto,
     images: Annotated[
         int | None, typer.Option(min=1, help="Of each prompt; by default 4 for GenEval, 10 for T2I-CompBench++.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 28,
     guidance_scale: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of each prompt's first picture; the next one has the next seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of a prompt's first picture; the next has the next seed.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
 ) -> None:
-    """Write pictures for GenEval or T2I-CompBench++; several GPUs: accelerate launch -m seg4diff_tools generate
+    """Write pictures for GenEval or T2I-CompBench++; several GPUs: accelerate launch -m seg4diff_tools generate.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
-    from contextlib import nullcontext
+    from seg4diff_tools._runs import processes, refuse_other
+    from seg4diff_tools.generation.benchmarks import generate_benchmark, read_prompts
 
-    from seg4diff_tools._runs import processes
-    from seg4diff_tools.backbones import apply_lora
-    from seg4diff_tools.backbones.loading import load_backbone
-    from seg4diff_tools.generation.benchmarks import generate_benchmark
-
-    backbone = load_backbone(model, device=processes().device)
-    with apply_lora(backbone, lora) if lora else nullcontext():
+    # before the model is loaded
+    read_prompts(prompts, layout)
+    refuse_other(out, {"layout": layout, "steps": steps, "seed": seed}, "a benchmark's pictures")
+    with loaded(model, dtype, lora) as backbone:
         folder = generate_benchmark(
             backbone,
             layout,

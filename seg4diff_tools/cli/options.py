@@ -1,6 +1,9 @@
-"""What several commands share."""
+"""What several commands share: flags, errors of one line, and the model that they load."""
 
-from pathlib import Path
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -8,33 +11,71 @@ from typer.core import TyperGroup
 
 from seg4diff_tools.errors import Seg4DiffError, missing_extra
 
+# Typer has it from click or from a copy of click
+_UsageError: Any = typer.BadParameter.__base__
+
 
 class _Group(TyperGroup):
-    """Shows an error that was raised on purpose as one line, without a trace."""
+    """Shows what a user can mend as one line, without a trace."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Seg4DiffError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from None
+            told = _with_flags(" ".join(str(error).split()), self.commands[ctx.invoked_subcommand].params)
         except ModuleNotFoundError as error:
             if (named := missing_extra(error)) is error:
                 raise
-            typer.echo(f"error: {named}", err=True)
-            raise typer.Exit(2) from None
+            told = str(named)
+        except _UsageError as error:
+            # a group without a command shows its help
+            if "\n" in (message := error.format_message()):
+                raise
+            told = f"{message.rstrip('.')}: see {(error.ctx or ctx).command_path} --help"
+        typer.echo(f"error: {told}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _with_flags(message: str, parameters: Any) -> str:
+    """Write the arguments that an error names as the flags of a command."""
+    flags = {each.name: each.opts[0] for each in parameters if each.opts[0].startswith("--")}
+    if not flags:
+        return message
+    names = "|".join(sorted(flags, key=len, reverse=True))
+    message = re.sub(rf"(?<![\w'\"/.=-])({names})=(?=\S)", lambda found: f"{flags[found[1]]} ", message)
+    starts = rf"\b(expected|and|with|for)( an?)? ({names})\b(?![./'\"-])"
+    return re.sub(starts, lambda found: f"{found[1]}{found[2] or ''} {flags[found[3]]}", message)
+
+
+class Dtype(StrEnum):
+    """Number format of a model's weights."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 SHARED: dict[str, Any] = {"cls": _Group, "no_args_is_help": True, "rich_markup_mode": None}
 ModelName = Annotated[str, typer.Option(help="mini, a folder in diffusers' layout, or a hub name.")]
 Lora = Annotated[str | None, typer.Option(help="Folder of a LoRA to put on, or mini-magnet.")]
+DtypeName = Annotated[
+    Dtype, typer.Option(help="Of the weights; auto is fp32 on a CPU, else bf16 where there is it, else fp16.")
+]
 
 
-def coco(root: Path, split: str, captions: Path | None = None) -> Any:
-    """COCO with panoptic masks, in the folders of its archives."""
-    from seg4diff_tools import datasets
+@contextmanager
+def loaded(model: str, dtype: Dtype, lora: str | None = None) -> Iterator[Any]:
+    """Load a model, with a LoRA inside the `with` where one is given."""
+    from contextlib import nullcontext
 
-    # the official archives unpack into a folder of their own
-    where = root / "annotations" if (root / "annotations" / f"panoptic_{split}").is_dir() else root
-    panoptic = where / f"panoptic_{split}"
-    return datasets.coco_panoptic(root / split, panoptic, panoptic.with_suffix(".json"), captions)
+    from seg4diff_tools._runs import processes
+    from seg4diff_tools.backbones import apply_lora
+    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools.backbones.lora_files import lora_file
+
+    if lora is not None:
+        lora_file(lora)  # a wrong path is told before the model is loaded
+    backbone = load_backbone(model, device=processes().device, dtype=None if dtype is Dtype.auto else dtype.value)
+    with nullcontext() if lora is None else apply_lora(backbone, lora):
+        yield backbone

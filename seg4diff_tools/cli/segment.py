@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from seg4diff_tools.cli.options import Lora, ModelName
-from seg4diff_tools.cli.segmentation_flags import with_options
+from seg4diff_tools.cli.data import class_list
+from seg4diff_tools.cli.options import Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.segmentation_flags import FLAGS, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
 
-@with_options
+@with_options(FLAGS)
 def segment(
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     class_names: Annotated[list[str] | None, typer.Argument(help="Classes, such as: cat grass 'red car'.")] = None,
@@ -20,6 +21,7 @@ def segment(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; NAME-masks by default.")] = None,
     model: ModelName = "mini",
     lora: Lora = None,
+    dtype: DtypeName = Dtype.auto,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -28,16 +30,13 @@ def segment(
     Writes NAME.png (value i is class i), NAME-overlay.png and NAME.json for each image, and settings.json for all.
     A run that was stopped goes on where it was when the same command is given again.
     """
-    from contextlib import nullcontext
-
-    from seg4diff_tools._runs import as_path, open_run, processes
-    from seg4diff_tools.backbones import apply_lora
-    from seg4diff_tools.backbones.loading import load_backbone
+    from seg4diff_tools._runs import as_path, open_run, processes, refuse_other
     from seg4diff_tools.caching import model_fingerprint
     from seg4diff_tools.segmentation.options import OpenVocabulary, option_settings
     from seg4diff_tools.segmentation.segment import check_options, image_list, warn_of_unseen
 
     names, chosen = _names(class_names, classes), OpenVocabulary(**options)
+    refuse_idle(chosen, names)
     files = [as_path(file) for file in image_list(images)[0]]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"expected an image or a folder, got {missing[0]}, which does not exist: check the path")
@@ -45,16 +44,12 @@ def segment(
         same = sorted(file.name for file in files if sum(file.stem == other.stem for other in files) > 1)
         raise InputError(f"expected images of different names, got {', '.join(same[:2])}: rename one of them")
     folder = Path(f"{as_path(images).stem}-masks") if out is None else as_path(out, "out")
-    backbone = load_backbone(model, device=processes().device)
-    with apply_lora(backbone, lora) if lora else nullcontext():
+    asked = {"class_names": names, "options": option_settings(chosen)}
+    refuse_other(folder, asked, "a segmentation")
+    with loaded(model, dtype, lora) as backbone:
         check_options(backbone, chosen)
-        settings = {
-            "model": backbone.name,
-            "fingerprint": model_fingerprint(backbone),
-            "dtype": str(backbone.dtype),
-            "class_names": names,
-            "options": option_settings(chosen),
-        }
+        settings = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
+        settings |= asked
         open_run(folder, settings, "a segmentation")
         warn_of_unseen(backbone, names, chosen)
         skipped = _write(backbone, files[processes().process_index :: processes().num_processes], names, chosen, folder)
@@ -105,16 +100,9 @@ def _names(words: list[str] | None, file: Path | None) -> list[str]:
         raise InputError(
             f"expected class names or --classes, got {'both' if words else 'neither'}: give names, or a file"
         )
-    if file is None:
-        names = list(words or ())
-    else:
-        try:
-            text = file.expanduser().read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"expected --classes, a text file in UTF-8, got {file} ({error}): check it") from error
-        names = [line.strip() for line in text.rstrip().splitlines()]
-    if not names or not all(name.strip() for name in names):
-        raise InputError(f"expected a class on each line, got {names or 'none'}: write one, without empty lines")
+    names = list(words or ()) if file is None else class_list(file)
+    if not all(name.strip() for name in names):
+        raise InputError(f"expected class names, got {names}: write each one out")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise InputError(f"expected each class once, got {', '.join(twice)} twice: leave one out")

@@ -2,9 +2,10 @@
 embedded model."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.indices import as_float, as_indices, as_int
 from seg4diff_tools.magnet.losses import Focal
 
 Maps = Literal["words", "heads"]
@@ -14,6 +15,25 @@ Average = Literal["images", "masks"]
 Unlabeled = Literal["ignored", "outside"]
 ClassTokens = Literal["span", "any"]
 Resize = Literal["nearest-exact", "nearest"]
+
+_CHOICES: dict[str, Any] = {
+    "maps": Maps,
+    "text": Text,
+    "reading": Reading,
+    "focal": Focal,
+    "average": Average,
+    "unlabeled": Unlabeled,
+    "class_tokens": ClassTokens,
+    "match_resize": Resize,
+}
+# smallest whole numbers, and ranges of others
+_WHOLE = {"steps": 1, "batch": 1, "warmup": 0, "rank": 1, "alpha": 1, "most_masks": 1, "mask_side": 1, "size": 1}
+_WHOLE |= {"zero_tokens": 0, "seed": 0}
+_REAL: dict[str, tuple[float, float | None]] = dict.fromkeys(
+    ("learning_rate", "head_learning_rate", "weight_decay", "clip_gradients"), (0.0, None)
+)
+_REAL |= dict.fromkeys(("flow_weight", "focal_weight", "dice_weight", "match_focal", "match_dice"), (0.0, None))
+_REAL |= {"least_area": (0.0, 1.0), "flip": (0.0, 1.0), "sigma_mean": (float("-inf"), None), "sigma_std": (0.0, None)}
 
 
 @dataclass(frozen=True)
@@ -30,15 +50,13 @@ class MagnetConfig:
         rank, alpha: of the LoRA.
         layers: 0-based layers whose attention is aligned with masks; empty for the expert layer alone.
         maps: "words": the mean over heads and over a class's tokens should show that class. "heads": every head's map
-            of
-            every CLIP token (of a model without them, every text token) is a candidate, each mask trains the one that
-            fits it best (Hungarian matching), no name needed.
+            of every CLIP token (of a model without them, every text token) is a candidate, each mask trains the one
+            that fits it best (Hungarian matching), no name needed.
         text: the prompt: "classes" for the names that the image shows, joined by a space, or "caption". With words, a
             class that the caption does not name trains nothing.
         reading: log odds of a mask: "scores", q k^T / sqrt(dim) before the softmax, as in the paper's code; "softmax",
-            the
-            log odds of the attention itself; "shares", of its share among the image's classes, which is what an argmax
-            over classes reads (words only).
+            the log odds of the attention itself; "shares", of its share among the image's classes, which is what an
+            argmax over classes reads (words only).
         conv_head: add a 3-layer convolution of the map to it, trained along, as the paper's code does.
         head_learning_rate: of that convolution.
         focal: "published" or "released", see `losses.focal_loss`.
@@ -59,8 +77,15 @@ class MagnetConfig:
         sigma_mean, sigma_std: of the logit of the noise level, before the scheduler's shift.
         mask_side: side of the square at which maps and masks are compared, in pixels; None for the image's own.
         size: side of the square training images in pixels; None for the model's own.
+        crop: (side, corner): bring the shorter side of an image to `side` pixels, cut a square of that side at a random
+            place, and take its top left square of `corner` pixels, as the released code does for COCO; None for the
+            whole image, stretched.
+        flip: share of images that are mirrored left to right, after the random cut and before the corner is taken.
         zero_tokens: zero vectors that stand for T5's tokens.
         seed: of everything random.
+
+    Raises:
+        InputError: a value of another type or out of range, or two that exclude each other.
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.5, equations 13 and 14, appendix A.
     """
@@ -96,25 +121,59 @@ class MagnetConfig:
     sigma_std: float = 0.5
     mask_side: int | None = None
     size: int | None = None
+    crop: tuple[int, int] | None = None
+    flip: float = 0.0
     zero_tokens: int = 77
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "rank", "alpha", "most_masks"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name, kind in _CHOICES.items():
+            one_of(getattr(self, name), name, get_args(kind))
+        for name in ("conv_head", "conv_first"):
+            one_of(getattr(self, name), name, (False, True))
+        for name, low in _WHOLE.items():
+            if getattr(self, name) is not None or name not in ("mask_side", "size"):
+                self._set(name, as_int(getattr(self, name), name, low))
+        for name, (low, high) in _REAL.items():
+            self._set(name, as_float(getattr(self, name), name, low, high))
+        for name in ("learning_rate", "head_learning_rate", "clip_gradients"):
+            if not getattr(self, name):
+                raise InputError(f"expected {name} above 0, got 0: pass a number such as {name}=1e-5")
+        empty = isinstance(self.layers, (tuple, list)) and not self.layers
+        self._set("layers", () if empty else tuple(as_indices(self.layers, "layers")))
+        if self.crop is not None:
+            if not isinstance(self.crop, (tuple, list)) or len(self.crop) != 2:
+                raise InputError(
+                    f"expected crop, the side of a square and of its corner, got {self.crop!r}: pass crop=(1024, 640)"
+                )
+            side = as_int(self.crop[0], "crop", 1)
+            self._set("crop", (side, as_int(self.crop[1], "crop", 1, side)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse combinations of values that exclude each other."""
         if self.maps == "heads" and self.reading == "shares":
             raise InputError(
-                "expected reading='scores' or 'softmax' with maps='heads': masks without names have no shares"
+                "expected reading='scores' or 'softmax' with maps='heads', got reading='shares': masks without names "
+                "have no shares"
             )
         if self.conv_first and (self.reading != "scores" or not self.conv_head):
             raise InputError(
                 f"expected conv_head=True and reading='scores' with conv_first=True, got conv_head={self.conv_head} "
-                f"and "
-                f"reading={self.reading!r}: leave conv_first out"
+                f"and reading={self.reading!r}: leave conv_first out"
             )
         if not self.has_masks and self.flow_weight == 0:
-            raise InputError("expected at least one loss with a weight above 0, got none")
+            raise InputError(
+                "expected at least one loss with a weight above 0, got flow_weight=0, focal_weight=0 and "
+                "dice_weight=0: pass flow_weight=1.0"
+            )
+        if self.maps == "heads" and not self.match_focal and not self.match_dice:
+            raise InputError(
+                "expected match_focal or match_dice above 0 with maps='heads', got 0 for both: pass match_dice=1.0"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def has_masks(self) -> bool:
@@ -134,17 +193,18 @@ _CODE: dict[str, Any] = {
 PRESETS = {
     "coco": MagnetConfig(),
     "sa1b": MagnetConfig(steps=1000, maps="heads", text="caption", least_area=0.005),
-    "coco-released": MagnetConfig(batch=8, **_CODE),
-    "sa1b-released": MagnetConfig(steps=1000, batch=4, maps="heads", text="caption", least_area=0.005, **_CODE),
+    "coco-released": MagnetConfig(batch=8, crop=(1024, 640), flip=0.5, mask_side=640, **_CODE),
+    "sa1b-released": MagnetConfig(
+        steps=1000, batch=4, maps="heads", text="caption", least_area=0.005, flip=0.5, **_CODE
+    ),
     "mini": MagnetConfig(steps=600, batch=8, learning_rate=1e-3, warmup=20, clip_gradients=1.0, reading="shares"),
 }
 """Settings by name: the paper's two data sets, each by the paper's text and by its code, and the embedded model's.
 
-The released presets have the code's losses, averages, tokens, matching and effective batch (detectron2 ignores its
-gradient
-accumulation). They differ from it in the pictures of COCO: it trains on the top left 640 pixels of a random 1024 crop,
-half of
-them flipped, these on the whole image stretched to the model's square. Noise and order of images are other draws.
+The released presets have the code's losses, averages, tokens, matching, pictures and effective batch (detectron2
+ignores its gradient accumulation). Noise, order of images, cuts and flips are other draws. Of SA-1B the code reads the
+first two sentences of a caption and pads images to the largest of the batch; these read what fits, and stretch each
+image.
 """
 
 
@@ -157,6 +217,5 @@ def preset(name: str) -> MagnetConfig:
     Raises:
         InputError: another name.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    one_of(name, "preset", tuple(PRESETS))
     return PRESETS[name]

@@ -5,7 +5,6 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,45 +14,46 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
+from diffusers import DiffusionPipeline
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import cast_training_params
-from jaxtyping import Float
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import append_row, open_run, replace_file, truncate_log
-from seg4diff_tools.attention.intercept import intercept
-from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools._runs import append_row, as_path, open_run, refuse_other, replace_file, truncate_log
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.checks import check_layers
+from seg4diff_tools.backbones.checks import check_layers, check_zeros
+from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora import ADAPTER, attach, check_free, trained
 from seg4diff_tools.backbones.lora_files import LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
-from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
+from seg4diff_tools.errors import CheckpointError, InputError, TrainingError, one_of
+from seg4diff_tools.evaluation.evaluate import check_samples
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.families._private import allow_precision
 from seg4diff_tools.indices import as_int
-from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
+from seg4diff_tools.magnet.alignment import ConvHead
 from seg4diff_tools.magnet.config import MagnetConfig
+from seg4diff_tools.magnet.memory import images_that_fit
+from seg4diff_tools.magnet.student import Student
 from seg4diff_tools.magnet.targets import Target, noise, target
 from seg4diff_tools.plotting import static
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
 STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
+RUN = "a fine-tuning"
 NO_CHECKPOINTING = ("hunyuan-image",)
 """Families whose blocks diffusers calls with arguments that its checkpointing does not take."""
-VALUES_PER_CHANNEL = 30
-"""Numbers kept for the backward pass for each token, block and channel (measured with SD3-medium, 512 px, bf16)."""
 PICTURES = 3
 """Evaluation images that are drawn with their label maps."""
 
 
 def finetune(
-    backbone: Backbone,
+    model: Backbone | DiffusionPipeline | str | Path,
     samples: Sequence[Sample],
     config: MagnetConfig,
     out: str | Path,
@@ -67,13 +67,13 @@ def finetune(
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Aligns the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
+    """Align the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
 
     Every random number follows from the seed and from how many images came before, so that a run that was killed, or
     cut between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
 
     Args:
-        backbone: the model.
+        model: a backbone, a pipeline or a name.
         samples: images with label maps or masks, taken in a new random order each time through, read as they are
             needed. What cannot be read is named in a warning, and the next image takes its place.
         config: see `MagnetConfig`.
@@ -92,34 +92,45 @@ def finetune(
         `out`, for `apply_lora(backbone, out)` here and for `pipe.load_lora_weights(out)` of plain diffusers.
 
     Raises:
-        InputError: no samples, a batch that cannot be cut evenly, no sample that can be read, or a folder of another
-            run.
+        InputError: an argument of another type or out of range, a batch that cannot be cut evenly, no sample that can
+            be read, or a folder of another run.
         TrainingError: a loss that is not a number; the last checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read.
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.5, figure 10.
     """
-    if len(samples) == 0:
-        raise InputError("expected at least one sample, got none")
+    if not isinstance(config, MagnetConfig):
+        raise InputError(
+            f"expected config, a MagnetConfig, got {config!r}: pass MagnetConfig() or magnet.preset('coco')"
+        )
+    check_samples(samples)
+    if len(evaluation):
+        check_samples(evaluation)
+    folder = as_path(out, "out")
+    evaluate_every, save_every = as_int(evaluate_every, "evaluate_every", 1), as_int(save_every, "save_every", 1)
+    if mixed_precision is not None:
+        one_of(mixed_precision, "mixed_precision", ("no", "bf16", "fp16"))
     if tensorboard and not is_tensorboard_available():
         raise InputError("expected TensorBoard for tensorboard=True, got none: pip install tensorboard")
+    # a wrong folder is refused before a model is loaded by its name
+    refuse_other(folder, run_settings(config, samples), RUN)
+    backbone = as_backbone(model)
+    transformer = backbone.transformer
     if gradient_checkpointing and backbone.family.name in NO_CHECKPOINTING:
         raise InputError(
             f"expected gradient_checkpointing=False with {backbone.family.name}, whose blocks diffusers cannot compute "
             "again, got True: lower images_at_once instead"
         )
-    if images_at_once is not None:
-        images_at_once = as_int(images_at_once, "images_at_once", 1)
-    check_free(backbone.transformer)
-    folder, transformer = Path(out), backbone.transformer
-    settings = asdict(config) | {
-        "model": backbone.name,
-        "fingerprint": model_fingerprint(backbone),
-        "dtype": str(backbone.dtype),
-        "samples": len(samples),
-    }
+    check_free(transformer)
+    layers = check_layers(backbone, list(config.layers) or ["expert"]) if config.has_masks else []
+    check_zeros(backbone, config.zero_tokens)
+    backbone.latent_size(config.size)
     accelerator = _accelerator(backbone, folder, mixed_precision, tensorboard, config.conv_head)
-    open_run(folder, settings, "a fine-tuning")
+    share = _divided(config.batch, accelerator.num_processes, "a number of processes")
+    at_once = images_that_fit(backbone, share, config.size) if images_at_once is None else images_at_once
+    accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
+    weights = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
+    open_run(folder, run_settings(config, samples) | weights, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -130,14 +141,21 @@ def finetune(
             transformer.enable_gradient_checkpointing()
         if tensorboard:
             accelerator.init_trackers("magnet")
-        run = _Run(backbone, samples, config, folder, accelerator, head, images_at_once)
-        run.train(evaluation, evaluate_every, save_every, progress)
+        student = Student(backbone, config, layers, head)
+        _Run(backbone, samples, config, folder, accelerator, student).train(
+            evaluation, evaluate_every, save_every, progress
+        )
         accelerator.end_training()
     finally:
         transformer.disable_gradient_checkpointing()
         transformer.unload_lora()
         transformer.requires_grad_(False).eval()
     return folder
+
+
+def run_settings(config: MagnetConfig, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the settings of a run that need no model."""
+    return asdict(config) | {"samples": len(samples)}
 
 
 def _accelerator(
@@ -159,47 +177,6 @@ def _accelerator(
         ) from error
 
 
-class _Student(nn.Module):
-    """The transformer and what reads masks from it, as one module for processes to share."""
-
-    def __init__(self, backbone: Backbone, config: MagnetConfig, head: ConvHead | None) -> None:
-        super().__init__()
-        self.transformer, self.head, self.config = backbone.transformer, head, config
-        self.read_velocity = backbone.family.velocity
-        self.clip_tokens = backbone.family.clip_tokens
-        self.layers = check_layers(backbone, list(config.layers) or ["expert"]) if config.has_masks else []
-
-    def forward(
-        self,
-        inputs: dict[str, Any],
-        velocity: Float[Tensor, "image ..."],
-        targets: Sequence[Target],
-        grid: tuple[int, int],
-        count: float | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The losses of a batch, not yet weighted; differentiate them inside of `watching`."""
-        self._seen: dict[int, list[Tensor]] = {}
-        self._read = functools.partial(
-            mask_logits, targets=targets, config=self.config, grid=grid, clip_tokens=self.clip_tokens
-        )
-        predicted = self.read_velocity(self.transformer(**inputs)[0])
-        found = {"flow": (predicted.float() - velocity).square().mean()}
-        with torch.autocast(predicted.device.type, enabled=False):
-            parts = [mask_losses(self._seen[layer], targets, self.config, self.head, count) for layer in self.layers]
-        for name in ("focal", "dice") if parts else ():
-            found[name] = torch.stack([part[name] for part in parts]).mean()
-        return found
-
-    def watching(self):
-        """Keeps the maps of the wanted layers; checkpointed blocks, which run again in the backward pass, need it
-        too."""
-        return intercept(self.transformer, self._keep, layers=self.layers) if self.layers else nullcontext()
-
-    def _keep(self, call: JointAttention) -> None:
-        maps = self._read(call)
-        self._seen.setdefault(call.layer, maps)
-
-
 class _Run:
     def __init__(
         self,
@@ -208,23 +185,22 @@ class _Run:
         config: MagnetConfig,
         folder: Path,
         accelerator: Accelerator,
-        head: ConvHead | None,
-        images_at_once: int | None,
+        student: Student,
     ) -> None:
         self.backbone, self.samples, self.config, self.folder = backbone, samples, config, folder
-        self.accelerator = accelerator
-        self.share = _divided(config.batch, accelerator.num_processes, "processes")
-        self.at_once = images_at_once or _images_at_once(backbone, self.share, config.size)
-        accelerator.gradient_accumulation_steps = _divided(self.share, self.at_once, "images at once")
+        self.accelerator, self.student = accelerator, student
+        self.share = config.batch // accelerator.num_processes
+        self.at_once = self.share // accelerator.gradient_accumulation_steps
         cast_training_params(backbone.transformer)
-        self.student = _Student(backbone, config, head)
         self.weights = {"flow": config.flow_weight, "focal": config.focal_weight, "dice": config.dice_weight}
-        self.parameters = [value for value in self.student.parameters() if value.requires_grad]
-        heads = [] if head is None else [{"params": list(head.parameters()), "lr": config.head_learning_rate}]
-        lora = [value for value in backbone.transformer.parameters() if value.requires_grad]
-        self.optimizer = AdamW([{"params": lora}, *heads], config.learning_rate, weight_decay=config.weight_decay)
+        self.parameters = [value for value in student.parameters() if value.requires_grad]
+        lora = {"params": [value for value in backbone.transformer.parameters() if value.requires_grad]}
+        conv = (
+            [] if student.head is None else [{"params": [*student.head.parameters()], "lr": config.head_learning_rate}]
+        )
+        self.optimizer = AdamW([lora, *conv], config.learning_rate, weight_decay=config.weight_decay)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, config.warmup, config.steps)
-        self.model, self.prepared = accelerator.prepare(self.student, self.optimizer)
+        self.model, self.prepared = accelerator.prepare(student, self.optimizer)
         self.skipped: set[int] = set()
 
     def train(self, evaluation: Sequence[Sample], evaluate_every: int, save_every: int, progress: bool) -> None:
@@ -287,20 +263,23 @@ class _Run:
 
     def _target(self, number: int) -> Target:
         """The image with this number in training, or the next one in the set that can be read."""
-        turn, place = divmod(number, len(self.samples))
-        index = int(_order(self.config.seed, turn, len(self.samples))[place])
+        index = self._index(number)
         for shift in range(len(self.samples)):
             place = (index + shift) % len(self.samples)
             if place in self.skipped:
                 continue
             try:
-                return target(self.backbone, self.samples[place], self.config)
+                return target(self.backbone, self.samples[place], self.config, number)
             except InputError as error:
                 self.skipped.add(place)
                 warnings.warn(f"sample {place} is skipped: {error}", stacklevel=2)
         raise InputError(
             f"expected a sample that can be trained on, got none among {len(self.samples)}: see the warnings"
         )
+
+    def _index(self, number: int) -> int:
+        turn, place = divmod(number, len(self.samples))
+        return int(_order(self.config.seed, turn, len(self.samples))[place])
 
     def _inputs(self, numbers: Sequence[int], targets: Sequence[Target]) -> tuple:
         backbone = self.backbone
@@ -315,8 +294,7 @@ class _Run:
 
     def _trouble(self, step: int, numbers: Sequence[int], losses: dict[str, Tensor]) -> str:
         told = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-        order = [divmod(number, len(self.samples)) for number in numbers]
-        images = [int(_order(self.config.seed, turn, len(self.samples))[place]) for turn, place in order]
+        images = [self._index(number) for number in numbers]
         return (
             f"expected finite losses, got {told} in step {step + 1}, samples {images}: the checkpoint before it is in "
             f"{self.folder}; lower the learning rate, or leave these samples out, and start in another folder"
@@ -373,25 +351,9 @@ class _Run:
         return state["step"]
 
 
-def _images_at_once(backbone: Backbone, share: int, size: int | None) -> int:
-    """Return how many images of a batch fit into the free memory at once, by an estimate."""
-    tokens = ((size or backbone.image_size) // backbone.token_px) ** 2
-    queries = (value.shape[0] for name, value in backbone.transformer.named_parameters() if "to_q" in name)
-    width = max(queries, default=1)
-    need = VALUES_PER_CHANNEL * tokens * backbone.layers * width * backbone.dtype.itemsize
-    if backbone.device.type == "cuda":
-        free = torch.cuda.mem_get_info(backbone.device)[0]
-    elif hasattr(os, "sysconf"):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    else:
-        return share
-    fitting = max(1, int(0.8 * free) // need)
-    return max(count for count in range(1, share + 1) if share % count == 0 and count <= fitting)
-
-
 def _divided(whole: int, part: int, name: str) -> int:
-    if part < 1 or whole % part:
-        raise InputError(f"expected a number of {name} that divides {whole} images evenly, got {part}")
+    if whole % part:
+        raise InputError(f"expected {name} that divides {whole} images evenly, got {part}: choose another batch")
     return whole // part
 
 

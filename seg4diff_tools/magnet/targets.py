@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -39,13 +39,14 @@ class Target:
     unnamed: int = 0
 
 
-def target(backbone: Backbone, sample: Sample, config: MagnetConfig) -> Target:
-    """Prepares an image.
+def target(backbone: Backbone, sample: Sample, config: MagnetConfig, number: int = 0) -> Target:
+    """Prepare an image.
 
     Args:
         backbone: whose prompts and sizes.
         sample: image, and label map with names, or (for maps="heads") `masks` of any kind, [mask y x].
-        config: which masks, which prompt.
+        config: which masks, which prompt, and how images are cut and mirrored.
+        number: how many images came before in training; cut and mirror image follow from it and the seed.
 
     Raises:
         InputError: an unreadable image, masks of another size than the image, or no class name where one is needed.
@@ -54,43 +55,79 @@ def target(backbone: Backbone, sample: Sample, config: MagnetConfig) -> Target:
     side = config.mask_side or config.size or backbone.image_size
     names = list(sample.class_names)
     labels = torch.from_numpy(np.asarray(sample.label_map).astype(np.int64))
-    masks = getattr(sample, "masks", None) if config.maps == "heads" else None
-    classes = labels == torch.arange(len(names))[:, None, None]
-    masks = classes if masks is None else torch.from_numpy(np.asarray(masks)).bool()
+    single = getattr(sample, "masks", None) if config.maps == "heads" else None
+    masks = None if single is None else torch.from_numpy(np.asarray(single)).bool()
     for found in (labels, masks):
-        if found.shape[-2:] != (picture.height, picture.width):
+        if found is not None and found.shape[-2:] != (picture.height, picture.width):
             raise InputError(
                 f"expected masks of the image's size {(picture.height, picture.width)}, got {tuple(found.shape[-2:])}: "
                 "check that they belong to this image"
             )
-    # a label map says where nothing is known, masks of SA-1B do not
-    has_known = config.unlabeled == "ignored" and (config.maps == "words" or bool(names))
-    known = labels != IGNORE if has_known else torch.ones_like(labels, dtype=torch.bool)
     if not names and (config.maps == "words" or config.text == "classes"):
         raise InputError("expected class names with maps='words' or text='classes', got none: name the masks")
+    classes = list(range(len(names)))
+    if config.crop or config.flip:
+        picture, rows, columns = _cut(picture, config, number, config.size or backbone.image_size)
+        labels = labels[rows[:, None], columns]
+        masks = None if masks is None else masks[:, rows[:, None], columns]
+        # the prompt names what a cut leaves of an image
+        classes = [index for index in classes if not config.crop or bool((labels == index).any())]
+        names = [names[index] for index in classes]
+    if masks is None:
+        masks = labels == torch.tensor(classes, dtype=torch.int64)[:, None, None]
+    # a label map says where nothing is known, masks of SA-1B do not
+    has_known = config.unlabeled == "ignored" and (config.maps == "words" or bool(sample.class_names))
+    known = labels != IGNORE if has_known else torch.ones_like(labels, dtype=torch.bool)
     text, spans = _prompt(backbone, sample, names, config)
-    wanted = [index for index in _largest(masks, config) if config.maps == "heads" or names[index] in spans]
-    unnamed = len(_largest(masks, config)) - len(wanted)
+    largest = _largest(masks, config)
+    wanted = [index for index in largest if config.maps == "heads" or names[index] in spans]
     return Target(
         picture,
         text,
         _square(masks[wanted], side),
         tuple(spans[names[index]] for index in wanted) if config.maps == "words" else (),
         _square(known[None], side)[0],
-        unnamed,
+        len(largest) - len(wanted),
     )
+
+
+def _cut(
+    picture: Image.Image, config: MagnetConfig, number: int, side: int
+) -> tuple[Image.Image, Int64[Tensor, " y"], Int64[Tensor, " x"]]:
+    """Cut and mirror an image, see `MagnetConfig.crop`; return it and which of its rows and columns are left."""
+    generator = np.random.Generator(np.random.Philox(key=[config.seed, number], counter=1))
+    place, mirror = generator.random(2)
+    rows, columns = (torch.arange(length, dtype=torch.int64) for length in picture.size[::-1])
+    if config.crop:
+        whole, corner = config.crop
+        scale = whole / min(picture.size)
+        width, height = (max(whole, int(length * scale + 0.5)) for length in picture.size)
+        # the nearest row and column before the one that is resized, as the released code takes labels
+        rows = torch.arange(height, dtype=torch.int64) * picture.height // height
+        columns = torch.arange(width, dtype=torch.int64) * picture.width // width
+        left, top = (round((length - whole) * float(place)) for length in (width, height))
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        picture = picture.crop((left, top, left + whole, top + whole))
+        rows, columns = rows[top : top + whole], columns[left : left + whole]
+    if mirror < config.flip:
+        picture, columns = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), columns.flip(0)
+    if config.crop:
+        picture, rows, columns = picture.crop((0, 0, corner, corner)), rows[:corner], columns[:corner]
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    return picture, rows, columns
 
 
 def _prompt(
     backbone: Backbone, sample: Sample, names: Sequence[str], config: MagnetConfig
 ) -> tuple[Prompt, dict[str, tuple[int, ...]]]:
     """The encoded prompt, and the tokens of the classes that it holds."""
-    if config.text == "classes":
+    if config.text == "classes" and names:
         # of so many names that one prompt does not hold them, the first prompt's are trained
         prompt = backbone.class_prompts(names, zero_tokens=config.zero_tokens)[0]
         spans = dict(prompt.classes)
         return prompt, _any_tokens(backbone, prompt, spans) if config.class_tokens == "any" else spans
-    prompt = backbone.encode_prompt(fitting(backbone, sample.caption), zero_tokens=config.zero_tokens)
+    caption = "" if config.text == "classes" else fitting(backbone, sample.caption)
+    prompt = backbone.encode_prompt(caption, zero_tokens=config.zero_tokens)
     spans = {}
     for name in names if config.maps == "words" else ():
         try:

@@ -192,14 +192,15 @@ def image_list(images: Any) -> tuple[list[Any], bool]:
 
 
 def check_options(backbone: Backbone, options: OpenVocabulary) -> list[int] | None:
-    """Check layers and heads against a model.
+    """Check layers, heads and size against a model.
 
     Returns:
         The resolved layers; None where the method chooses its own.
 
     Raises:
-        InputError: a layer or head that the model does not have, or an expert layer that is unknown.
+        InputError: a layer, head or size that the model does not have, or an expert layer that is unknown.
     """
+    backbone.latent_size(options.size)
     if options.heads != "mean":
         check_heads(backbone, options.heads)  # type: ignore[arg-type]  # normalized to a tuple
     return model_layers(backbone, options)

@@ -23,6 +23,7 @@ from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.magnet import MagnetConfig, alignment, preset
 from seg4diff_tools.magnet.loop import _Run
+from seg4diff_tools.magnet.student import Student
 from seg4diff_tools.scenes import Scenes
 from tests.benchmarks.bench_recorder import peak_rss
 
@@ -54,7 +55,9 @@ def start(name: str, model: str, batch: int, device: str | None) -> _Run:
     backbone = load_backbone(model, device=device)
     attach(backbone.transformer, backbone.family, config.rank, config.alpha)
     accelerator = Accelerator(cpu=backbone.device.type == "cpu")
-    run = _Run(backbone, Scenes("train", 1000), config, Path(tempfile.mkdtemp()), accelerator, None, None)
+    layers = [backbone.expert_layer] if config.has_masks else []
+    student = Student(backbone, config, layers, None)
+    run = _Run(backbone, Scenes("train", 1000), config, Path(tempfile.mkdtemp()), accelerator, student)
     if name.endswith("whole map"):
 
         def keep(call: JointAttention) -> None:

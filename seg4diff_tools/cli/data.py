@@ -1,0 +1,111 @@
+"""Data sets of the command line: the same flags for `evaluate` and `finetune`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seg4diff_tools.errors import InputError
+
+PUBLISHED = "voc20, voc21, pc59, coco-object, coco-object80, coco-stuff27, ade150, cityscapes, coco-panoptic"
+Root = Annotated[Path | None, typer.Option(help="Where the data set lies, as it was published.")]
+Split = Annotated[str | None, typer.Option(help="Of a published data set, such as train or val.")]
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="For folder (ROOT/images, ROOT/masks): text file, line i from 0 names the mask's value i."),
+]
+Stuff = Annotated[
+    str | None, typer.Option(help="For folder: classes that are stuff and not objects, such as grass,sky.")
+]
+Ignore = Annotated[
+    int | None, typer.Option(help="For folder: the mask's value of pixels to leave out, -1 for none; 255 by default.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take no more images than this.")]
+
+# flags that each kind of data set reads
+_READ = {"folder": ("root", "classes", "stuff", "ignore"), "coco-panoptic": ("root", "split", "captions")}
+_READ["sa1b"] = ("root", "captions")
+
+
+def open_samples(
+    dataset: str,
+    packaged: Mapping[str, Callable[[], Sequence]],
+    others: Sequence[str] = (),
+    *,
+    usual_split: str,
+    **flags: Any,
+) -> Sequence:
+    """Open a data set by its flags.
+
+    Args:
+        dataset: name of the data set.
+        packaged: data sets that come with the package, by name.
+        others: further names that the command knows.
+        usual_split: where --split is not given.
+        flags: root, split, classes, stuff, ignore and captions; None where not given.
+
+    Raises:
+        InputError: an unknown data set, a flag that it does not read, or one that it lacks.
+    """
+    from seg4diff_tools import datasets
+
+    names = [*packaged, *datasets.BENCHMARKS, "coco-panoptic", *others, "folder"]
+    if dataset not in names:
+        raise InputError(f"expected --dataset, one of {', '.join(names)}, got {dataset!r}: choose one of these")
+    read = () if dataset in packaged else _READ.get(dataset, ("root", "split"))
+    if unread := [f"--{name}" for name, value in flags.items() if value is not None and name not in read]:
+        it = "it" if len(unread) == 1 else "them"
+        raise InputError(
+            f"expected no {', '.join(unread)} with --dataset {dataset}, which does not read {it}: leave {it} out"
+        )
+    if dataset in packaged:
+        return packaged[dataset]()
+    root, split = flags["root"], flags["split"] or usual_split
+    if root is None:
+        raise InputError(f"expected where {dataset} lies, got no --root: pass the folder of the data set")
+    if dataset == "sa1b":
+        return datasets.sa1b(root, flags["captions"])
+    if dataset == "coco-panoptic":
+        # the official archives unpack into a folder of their own
+        where = root / "annotations" if (root / "annotations" / f"panoptic_{split}2017").is_dir() else root
+        panoptic = where / f"panoptic_{split}2017"
+        return datasets.coco_panoptic(
+            root / f"{split}2017", panoptic, panoptic.with_suffix(".json"), flags.get("captions")
+        )
+    if dataset != "folder":
+        return datasets.published(dataset, root, split)
+    if flags["classes"] is None:
+        raise InputError("expected names of classes, got no --classes: pass a text file with a class on each line")
+    classes = class_list(flags["classes"])
+    stuff = words(flags["stuff"], "--stuff") if flags["stuff"] is not None else ()
+    if unknown := [name for name in stuff if name not in classes]:
+        raise InputError(f"expected --stuff among the classes of {flags['classes']}, got {unknown[0]!r}: correct it")
+    ignore = datasets.IGNORE if flags["ignore"] is None else flags["ignore"]
+    return datasets.folder(root / "images", root / "masks", classes, stuff, ignore)
+
+
+def class_list(file: Path) -> list[str]:
+    """Read names of classes from a text file, one on each line, each one once."""
+    from seg4diff_tools._runs import as_path
+    from seg4diff_tools.datasets.files import read_text
+
+    text = read_text(as_path(file, "--classes"), "--classes, a text file with a class on each line,")
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in names or not names:
+        raise InputError(
+            f"expected a class on each line of --classes, got an empty line {names.index('') + 1 if names else 1} in "
+            f"{file}: write one there"
+        )
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"expected each class once in --classes, got {', '.join(twice)} twice: leave one out")
+    return names
+
+
+def words(text: str, flag: str) -> tuple[str, ...]:
+    """Return words that are joined by commas."""
+    found = tuple(word.strip() for word in text.split(","))
+    if not all(found) or len(set(found)) < len(found):
+        raise InputError(f"expected {flag} as different words joined by commas, got {text!r}: pass {flag} grass,sky")
+    return found
