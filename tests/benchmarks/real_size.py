@@ -290,9 +290,14 @@ def same(run: Run, output: Tensor) -> str:
     )
 
 
-@torch.no_grad()
-def measure_forwards(run: Run, transformer: nn.Module, forward: Callable[[], Tensor], layer: int) -> None:
+def forward_rows(
+    run: Run, transformer: nn.Module, predict: Callable[[], Tensor], layer: int
+) -> dict[str, Callable[[], str]]:
     """The rows of single forwards, which every model has."""
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return predict()
 
     def plain() -> str:
         np.save(run.plain, forward().float().numpy())
@@ -318,10 +323,7 @@ def measure_forwards(run: Run, transformer: nn.Module, forward: Callable[[], Ten
             f"model's type within {found['usual']:.1e}; attention from {found['lowest']:.1e} to {found['highest']:.1e}"
         )
 
-    run.measure("plain", plain)
-    run.measure("recorded", recorded)
-    run.measure("full map", materialized)
-    run.measure("exactness", exactness)
+    return {"plain": plain, "recorded": recorded, "full map": materialized, "exactness": exactness}
 
 
 def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
@@ -345,7 +347,7 @@ def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
     layer, photos = expert(backbone.layers), photographs()
     latents = backbone.encode_image(photos[0].image, size=size)
     noisy, prompt = backbone.add_noise(latents, 8), backbone.encode_prompt(WORDS)
-    measure_forwards(run, backbone.transformer, lambda: backbone.predict_velocity(*noisy, prompt), layer)
+    rows = forward_rows(run, backbone.transformer, lambda: backbone.predict_velocity(*noisy, prompt), layer)
 
     def segmented() -> str:
         found = segment(
@@ -365,9 +367,9 @@ def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
             written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
         return f"a LoRA of {written / 2**20:.0f} MiB"
 
-    run.measure("segmented", segmented)
-    run.measure("sweep", swept)
-    run.measure("fine-tuning", tuned)
+    rows |= {"segmented": segmented, "sweep": swept, "fine-tuning": tuned}
+    for name in ("plain", "recorded", "segmented", "full map", "exactness", "sweep", "fine-tuning"):
+        run.measure(name, rows[name])
 
 
 def measure_flux(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
@@ -381,7 +383,8 @@ def measure_flux(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
     run.rows.pop("built", None)
     run.measure("built", build)
     transformer, inputs = made
-    measure_forwards(run, transformer, lambda: transformer(**inputs, return_dict=False)[0], 1)
+    for name, work in forward_rows(run, transformer, lambda: transformer(**inputs, return_dict=False)[0], 1).items():
+        run.measure(name, work)
 
 
 def main(arguments: list[str] | None = None) -> None:
