@@ -9,7 +9,6 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 
-from seg4diff_tools.attention import operators
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import DIRECTIONS, JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
@@ -358,48 +357,6 @@ def test_attention_with_lse_is_pytorchs_own_attention(mask, backend, dtype):
     expected = (query.double() @ key.double().mT * 0.7 + (0 if mask is None else mask.double())).logsumexp(dim=-1)
     assert torch.equal(output, plain)
     assert (lse - expected).abs().max() < (1e-3 if dtype.itemsize == 2 else 1e-5)
-
-
-def test_a_wrong_operator_is_noticed_and_replaced_with_a_warning(monkeypatch):
-    def wrong(query, key, value, mask, scale):
-        output, lse = operators._flash_cpu(query, key, value, mask, scale)
-        return output, lse + 0.1
-
-    monkeypatch.setitem(operators._OPERATORS, SDPBackend.FLASH_ATTENTION, wrong)
-    for cached in (operators._is_trusted, operators._warn_once):
-        cached.cache_clear()
-    query, key, value = torch.randn(3, 1, 2, 13, 4)
-    with pytest.warns(UserWarning, match="self-check.*chunks"):
-        _, lse = attention_with_lse(query, key, value)
-    assert torch.allclose(lse, (query @ key.mT / 2).logsumexp(dim=-1), atol=1e-6)
-    for cached in (operators._is_trusted, operators._warn_once):
-        cached.cache_clear()
-
-
-def test_an_operator_that_refuses_an_input_is_replaced_with_a_warning(monkeypatch):
-    def picky(query, key, value, mask, scale):
-        if query.shape[-1] == 4:
-            raise RuntimeError("head size 4 is not supported")
-        return operators._flash_cpu(query, key, value, mask, scale)
-
-    monkeypatch.setitem(operators._OPERATORS, SDPBackend.FLASH_ATTENTION, picky)
-    operators._is_trusted.cache_clear()
-    query, key, value = torch.randn(3, 1, 2, 13, 4)
-    with pytest.warns(UserWarning, match="refused.*head size 4"):
-        output, lse = attention_with_lse(query, key, value)
-    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value))
-    assert torch.allclose(lse, (query @ key.mT / 2).logsumexp(dim=-1), atol=1e-6)
-    for cached in (operators._is_trusted, operators._warn_once):
-        cached.cache_clear()
-
-
-def test_recording_draws_no_random_numbers():
-    operators._is_trusted.cache_clear()
-    torch.manual_seed(0)
-    expected = torch.randn(3)
-    torch.manual_seed(0)
-    attention_with_lse(*torch.ones(3, 1, 2, 7, 4))
-    assert torch.equal(torch.randn(3), expected)
 
 
 def test_autocast_changes_neither_the_output_nor_the_precision_of_maps():

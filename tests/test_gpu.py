@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import SIDE, build
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.operators import attention_with_lse
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.segmentation.options import OpenVocabulary
@@ -42,9 +43,24 @@ def test_operators_give_pytorchs_output_and_the_exact_log_sum_exp(backend, dtype
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1), atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
-def test_the_operators_pass_their_own_check(backend):
-    assert operators._is_trusted(backend, torch.bfloat16, torch.device("cuda"), False)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("tokens", "dim"), [(37, 64), (333, 64), (4250, 64), (4608, 128)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", operators._OPERATORS)
+def test_the_operators_are_trusted_at_real_lengths(backend, dtype, tokens, dim, masked, monkeypatch):
+    monkeypatch.setattr(operators, "_TRUSTED", {})
+    query, key, value = torch.randn(3, 2, 3, tokens, dim, device="cuda", dtype=dtype)
+    mask = torch.ones(2, 1, 1, tokens, device="cuda", dtype=torch.bool) if masked else None
+    if mask is not None:
+        mask[0, ..., -5:] = mask[1, ..., -3:] = False
+    with sdpa_kernel(backend):
+        try:
+            plain = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        except RuntimeError:
+            pytest.skip(f"PyTorch itself refuses {backend.name} for {dtype}, {dim} channels, masked: {masked}")
+        output, _ = attention_with_lse(query, key, value, mask)
+    assert torch.equal(output, plain)
+    assert [len(fills) for fills in operators._TRUSTED.values()] == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

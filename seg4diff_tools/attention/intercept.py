@@ -7,7 +7,6 @@ A_I2T = exp(q_img k_txt^T scale - lse)  (Seg4Diff, arXiv 2509.18096, section 3).
 """
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import autocast_inputs, observed_attention
+from seg4diff_tools.attention.operators import CLOSED, added_mask, autocast_inputs, observed_attention, repeated
 from seg4diff_tools.attention.shapes import KeyBias
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
@@ -225,12 +224,11 @@ class _Tap(TorchFunctionMode):
                     f"causal "
                     f"{is_causal}: use the model's default attention processors"
                 )
-            if enable_gqa:
-                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
             query, key, value, mask = autocast_inputs(query, key, value, mask)
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             with torch.autocast(query.device.type, enabled=False):
-                output, lse = observed_attention(query, key, value, mask, scale)
+                output, lse, mask = observed_attention(query, key, value, mask, scale, enable_gqa)
+                key, value = repeated(key, query), repeated(value, query)
                 call = JointAttention(layer, layout.image, layout.text, query, key, value, lse, scale, mask, output)
                 for request in observers:
                     replacement = request.on_attention(call) if request.on_attention else None
@@ -246,9 +244,7 @@ class _Tap(TorchFunctionMode):
         return output
 
     def _mask(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-        """The call's own mask and all key biases as one additive mask."""
-        if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+        """The call's own mask as it came, or with all key biases as one additive mask."""
         for request in self.requests:
             if request.key_bias is not None:
                 if request.key_bias.shape[0] != key.shape[2]:
@@ -258,7 +254,8 @@ class _Tap(TorchFunctionMode):
                         "count image, text and other tokens"
                     )
                 bias = request.key_bias.to(query).view(1, 1, 1, -1)
-                mask = bias if mask is None else mask + bias
+                # finite: cuDNN does not take minus infinity in every release
+                mask = bias if mask is None else added_mask(mask, query.dtype, CLOSED) + bias
         return mask
 
 

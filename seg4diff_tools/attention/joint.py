@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.attention.operators import (
+from seg4diff_tools.attention.exact import (
     chunks,
     default_workspace,
-    differentiable_lse,
+    exact_products,
     mask_part,
+    probabilities,
     working_dtype,
 )
+from seg4diff_tools.attention.operators import differentiable_lse
 from seg4diff_tools.attention.shapes import AttentionBlock, JointHeads, LogSumExp
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_indices
@@ -215,10 +217,11 @@ class JointAttention:
                 if self.mask is not None:
                     offset = offset + mask_part(_head_part(self.mask, chosen), places, keys)
                 offset = offset.expand(*query.shape[:3], -1)
-                piece = torch.baddbmm(offset.flatten(0, 1), query.flatten(0, 1), key, alpha=self.scale).exp_()
+                piece = probabilities(query.flatten(0, 1), key, offset.flatten(0, 1), self.scale)
                 piece = piece.unflatten(0, query.shape[:2])
                 if spans is not None:
-                    piece = piece @ spans.to(piece) if name[2] == "t" else spans.to(piece).mT @ piece
+                    with exact_products():
+                        piece = piece @ spans.to(piece) if name[2] == "t" else spans.to(piece).mT @ piece
                 yield rows, piece
                 del piece  # or it would live on beside the next one
 

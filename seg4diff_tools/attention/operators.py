@@ -1,6 +1,6 @@
 """Attention that also returns the log-sum-exp of each query's scores, bit-identical to PyTorch's own."""
 
-import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
+from seg4diff_tools.attention.exact import chunked_lse
 from seg4diff_tools.attention.shapes import JointHeads, LogSumExp
+from seg4diff_tools.attention.trust import disagreement
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families._private import sdp_choice, sdp_operator
 
-# Bytes at once. Small pieces stay in a CPU's cache: larger ones are slower there, not faster.
-WORKSPACE = {"cpu": 2 << 20}
-WORKSPACE_ELSEWHERE = 256 << 20
+CLOSED = -65504.0
+"""What stands for minus infinity where a kernel takes finite numbers alone, as PyTorch itself gives it to cuDNN."""
 
 
 def attention_with_lse(
@@ -28,13 +29,15 @@ def attention_with_lse(
 ) -> tuple[JointHeads, LogSumExp]:
     """The output of `scaled_dot_product_attention`, bit for bit, and the log-sum-exp of each query's scores.
 
-    Runs the operator that PyTorch would choose, in the form that also returns the log-sum-exp. That operator is checked
-    once per type and device against a materialized softmax; where there is none, or it disagrees, PyTorch's own
-    attention gives the output and the log-sum-exp is computed beside it, a chunk of queries at a time.
+    Runs the operator that PyTorch would choose, in the form that also returns the log-sum-exp. Its first answer for
+    each shape and type is checked on the data at hand, against PyTorch's own attention and against q k^T. Where there
+    is no such operator, or its answer differs, PyTorch's own attention gives the output and the log-sum-exp is computed
+    beside it, a chunk of queries at a time.
 
     Args:
         query, key, value: [batch heads tokens dim], after norms and rotary embedding.
-        mask: additive mask that broadcasts to [batch heads tokens tokens], or None.
+        mask: mask that broadcasts to [batch heads tokens tokens], added to the scores or boolean (False is closed), or
+            None.
         scale: factor on the scores; None means 1 / sqrt(dim).
 
     Returns:
@@ -43,27 +46,42 @@ def attention_with_lse(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value, mask = autocast_inputs(query, key, value, mask)
     with torch.autocast(query.device.type, enabled=False):
-        output, lse = observed_attention(query, key, value, mask, scale)
-        return output, differentiable_lse(query, key, lse, mask, scale)
+        output, lse, added = observed_attention(query, key, value, mask, scale)
+        return output, differentiable_lse(query, key, lse, added, scale)
 
 
 def observed_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return the output and a log-sum-exp without a gradient: autograd saves what it saves for plain attention."""
-    result = None
-    backend = _chosen_backend(query, key, value, mask, scale)
-    if backend in _OPERATORS and _is_trusted(backend, query.dtype, query.device, mask is not None):
-        try:
-            result = _OPERATORS[backend](query, key, value, mask, scale)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError) as error:
-            _warn_once(f"{backend.name} on {query.device.type} refused {tuple(query.shape)}: {error}")
-    if result is None:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        result = output, _chunked_lse(query.detach(), key.detach(), None if mask is None else mask.detach(), scale)
-    return result[0], result[1].detach()
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, grouped: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the output, a log-sum-exp without a gradient (autograd saves what it saves for plain attention), and the
+    mask as it was added.
+
+    Args:
+        query, key, value, mask, scale: see `attention_with_lse`.
+        grouped: whether key and value may have fewer heads, each for a group of the query's.
+    """
+    backend = _chosen_backend(query, key, value, mask, scale, grouped)
+    if backend in _OPERATORS:
+        answer = _operated(backend, query, key, value, mask, scale, grouped)
+        if answer is not None:
+            return answer
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    added = added_mask(mask, query.dtype)
+    keys = repeated(key.detach(), query)
+    return output, chunked_lse(query.detach(), keys, None if added is None else added.detach(), scale), added
+
+
+def added_mask(mask: Tensor | None, dtype: torch.dtype, closed: float = -math.inf) -> Tensor | None:
+    """Return a mask to be added to the scores: False in a boolean one is `closed`."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, closed)
+
+
+def repeated(key: Tensor, query: Tensor) -> Tensor:
+    """Return keys or values with a head for each of the query's, as grouped queries share them."""
+    times = query.shape[1] // key.shape[1]
+    return key if times == 1 else key.repeat_interleave(times, dim=1)
 
 
 def differentiable_lse(query: Tensor, key: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -79,7 +97,7 @@ def autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(x if x is None or x.dtype in (torch.float64, torch.bool) else x.to(dtype) for x in tensors)
 
 
 def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -121,57 +139,74 @@ _OPERATORS: dict[SDPBackend, Callable[..., tuple[Tensor, Tensor]]] = {
     SDPBackend.EFFICIENT_ATTENTION: _efficient_cuda,
     SDPBackend.CUDNN_ATTENTION: _cudnn_cuda,
 }
+_BACKENDS = {int(backend.value): backend for backend in _OPERATORS}
 
 
-def _chosen_backend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> SDPBackend:
+def _chosen_backend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, grouped: bool
+) -> SDPBackend:
     """The backend that `scaled_dot_product_attention` takes for these inputs."""
     known = query.device.type in ("cpu", "cuda")
-    number = sdp_choice(query, key, value, mask, 0.0, False, scale=scale) if known else None
+    number = sdp_choice(query, key, value, mask, 0.0, False, scale=scale, enable_gqa=grouped) if known else None
     if number is None:
         _warn_once(f"PyTorch {torch.__version__} does not tell its attention backend on {query.device.type}")
         return SDPBackend.MATH
-    return next((backend for backend in _OPERATORS if int(backend.value) == number), SDPBackend.MATH)
+    return _BACKENDS.get(number, SDPBackend.MATH)
 
 
-@functools.cache
-def _is_trusted(backend: SDPBackend, dtype: torch.dtype, device: torch.device, masked: bool) -> bool:
-    """Whether the operator agrees with a materialized softmax in fp64 and, bit for bit, with PyTorch's attention."""
-    # A generator of its own: the user's random numbers must not depend on whether she records.
-    generator = torch.Generator("cpu").manual_seed(0)
-    drawn: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    query, key, value = torch.randn(3, 2, 3, 37, 64, **drawn).to(device, dtype)
-    mask = torch.randn(37, **drawn).to(device, dtype).view(1, 1, 1, 37) if masked else None
-    scores = query.double() @ key.double().mT / 8 + (0 if mask is None else mask.double())
-    tolerance = 1e-4 if dtype.itemsize > 2 else 1e-2
-    try:
-        with torch.no_grad(), sdpa_kernel(backend):
-            plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.125)
-            output, lse = _OPERATORS[backend](query, key, value, mask, 0.125)
-        agrees = torch.equal(output, plain) and torch.allclose(lse.double(), scores.logsumexp(-1), atol=tolerance)
-        reason = "gives another result than a materialized softmax"
-    except (RuntimeError, TypeError, AttributeError) as error:
-        agrees, reason = False, str(error)
-    if not agrees:
-        _warn_once(f"{backend.name} for {dtype} on {device} failed its self-check: {reason}")
-    return agrees
+def _operated(
+    backend: SDPBackend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    grouped: bool,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The answer of a backend's operator and the mask that it was given; None where it cannot be used."""
+    kind = (
+        *(backend, query.dtype, query.device, query.shape, key.shape),
+        None if mask is None else (mask.dtype, mask.shape),
+    )
+    boolean = mask is not None and mask.dtype == torch.bool
+    # PyTorch's releases differ in what cuDNN gets for False
+    fills = _TRUSTED.get(kind, (-math.inf, CLOSED) if boolean else (-math.inf,))
+    plain, reasons = None, []
+    for closed in fills:
+        added = added_mask(mask, query.dtype, closed)
+        try:
+            output, lse = _OPERATORS[backend](query, key, value, added, scale)
+            if kind not in _TRUSTED:
+                with torch.no_grad():
+                    if plain is None:
+                        plain = F.scaled_dot_product_attention(
+                            query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
+                        )
+                    reason = disagreement(output, lse, plain, query, key, added, scale)
+                if reason is not None:
+                    reasons.append(reason)
+                    continue
+                _TRUSTED[kind] = (closed,)
+            return output, lse.detach(), added
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, AttributeError) as error:
+            reasons.append(f"it refused: {error}")
+    if reasons:
+        _TRUSTED[kind] = ()
+        _warn_once(f"{backend.name} for {query.dtype} on {query.device} failed its check: {reasons[0]}")
+    return None
 
 
-@functools.cache
+_TRUSTED: dict[tuple[Any, ...], tuple[float, ...]] = {}
+"""What False in a boolean mask becomes, for each kind of call that was checked; empty where the operator failed."""
+_WARNED: set[str] = set()
+
+
 def _warn_once(message: str) -> None:
-    warnings.warn(f"{message}. The log-sum-exp is computed in chunks instead: exact, but slower.", stacklevel=2)
-
-
-def _chunked_lse(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Exact log-sum-exp, materializing the scores of a few queries at a time."""
-    lse = query.new_empty(query.shape[:3], dtype=working_dtype(query))
-    key = key.to(lse.dtype).mT
-    row_bytes = query.shape[0] * query.shape[1] * key.shape[-1] * lse.dtype.itemsize
-    for rows in chunks(query.shape[2], default_workspace(query.device) // row_bytes):
-        scores = (query[:, :, rows].to(lse.dtype) * scale) @ key
-        if mask is not None:
-            scores += mask_part(mask, rows, slice(None))
-        lse[:, :, rows] = scores.logsumexp(-1)
-    return lse
+    if message not in _WARNED:
+        _WARNED.add(message)
+        warnings.warn(f"{message}. The log-sum-exp is computed in chunks instead: exact, but slower.", stacklevel=2)
 
 
 class _DifferentiableLSE(torch.autograd.Function):
@@ -201,25 +236,3 @@ class _DifferentiableLSE(torch.autograd.Function):
             )
             (grad_key,) = torch.autograd.grad(mean_key, value, grad * query)
         return grad * mean_key.detach(), grad_key, None, None, None
-
-
-def default_workspace(device: torch.device) -> int:
-    """Bytes of working memory that suit a device."""
-    return WORKSPACE.get(device.type, WORKSPACE_ELSEWHERE)
-
-
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """At least fp32: half precision would round scores before the exponential."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def chunks(length: int, size: int) -> list[slice]:
-    """Slices that cover 0 to `length` in steps of `size` (at least 1)."""
-    size = max(1, size)
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def mask_part(mask: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Tensor:
-    """Rows and columns of a mask that may be broadcast along either."""
-    mask = mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
-    return mask if mask.shape[-1] == 1 else mask[..., columns]

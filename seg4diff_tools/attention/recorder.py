@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from seg4diff_tools.attention.exact import default_workspace
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import default_workspace
 from seg4diff_tools.attention.pieces import PERTURBED, Pieces, nothing_recorded
 from seg4diff_tools.attention.recording import Recording
 from seg4diff_tools.attention.request import checked_request

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from jaxtyping import Float, Int
 
 from seg4diff_tools._runs import processes, replace_file
-from seg4diff_tools.attention.operators import chunks
+from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.datasets.opened import OpenedSample, open_sample
 from seg4diff_tools.errors import CheckpointError, InputError, named_extra
 

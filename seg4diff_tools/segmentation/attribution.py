@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from seg4diff_tools.attention.exact import chunks, default_workspace, exact_products, mask_part, working_dtype
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import chunks, default_workspace, mask_part, working_dtype
 from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
@@ -301,7 +301,8 @@ def image_rows(
     workspace = default_workspace(key.device) if workspace is None else workspace
     for rows in chunks(call.image_tokens, workspace // (key[:, :, 0].numel() * key.element_size())):
         places = slice(call.image.start + rows.start, call.image.start + rows.stop)
-        scores = call.query[:, :, places].to(key) @ key * call.scale - call.lse[:, :, places, None].to(key)
+        with exact_products():
+            scores = call.query[:, :, places].to(key) @ key * call.scale - call.lse[:, :, places, None].to(key)
         if call.mask is not None:
             scores = scores + mask_part(call.mask, places, call.image)
         yield rows, scores.exp().mean(1)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import chunks
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.forwards import observe

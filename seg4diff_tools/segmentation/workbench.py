@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.attention.operators import chunks
+from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import one_of
 from seg4diff_tools.images import Fit, Size, check_size, crop_box

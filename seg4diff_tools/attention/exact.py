@@ -1,0 +1,77 @@
+"""Exact arithmetic on scores, a piece at a time: at least fp32, never TF32, no N x N matrix."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Bytes at once. Small pieces stay in a CPU's cache: larger ones are slower there, not faster.
+WORKSPACE = {"cpu": 2 << 20}
+WORKSPACE_ELSEWHERE = 256 << 20
+
+
+def default_workspace(device: torch.device) -> int:
+    """Bytes of working memory that suit a device."""
+    return WORKSPACE.get(device.type, WORKSPACE_ELSEWHERE)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """At least fp32: half precision would round scores before the exponential."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def chunks(length: int, size: int) -> list[slice]:
+    """Slices that cover 0 to `length` in steps of `size` (at least 1)."""
+    size = max(1, size)
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def mask_part(mask: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Tensor:
+    """Rows and columns of a mask that may be broadcast along either."""
+    mask = mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
+    return mask if mask.shape[-1] == 1 else mask[..., columns]
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply fp32 matrices in fp32, also where the user lets PyTorch round them to TF32 or bf16."""
+    places = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    rounded = [(place, place.fp32_precision) for place in places if place.fp32_precision not in ("none", "ieee")]
+    for place, _ in rounded:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, before in rounded:
+            # a value that was inherited is inherited again
+            place.fp32_precision = "none"
+            if place.fp32_precision != before:
+                place.fp32_precision = before
+
+
+def probabilities(query: Tensor, key: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """Compute exp(scale q k^T + offset), [n query key].
+
+    Args:
+        query: [n query dim] in the working type.
+        key: [n dim key].
+        offset: the mask minus the log-sum-exp, [n query key] or broadcast to it.
+        scale: factor on the scores.
+    """
+    with exact_products():
+        return torch.baddbmm(offset, query, key, alpha=scale).exp_()
+
+
+def chunked_lse(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Compute the exact log-sum-exp, [batch heads tokens], materializing the scores of a few queries at a time."""
+    lse = query.new_empty(query.shape[:3], dtype=working_dtype(query))
+    key = key.to(lse.dtype).mT
+    row_bytes = query.shape[0] * query.shape[1] * key.shape[-1] * lse.dtype.itemsize
+    for rows in chunks(query.shape[2], default_workspace(query.device) // row_bytes):
+        with exact_products():
+            scores = (query[:, :, rows].to(lse.dtype) * scale) @ key
+        if mask is not None:
+            scores += mask_part(mask, rows, slice(None))
+        lse[:, :, rows] = scores.logsumexp(-1)
+    return lse
