@@ -6,7 +6,8 @@ import pytest
 import xarray as xr
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.explorer.maps import MapSource, Word, content_words, quantize
+from seg4diff_tools.explorer.maps import MapSource, quantize
+from seg4diff_tools.explorer.words import Word, content_words, listed
 
 TOKENS = ["<start>", "a", "ze", "bra", "bra#2", ",", "<end>", "<pad>", "<pad>#2", "<zero>"]
 KINDS = ["start", "word", "word", "word", "word", "word", "end", "pad", "pad", "zero"]
@@ -156,7 +157,10 @@ def test_a_page_keeps_everything_that_fits(atlas):
     setting = atlas.default()
     stored = json.loads(json.dumps(atlas.stored(10**9, setting)))
     assert stored["axes"] == atlas.axes
-    assert stored["kept"] == "This page keeps padding as its mean."
+    assert (
+        stored["kept"]
+        == "This page keeps one average map of all padding tokens; run in a notebook, the explorer has all."
+    )
     assert stored["shape"] == [9, 8, 6]
     content = base64.b64decode(
         stored["slices"][",".join(str(atlas.axes[axis].index(value)) for axis, value in setting.items())]
@@ -182,10 +186,13 @@ def test_a_page_gives_up_heads_then_steps_then_detail(atlas):
     assert fits
     assert all(len(values) == 1 for values in axes.values())
     assert (axes["head"], axes["layer"], axes["step"], axes["branch"]) == ([1], [3], [20], ["cond"])
-    assert said == "This page keeps 1 of 2 branches, 1 of 5 layers, 1 of 3 steps, 1 of 5 heads, padding as its mean."
+    assert said == (
+        "This page keeps 1 of 2 branches, 1 of 5 layers, 1 of 3 steps, 1 of 5 heads and one average map of all padding "
+        "tokens; run in a notebook, the explorer has all."
+    )
     fits, _, grid, said = kept(slice_size // 2)
     assert (fits, grid) == (True, [4, 3])
-    assert said.endswith("4 x 3 of 8 x 6 image tokens.")
+    assert "1 of 5 heads, 4 x 3 of 8 x 6 image tokens and one average" in said
 
 
 def test_coarser_maps_are_means_of_cells(atlas):
@@ -203,3 +210,29 @@ def test_no_word_holds_half_a_letter():
     maps = xr.DataArray(np.zeros((4, 2, 3), np.float32), tokens | ranges, ("token", "y", "x"))
     words = MapSource({"": {"i2t": maps}}).words
     assert [(word.label, word.tokens) for word in words] == [("a", (0,)), ("café", (1, 2, 3))]
+
+
+def test_phrases_are_words(maps):
+    coords = {"token": ["a", "night", "sky", "and", "sky#2"]}
+    values = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((2, 2), np.float32)
+    array = xr.DataArray(values, coords, ("token", "y", "x"))
+    atlas = MapSource({"": {"i2t": array}}, ["night sky", "tree house", "sky"])
+    assert [(word.label, word.tokens) for word in atlas.words] == [
+        ("a", (0,)),
+        ("night sky", (1, 2)),
+        ("and", (3,)),
+        ("sky#2", (4,)),
+    ]
+    assert (atlas.word_map(atlas.default(), "night sky") == 1.5).all()
+    assert atlas.find("night").tokens == (1,)
+
+
+def test_what_names_something_gets_the_first_colors(atlas):
+    told = {word["label"]: word for word in listed(atlas.words)}
+    assert sorted(told, key=lambda label: told[label]["color"])[:4] == ["zebra", "bra#2", "<start>", "a"]
+    assert (told["<pads>"]["count"], told["zebra"]["count"], told["a"]["count"]) == (2, 2, 1)
+
+
+def test_the_schedule_is_known_or_told(maps, atlas):
+    assert (atlas.schedule, MapSource({"": {"i2t": maps}}, schedule=28).schedule) == (0, 28)
+    assert MapSource({"": {"i2t": maps.assign_coords(step=[0, 1, 2])}}).schedule == 3

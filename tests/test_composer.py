@@ -40,6 +40,12 @@ def test_masks_follow_the_things(view):
     assert not np.allclose(view.data.sel({"class": "cat"}), before.sel({"class": "cat"}))
 
 
+def test_a_background_of_two_words_is_one_class(tiny_backbone):
+    view = compose_scene(tiny_backbone, [("cat", (0.25, 0.5), 0.5)], "night sky", layer=1)
+    assert (view.classes, view.schedule, view.axes["step"]) == (["cat", "night sky"], 28, [20])
+    view.close()
+
+
 def test_what_cannot_be_drawn_says_so(view, tiny_backbone):
     view.objects = [{"name": "lion-fish", "x": 0.5, "y": 0.5, "side": 0.5}]
     assert "got 'lion-fish': did you mean 'lion'" in view.message

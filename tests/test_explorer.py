@@ -1,10 +1,12 @@
 import base64
+import io
 import json
 import re
 import threading
 
 import ipywidgets
 import numpy as np
+import PIL.Image
 import pytest
 import traitlets
 import xarray as xr
@@ -13,6 +15,7 @@ from seg4diff_tools import AttentionRecorder, explore, open_recording
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.explorer import page
 from seg4diff_tools.explorer.maps import AXES, quantize
+from seg4diff_tools.explorer.preview import preview
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
 SENTENCE = "a red car left of a zebra"  # the tiny tokenizer spells zebra in pieces
@@ -176,6 +179,8 @@ def test_the_notebook_keeps_what_a_page_needs(view, recording, tmp_path):
     data, _ = view._repr_mimebundle_()
     stored = json.loads(json.dumps(data[page.STORED], sort_keys=True))
     assert "application/vnd.jupyter.widget-view+json" in data
+    with PIL.Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
+        assert picture.width == 320
     assert (stored["token"], stored["beside"], stored["layer"]) == ("car", {"layer": 4}, 1)
     key = ",".join(str(stored["axes"][axis].index(view.selection[axis])) for axis in AXES)
     assert len(base64.b64decode(stored["slices"][key])) == np.prod(stored["shape"]) + 8 * stored["shape"][0]
@@ -316,6 +321,10 @@ def test_live_keeps_chosen_classes(live):
     live.seed = 2
     live.wait()
     assert live.classes == ["dog"]
+    live.prompt = "a red dog and a cat"
+    live.wait()
+    # what is new competes, what was taken out does not
+    assert live.classes == ["red", "dog"]
 
 
 def test_live_tries_again_and_says_every_error(live, monkeypatch):
@@ -397,3 +406,18 @@ def test_a_segmentation_is_shown_as_masks_over_its_image(tmp_path):
     assert (view.mode, view.classes, len(view.pictures)) == ("masks", ["cat", "night sky"], 1)
     np.testing.assert_array_equal(view.data.values, maps)
     assert "night sky" in view.save_html(tmp_path / "view.html").read_text(encoding="utf-8")
+
+
+def test_a_preview_shows_the_map_over_its_picture():
+    maps = np.zeros((4, 4), np.float32)
+    maps[0, 0] = 1
+    with PIL.Image.open(io.BytesIO(preview(PIL.Image.new("RGB", (64, 32), "white"), maps, 1.0))) as picture:
+        drawn = np.asarray(picture.convert("RGB"), int)
+    assert drawn.shape == (160 + 26, 320, 3)
+    assert np.abs(drawn[0, 0] - [253, 231, 37]).max() < 12
+    assert np.abs(drawn[150, 300] - [68, 1, 84]).max() < 12
+    masks = np.stack([maps, np.full_like(maps, 0.5)])
+    with PIL.Image.open(io.BytesIO(preview(None, masks, 0.3))) as picture:
+        drawn = np.asarray(picture.convert("RGB"), int)
+    assert np.abs(drawn[4, 4] - [0, 114, 178]).max() < 12
+    assert np.abs(drawn[300, 300] - [230, 159, 0]).max() < 12

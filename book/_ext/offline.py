@@ -22,21 +22,17 @@ PLOTLY = "plotly.min.js"
 MATHJAX = "mathjax/tex-svg-full.js"
 EXPLORER = "explorer"
 
-DRAW = """
-document.addEventListener("DOMContentLoaded", () => {
-  for (const figure of document.querySelectorAll(".plotly-figure")) {
-    const { data, layout, frames, config } = JSON.parse(figure.firstElementChild.textContent);
-    Plotly.newPlot(figure, { data, layout, frames, config: { responsive: true, ...config } });
-  }
-});
-"""
+HERE = Path(__file__).parent
+FIGURES, TABLES = "figures.js", "tables.js"
+LONG = 20
+"""Lines of a cell from which on the book folds its code."""
 
 
 def copy_scripts(app: Sphinx) -> None:
     """Put plotly.js, MathJax and the explorer where the pages look for them."""
     mathjax = metadata.distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/{MATHJAX}")
     plotly = resources.files("plotly") / "package_data" / PLOTLY
-    for name, source in ((MATHJAX, mathjax), (PLOTLY, plotly)):
+    for name, source in ((MATHJAX, mathjax), (PLOTLY, plotly), (FIGURES, HERE / FIGURES), (TABLES, HERE / TABLES)):
         target = Path(app.outdir, "_static", name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(str(source), target)
@@ -45,9 +41,17 @@ def copy_scripts(app: Sphinx) -> None:
 
 
 def figure_html(figure: dict[str, Any]) -> str:
-    """The figure as data for `DRAW`; escaping `<` keeps the JSON from closing its own tag."""
+    """The figure as data for figures.js; escaping `<` keeps the JSON from closing its own tag."""
     content = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")
     return f'<div class="plotly-figure"><script type="application/json">{content}</script></div>'
+
+
+def fold_long_code(cell: dict[str, Any]) -> None:
+    """Tag a long cell so that the book shows its code on a click."""
+    tags = cell["metadata"].setdefault("tags", [])
+    if cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG:
+        if not {"remove-input", "remove-cell", "hide-input", "hide-cell"} & set(tags):
+            tags.append("hide-input")
 
 
 def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -57,6 +61,7 @@ def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
     notebook = json.loads(source[0])
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
+        fold_long_code(cell)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if FIGURE in data:
@@ -73,7 +78,9 @@ def add_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[str
     body = context.get("body", "")
     if 'class="plotly-figure"' in body:
         app.add_js_file(PLOTLY)
-        app.add_js_file(None, body=DRAW)
+        app.add_js_file(FIGURES)
+    if "<table" in body:
+        app.add_js_file(TABLES)
     if 'class="explorer-page"' in body:
         app.add_js_file(f"{EXPLORER}.js")
         app.add_css_file(f"{EXPLORER}.css")

@@ -14,7 +14,7 @@ from seg4diff_tools.images import ImageLike
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
 
-DEFAULTS = {"mode": "masks", "opacity": 0.5}
+DEFAULTS = {"mode": "masks"}
 Objects = Sequence[tuple[str, tuple[float, float], float]]
 
 
@@ -50,6 +50,9 @@ class Composer(LiveExplorer):
     def scene(self) -> Scene:
         """The scene as it is, with its exact masks."""
         return self._scene
+
+    def _phrases(self) -> Sequence[str]:
+        return self._scene.class_names
 
     def _compose(self, change: object) -> None:
         try:

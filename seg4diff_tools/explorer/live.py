@@ -15,8 +15,9 @@ from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import one_of
-from seg4diff_tools.explorer.maps import AXES, MapSource, content_words
+from seg4diff_tools.explorer.maps import AXES, MapSource
 from seg4diff_tools.explorer.widget import CLASSES, Explorer, described
+from seg4diff_tools.explorer.words import content_words
 from seg4diff_tools.families import model_lock
 from seg4diff_tools.images import ImageLike, open_image
 from seg4diff_tools.indices import as_indices, as_int
@@ -70,7 +71,7 @@ class LiveExplorer(Explorer):
                 bar.update(done - bar.n)
 
             recording, shown = record_live(*self._recipe, picture, prompt, seed, advance)
-        atlas = MapSource({"live": recording.map_blocks})
+        atlas = self._source(recording)
         if backbone.expert_layer in atlas.axes["layer"]:
             settings = {"layer": backbone.expert_layer} | settings
         super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, **settings)
@@ -114,6 +115,13 @@ class LiveExplorer(Explorer):
         _, steps, options = self._recipe
         return (f", steps={steps}" if steps != STEPS else "") + (f", record={dict(options)!r}" if options else "")
 
+    def _phrases(self) -> Sequence[str]:
+        """Words that are shown as one."""
+        return ()
+
+    def _source(self, recording: Recording) -> MapSource:
+        return MapSource({"live": recording.map_blocks}, self._phrases(), self._recipe[1])
+
     def _record_again(self, change: object) -> None:
         if self._ended:
             return
@@ -134,7 +142,7 @@ class LiveExplorer(Explorer):
                 report(0, 1)
                 self.message = ""
                 recording, shown = record_live(*self._recipe, picture, prompt, seed, report)
-                self._replace(MapSource({"live": recording.map_blocks}), [shown])
+                self._replace(self._source(recording), [shown])
                 self.call = self._code(picture, prompt, seed)
             except _CancelledError:
                 if cancelled is self._cancelled:
@@ -164,14 +172,17 @@ class LiveExplorer(Explorer):
     def _replace(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> None:
         """Shows other maps, with the settings as far as they are still there."""
         told = described(atlas, pictures)
-        usual = self.classes == content_words(self._atlas.words)[:CLASSES]
+        before = content_words(self._atlas.words)[:CLASSES]
         with self.hold_sync(), self.hold_trait_notifications():
             self._atlas = atlas
             now = {name: getattr(self, name) for name in (*AXES, "token", "classes", "beside", "cell")}
             labels = {word.label for word in (*atlas.words, *atlas.tokens)}
             kept = {axis: now[axis] for axis in AXES if now[axis] in atlas.axes[axis]}
             kept |= {"token": now["token"]} if now["token"] in labels else {}
-            if not usual and (classes := [name for name in now["classes"] if name in labels]):
+            # what was taken out stays out, what was added stays; words that are new compete too
+            usual = [name for name in told["classes"] if name not in before or name in now["classes"]]
+            added = [name for name in now["classes"] if name not in before and name in labels and name not in usual]
+            if classes := [*usual, *added]:
                 kept["classes"] = classes
             possible = all(value in atlas.axes[axis] for axis, value in now["beside"].items())
             inside = now["cell"] and all(at < most for at, most in zip(now["cell"], atlas.grid, strict=True))

@@ -2,45 +2,26 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
-import regex
 import xarray as xr
 from jaxtyping import Float, Float32, UInt8
 
 from seg4diff_tools.errors import InputError, shown
+from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words_of
 
 AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
 """What a viewer chooses from, in this order; whatever was recorded beside words and places."""
-GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
 # What is given up first where the maps do not fit, and how many of it stay before the next is given up.
 LADDER = (
     *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("image", 1), ("layer", 8)),
     *(("step", 1), ("layer", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
 )
-# They join words, and have a map, but name nothing that a picture shows.
-JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
-JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
 Selection = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Word:
-    """Something to click: a word, a part of one, or all padding.
-
-    Args:
-        label: what it is called; no two words or tokens share one.
-        tokens: places of its tokens on the axis of tokens; its map is the mean of theirs (Seg4Diff, Eq 10).
-        kind: as `prompts.Token.kind`, "word" where that is not known.
-    """
-
-    label: str
-    tokens: tuple[int, ...]
-    kind: str = "word"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +61,29 @@ class MapSource:
     Args:
         recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x,
             and any of image, branch, layer, step, head and token (or class).
+        phrases: words that are shown as one, such as "night sky", where the prompt has them.
+        schedule: how many steps the whole schedule has; None takes those of a recording that has all from 0 on.
 
     Attributes:
         axes: for each of `AXES` the values that all recordings have; [None] for an axis that there is not. "mean" among
             heads is the mean over them.
         tokens: one `Word` for each token.
-        words: the same, sub-words put together, and padding in one.
+        words: the same, sub-words and phrases put together, and padding in one.
         grid: rows and columns of image tokens.
+        schedule: as given, 0 where it is not known.
+        sentence: the prompt, "" where it is not known or the images have several.
 
     Raises:
         InputError: nothing to show, an unknown axis, or recordings that have not the same words, grid or any layer or
             step in common.
     """
 
-    def __init__(self, recordings: Mapping[str, Mapping[str, xr.DataArray]]):
+    def __init__(
+        self,
+        recordings: Mapping[str, Mapping[str, xr.DataArray]],
+        phrases: Sequence[str] = (),
+        schedule: int | None = None,
+    ):
         named = {
             (name, direction): maps for name, directions in recordings.items() for direction, maps in directions.items()
         }
@@ -101,7 +91,7 @@ class MapSource:
             raise InputError("expected recorded maps, got a recording without any: record direction='i2t' or 't2i'")
         self._maps = {key: _canonical(maps) for key, maps in named.items()}
         first = next(iter(self._maps.values()))
-        self.tokens, self.words = _tokens(first), _words(first)
+        self.tokens, self.words = tokens_of(first), words_of(first, phrases)
         self.grid = first.sizes["y"], first.sizes["x"]
         self._places: dict[tuple[str, str], dict[str, dict[Any, int]]] = {}
         for key, maps in self._maps.items():
@@ -123,6 +113,11 @@ class MapSource:
                 raise InputError(f"expected recordings with a {axis} in common, got none: record the same {axis}s")
         if len(_heads := self.axes["head"]) > 1 and "mean" not in _heads:
             self.axes["head"] = ["mean", *_heads]
+        steps = self.axes["step"]
+        all_steps = len(steps) if len(steps) > 1 and steps == list(range(len(steps))) else 0
+        self.schedule = all_steps if schedule is None else schedule
+        prompts = np.unique(first["prompt"].values).tolist() if "prompt" in first.coords else []
+        self.sentence = str(prompts[0]) if len(prompts) == 1 else ""
 
     def default(self) -> dict[str, Any]:
         """A setting to begin with: the conditional branch, and the layer and step of the paper's depth (9 of 24, 20 of
@@ -198,9 +193,9 @@ class MapSource:
             panels: a value for each of `AXES`, for each panel that is shown; what they show is kept in any case.
 
         Returns:
-            axes, tokens and words as they are left; "slices": contents of `Quantized` in base64 by the places of the
-            selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was
-            left out, as a sentence, or "".
+            axes, tokens and words as they are left, as `listed` gives them; "slices": contents of `Quantized` in base64
+            by the places of the selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of
+            each; "kept": what was left out, as a sentence, or "".
         """
         columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
@@ -234,8 +229,10 @@ class MapSource:
             slices[",".join(map(str, at_values))] = base64.b64encode(quantize(pooled).content).decode()
         return {
             "axes": kept,
-            "tokens": [vars(Word(column.label, (at,), column.kind)) for at, column in enumerate(columns)],
-            "words": [vars(replace(word, tokens=places(word))) for word in self.words],
+            "tokens": [told | {"tokens": (place,)} for place, told in enumerate(listed(columns))],
+            "words": [
+                told | {"tokens": places(word)} for word, told in zip(self.words, listed(self.words), strict=True)
+            ],
             "shape": [len(columns), rows, across],
             "slices": slices,
             "kept": self._kept(kept, len(columns), (rows, across)),
@@ -251,16 +248,10 @@ class MapSource:
             for axis, values in self.axes.items()
             if len(kept[axis]) < len(values)
         ]
-        parts += ["padding as its mean"] if tokens < len(self.tokens) else []
         parts += [f"{grid[0]} x {grid[1]} of {self.grid[0]} x {self.grid[1]} image tokens"] if grid != self.grid else []
-        return f"This page keeps {', '.join(parts)}." if parts else ""
-
-
-def content_words(words: Sequence[Word]) -> list[str]:
-    """Labels of the words that may name something in a picture: not articles, prepositions or punctuation."""
-    named = [word.label for word in words if word.kind == "word"]
-    telling = [n for n in named if regex.search(r"\p{L}", n) and n.split("#")[0].lower() not in JOINING]
-    return telling or named or [word.label for word in words]
+        parts += ["one average map of all padding tokens"] if tokens < len(self.tokens) else []
+        said = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+        return f"This page keeps {said}; run in a notebook, the explorer has all." if parts else ""
 
 
 def _canonical(maps: xr.DataArray) -> xr.DataArray:
@@ -291,7 +282,7 @@ def _values(maps: xr.DataArray, axis: str) -> list:
 
 
 def _check_alike(first: xr.DataArray, other: xr.DataArray, name: str) -> None:
-    ours, theirs = ([token.label for token in _tokens(maps)] for maps in (first, other))
+    ours, theirs = ([token.label for token in tokens_of(maps)] for maps in (first, other))
     if ours != theirs:
         raise InputError(
             f"expected recordings of one prompt, got other tokens in {name!r}: {theirs[:9]} in place of "
@@ -302,61 +293,3 @@ def _check_alike(first: xr.DataArray, other: xr.DataArray, name: str) -> None:
         raise InputError(
             f"expected recordings of one size of image, got grids of {grids[0]} and {grids[1]} tokens: record one size"
         )
-
-
-def _tokens(maps: xr.DataArray) -> tuple[Word, ...]:
-    labels = maps["token"].values.tolist() if "token" in maps.coords else ["map"]
-    kinds = maps["token_kind"].values.tolist() if "token_kind" in maps.coords else ["word"] * len(labels)
-    return tuple(Word(str(label), (i,), kind) for i, (label, kind) in enumerate(zip(labels, kinds, strict=True)))
-
-
-def _words(maps: xr.DataArray) -> tuple[Word, ...]:
-    """Tokens put together that follow each other in the prompt without a gap, and padding."""
-    tokens = _tokens(maps)
-    starts, stops = (
-        maps[name].values.tolist() if name in maps.coords else [None] * len(tokens)
-        for name in ("token_start", "token_stop")
-    )
-    groups: list[list[int]] = []
-    for i, token in enumerate(tokens):
-        last = groups[-1][-1] if groups else 0
-        joined = groups and token.kind == tokens[last].kind
-        if joined and token.kind == "word":
-            # tokens of one letter's bytes have the same range; no word holds a part of a letter
-            start, stop = starts[i], stops[last]
-            overlap = start is not None and stop is not None and start < stop
-            joined = overlap or (starts[i] == stops[last] is not None and _spells(tokens[last]) and _spells(token))
-        elif joined:
-            joined = token.kind in GROUPS
-        if joined:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    taken = {token.label for token in tokens}
-    ranges = list(zip(starts, stops, strict=True))
-    return tuple(_join([tokens[i] for i in group], [ranges[i] for i in group], taken) for group in groups)
-
-
-def _spells(token: Word) -> bool:
-    return regex.search(r"[\w\p{N}]", token.label.split("#")[0] or "#") is not None
-
-
-def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[str]) -> Word:
-    if len(parts) == 1 and parts[0].kind not in GROUPS:
-        return parts[0]
-    plain = GROUPS.get(parts[0].kind) or _spelling(parts, ranges)
-    label, count = plain, 1
-    while label in taken:
-        count += 1
-        label = f"{plain}#{count}"
-    taken.add(label)
-    return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)
-
-
-def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
-    """Return the letters of some tokens in order, those that several tokens share once."""
-    text, end = "", ranges[0][0]
-    for part, (start, stop) in zip(parts, ranges, strict=True):
-        text += part.label.split("#")[0][max(0, end - start) :]
-        end = max(end, stop)
-    return text

@@ -22,8 +22,10 @@ from matplotlib.colors import to_hex
 
 from seg4diff_tools._runs import as_path, replace_file
 from seg4diff_tools.errors import InputError, named_extra, shown
-from seg4diff_tools.explorer.maps import AXES, MapSource, content_words, quantize
+from seg4diff_tools.explorer.maps import AXES, MapSource, quantize
 from seg4diff_tools.explorer.page import STORED, module, page, style
+from seg4diff_tools.explorer.preview import preview
+from seg4diff_tools.explorer.words import content_words, listed
 from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.plotting.static import class_colors
 
@@ -39,7 +41,7 @@ class SettingError(InputError, traitlets.TraitError):
 EXAMPLES = {"token": "'cat'", "beside": "{'layer': 9}", "classes": "['cat', 'grass']", "cell": "[2, 3]"}
 """Settings without a default that holds for any maps."""
 COLORS = ("viridis", "magma", "cividis", "gray")
-SIDE, CLASSES = 512, 24
+SIDE, CLASSES, OPACITY = 512, 24, 0.5
 
 
 class Explorer(anywidget.AnyWidget):
@@ -55,7 +57,7 @@ class Explorer(anywidget.AnyWidget):
         classes: the words that masks choose from.
         cell: row and column of the pinned image token, or None.
         colors: "viridis", "magma", "cividis" or "gray"; all perceptually uniform.
-        opacity: of the map over the image, 0 to 1.
+        opacity: of the map over the image, 0 to 1; at 0 the image stands alone.
         shared: one scale for both panels.
         pieces: tokens in place of words.
         multiples: axis along which small multiples are shown, "" for none.
@@ -71,20 +73,22 @@ class Explorer(anywidget.AnyWidget):
     classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
     cell = traitlets.List(traitlets.Int(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
     colors = traitlets.Enum(COLORS, COLORS[0]).tag(sync=True)
-    opacity = traitlets.Float(0.7).tag(sync=True)
+    opacity = traitlets.Float(OPACITY).tag(sync=True)
     shared = traitlets.Bool().tag(sync=True)
     pieces = traitlets.Bool().tag(sync=True)
     multiples = traitlets.Unicode("layer").tag(sync=True)
     defaults = traitlets.Dict(
-        {"mode": "map", "colors": COLORS[0], "opacity": 0.7, "shared": False, "pieces": False, "multiples": "layer"}
+        {"mode": "map", "colors": COLORS[0], "opacity": OPACITY, "shared": False, "pieces": False, "multiples": "layer"}
     ).tag(sync=True)
 
     # what the front end is told
     axes = traitlets.Dict().tag(sync=True)
+    schedule = traitlets.Int().tag(sync=True)
     tokens: traitlets.List = traitlets.List().tag(sync=True)
     words: traitlets.List = traitlets.List().tag(sync=True)
     pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
     palette = traitlets.Dict().tag(sync=True)
+    sentence = traitlets.Unicode().tag(sync=True)
     call = traitlets.Unicode().tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
     revision = traitlets.Int().tag(sync=True)
@@ -102,6 +106,8 @@ class Explorer(anywidget.AnyWidget):
         "pieces",
         "multiples",
     )
+    TOLD = ("pictures", "palette", "call", "defaults", "schedule", "sentence")
+    """What a page is told beside the settings and the maps."""
 
     def __init__(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
         self.check_names(settings)
@@ -201,7 +207,7 @@ class Explorer(anywidget.AnyWidget):
             limit: of the maps, in characters; None for `store` of `explore`.
         """
         limit = self._store if limit is None else as_int(limit, "limit", 0)
-        told = {name: getattr(self, name) for name in (*self.SETTINGS, "pictures", "palette", "call", "defaults")}
+        told = {name: getattr(self, name) for name in (*self.SETTINGS, *self.TOLD)}
         kept = self._atlas.stored(limit, self.selection, *([self.selection | self.beside] if self.beside else []))
         labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
         group = {
@@ -240,7 +246,16 @@ class Explorer(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle and self._store:
             bundle[0][STORED] = self.stored()
+            bundle[0]["image/png"] = base64.b64encode(self._preview()).decode()
         return bundle
+
+    def _preview(self) -> bytes:
+        """The first panel as a picture, for a notebook whose cells have not run."""
+        picture = None
+        if self.pictures:
+            url = self.pictures[self.axes["image"].index(self.image) if len(self.pictures) > 1 else 0]
+            picture = PIL.Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))
+        return preview(picture, self.data.isel(dict.fromkeys(self.beside, 0)).values, self.opacity)
 
     def __repr__(self) -> str:
         return f"Explorer(layer={self.layer}, step={self.step}, head={self.head!r}, token={self.token!r})"
@@ -268,8 +283,10 @@ def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str
     telling = content_words(atlas.words)[:CLASSES]
     return {
         "axes": atlas.axes,
-        "tokens": [vars(token) for token in atlas.tokens],
-        "words": [vars(word) for word in atlas.words],
+        "schedule": atlas.schedule,
+        "sentence": atlas.sentence,
+        "tokens": listed(atlas.tokens),
+        "words": listed(atlas.words),
         "pictures": [_data_url(picture) for picture in pictures],
         "token": telling[0],
         "classes": telling,

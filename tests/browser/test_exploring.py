@@ -130,6 +130,12 @@ def pixel(page, row, column, panel=0):
     return page.evaluate(CELL, [panel, x, y])
 
 
+def percent(share):
+    """A share of attention as the explorer writes it, here one that is a percent or more."""
+    number = 100 * float(share)
+    return f"{number:#.2g} %" if number < 9.95 else f"{number:.0f} %"
+
+
 def expected(layer, step, label, row, column):
     values = MAPS.sel(layer=layer, step=step, token=label)
     low, high = float(values.min()), float(values.max())
@@ -144,7 +150,8 @@ def assert_shows(page, layer, step, label, panel=0):
 def test_words_layers_and_steps_choose_the_map(page):
     said = drawn(page, "layer 1, step 5 of 7")
     values = MAPS.sel(layer=1, step=5, token="cat")
-    assert said == f"layer 1, step 5 of 7, mean of heads, word “cat”: {values.min():#.2g} to {values.max():#.2g}"
+    ends = f"{percent(values.min())} to {percent(values.max())}"
+    assert said == f"layer 1, step 5 of 7 (2 left), mean of heads, word “cat”: {ends}"
     assert_shows(page, 1, 5, "cat")
     word(page, "grass").click()
     drawn(page, "grass")
@@ -165,8 +172,7 @@ def test_a_place_has_its_words_ranked(page):
     page.get_by_text("words at row 6, column 2").wait_for()
     ranked = page.locator(".ranking li:visible .name").all_inner_texts()
     assert ranked == [WORDS[i] for i in np.argsort(-values.values)]
-    first = page.locator(".ranking li:visible .value").first.inner_text()
-    assert float(first) == pytest.approx(float(values.max()), abs=0.011)
+    assert page.locator(".ranking li:visible .value").first.inner_text() == percent(values.max())
     page.mouse.move(0, 0)
     page.get_by_text("words, mean over the picture").wait_for()
 
@@ -180,7 +186,8 @@ def test_keys_move(page):
     page.keyboard.press("Shift+ArrowRight")
     page.get_by_text("words at row 4, column 5", exact=True).wait_for()
     # which a screen reader hears too
-    assert "words at row 4, column 5: " in page.locator(".status").inner_text()
+    said = page.locator(".status").inner_text().split("\n")[1]
+    assert re.fullmatch(r"words at row 4, column 5: (\S+ [\d.]+ %(, )?){3}", said)
     assert "cell=[4, 5]" in page.locator(".code code").inner_text()
 
 
@@ -188,8 +195,8 @@ def test_two_settings_side_by_side_move_together(page):
     menu(page, "beside it", "another layer")
     slide(page, "layer beside", 3)
     word(page, "grass").click()
-    said = drawn(page, "layer 3, step 5 of 7, mean of heads, word “grass”")
-    assert said.startswith("layer 1, step 5 of 7, mean of heads, word “grass”")
+    said = drawn(page, "layer 3, step 5 of 7 (2 left), mean of heads, word “grass”")
+    assert said.startswith("layer 1, step 5 of 7 (2 left), mean of heads, word “grass”")
     assert_shows(page, 1, 5, "grass")
     assert_shows(page, 3, 5, "grass", panel=1)
     assert page.locator(".ranking:visible").count() == 2
@@ -234,6 +241,14 @@ def test_masks_take_the_color_of_the_highest_word(page):
         color = [0, 114, 178] if cat[row, column] > grass[row, column] else [230, 159, 0]
         assert pixel(page, row, column) == pytest.approx(color, abs=1)
     assert 'classes=["cat", "grass"]' in page.locator(".code code").inner_text()
+    assert page.get_by_label("colors", exact=True).is_disabled()
+    word(page, "cat").click()
+    drawn(page, "masks of 1 word")
+    assert pixel(page, 2, 5) == pytest.approx([230, 159, 0], abs=1), "a word left keeps its color"
+    word(page, "cat").click()
+    drawn(page, "masks of 2 words")
+    menu(page, "show", "map of a word")
+    assert page.get_by_label("colors", exact=True).is_enabled()
 
 
 def test_the_view_can_be_taken_along(page, tmp_path):
@@ -243,7 +258,10 @@ def test_the_view_can_be_taken_along(page, tmp_path):
     with page.expect_download() as download:
         page.get_by_role("button", name="Save PNG").click()
     picture = np.asarray(Image.open(io.BytesIO(download.value.path().read_bytes())).convert("RGB"))
-    np.testing.assert_allclose(picture[44 + 32, 16 + 32], expected(1, 5, "cat", 0, 0), atol=8)
+    np.testing.assert_allclose(picture[16 + 32, 16 + 32], expected(1, 5, "cat", 0, 0), atol=8)
+    scale = picture[16 + CANVAS + 8 + 8]  # through the middle of the color scale
+    for end in (0, 1):
+        assert (np.abs(scale - [255 * c for c in colormaps["viridis"](float(end))[:3]]).max(1) < 8).any()
 
 
 def test_nothing_overflows_and_nothing_goes_wrong(page):
@@ -322,8 +340,7 @@ def test_the_report_explores_without_a_network(browser):
     explorer.locator(".strip button").last.click()
     page.wait_for_function(f"document.querySelector('.explorer').dataset.drawn.startsWith('layer {last},')")
     assert explorer.locator(".stage").first.screenshot() != before
-    assert re.match(
-        rf"layer {last}, step \d+ of \d+, mean of heads, word “\w+”: ", explorer.locator(".status").inner_text()
-    )
+    said = explorer.locator(".status").inner_text()
+    assert re.match(rf"layer {last}, step \d+( of \d+ \(\d+ left\))?, mean of heads, word “\w+”: ", said)
     assert page.errors == []
     page.context.close()

@@ -36,25 +36,48 @@ async function copyText(node) {
   }
 }
 
-/** The panels and the line below them as one picture. */
-function poster(panels, headings, text) {
-  const [gap, line] = [16, 28];
-  const sheet = create("canvas", {
-    width: panels.length * (SIDE + gap) + gap,
-    height: Math.max(...panels.map(({ canvas }) => canvas.height)) + 2 * gap + 2 * line,
-  });
+/** Prompt, panels with their scales, and the line below them as one picture. */
+function poster(panels, headings, prompt, text) {
+  const [gap, line, width] = [16, 22, SIDE];
+  const sheet = create("canvas");
   const context = sheet.getContext("2d");
+  const font = "15px system-ui, sans-serif";
+  context.font = font;
+  const wide = panels.length * (width + gap) - gap;
+  const above = prompt ? wrapped(context, `“${prompt}”`, wide) : [];
+  const below = text.split("\n").map((said) => wrapped(context, said, width));
+  const top = gap + line * above.length + (headings.some(Boolean) ? line : 0) + (above.length ? gap / 2 : 0);
+  const bottom = top + Math.max(...panels.map(({ canvas }) => canvas.height));
+  const rows = Math.max(...panels.map((part) => part.paintScale(null, 0, 0, width, line)));
+  const height = bottom + gap + line * (rows + Math.max(...below.map((lines) => lines.length))) + gap;
+  Object.assign(sheet, { width: wide + 2 * gap, height });
+  context.font = font; // which a new size forgets
+  context.textBaseline = "top";
   context.fillStyle = "white";
   context.fillRect(0, 0, sheet.width, sheet.height);
   context.fillStyle = "#222";
-  context.font = "15px system-ui, sans-serif";
-  panels.forEach(({ canvas }, i) => {
-    const left = gap + i * (SIDE + gap);
-    context.fillText(headings[i], left, gap + 14, SIDE);
-    context.drawImage(canvas, left, gap + line);
+  above.forEach((said, i) => context.fillText(said, gap, gap + i * line));
+  panels.forEach((part, i) => {
+    const left = gap + i * (width + gap);
+    context.fillStyle = "#222";
+    if (headings[i]) context.fillText(headings[i], left, top - line);
+    context.drawImage(part.canvas, left, top);
+    part.paintScale(context, left, bottom + gap / 2, width, line);
+    context.fillStyle = "#222";
+    below[i]?.forEach((said, k) => context.fillText(said, left, bottom + gap + (rows + k) * line));
   });
-  text.split("\n").forEach((said, i) => context.fillText(said, gap + i * (SIDE + gap), sheet.height - gap, SIDE));
   return sheet;
+}
+
+/** Lines of at most a width; a single word may be wider. */
+function wrapped(context, text, width) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = [lines.at(-1), word].filter(Boolean).join(" ");
+    if (!lines.at(-1) || context.measureText(longer).width <= width) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
 }
 
 function render({ model, el }) {
@@ -67,7 +90,11 @@ function render({ model, el }) {
   const questions = new Questions(model, () => refresh());
 
   const exports = {
-    png: () => poster(panels.slice(0, headings.length), headings, status).toBlob((blob) => download("view.png", blob)),
+    png: () => {
+      const prompt = get("prompt") ?? get("sentence") ?? "";
+      const sheet = poster(panels.slice(0, headings.length), headings, prompt, status);
+      sheet.toBlob((blob) => download("view.png", blob));
+    },
     file: async () => {
       try {
         download("view.nc", new Blob([await questions.ask({ ask: "file", settings: codeLine(view) })]));
@@ -111,7 +138,7 @@ function render({ model, el }) {
     const found = get("pictures");
     const url = found.length > 1 ? found[choices("image").indexOf(chosen.image)] : found[0];
     if (pictures.size > choices("image").length + 1) pictures.clear();
-    if (url && !pictures.has(url)) pictures.set(url, await greyCanvas(url));
+    if (url && !pictures.has(url)) pictures.set(url, await pictureCanvases(url));
     return url ? pictures.get(url) : null;
   };
 
@@ -125,10 +152,11 @@ function render({ model, el }) {
     let limits = found.map(({ values }) => extent(values));
     if (get("shared")) limits = limits.map(() => extent(limits.flat()));
     const classes = get("classes").map(view.find).filter(Boolean);
-    const classColors = classes.map((_, i) => rgb(classColor(view, i)));
-    const texts = chosen.map((selection, i) => describe(view, selection, limits[i]));
+    const classColors = classes.map(({ label }) => rgb(view.colorOf(label)));
+    const share = (i) => isShare(chosen[i].direction, slices[i]);
+    const texts = chosen.map((selection, i) => describe(view, selection, limits[i], share(i)));
     const axis = view.besideAxis();
-    headings = chosen.map((selection) => (axis ? named(axis, selection[axis]) : ""));
+    headings = chosen.map((selection) => (axis ? named(axis, selection[axis], view.schedule()) : ""));
     stage.classList.toggle("two", chosen.length > 1);
     panels.forEach((part, i) => {
       part.node.hidden = i >= chosen.length;
@@ -137,7 +165,7 @@ function render({ model, el }) {
       const maskMaps = masks && classes.map(({ tokens }) => meanMap(slices[i], tokens));
       const overlay = masks ? maskCanvas(maskMaps, classColors) : mapCanvas(found[i], limits[i], colors());
       part.head(headings[i]);
-      part.draw(slices[i], under[i], overlay, texts[i]);
+      part.draw(slices[i], chosen[i], under[i], overlay, texts[i]);
       part.legend(limits[i]);
     });
     status = texts.join("\n");

@@ -52,6 +52,12 @@ function extent(values) {
   return low > high ? [NaN, NaN] : [low, high];
 }
 
+/** Whether all values of some maps are shares of attention. */
+function isShare(direction, { low, high }) {
+  const inside = (value) => Number.isNaN(value) || (value >= 0 && value <= 1);
+  return SHARES.includes(direction) && low.every(inside) && high.every(inside);
+}
+
 function rgb(hex) {
   return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 }
@@ -87,9 +93,9 @@ function mapCanvas({ values, rows, columns }, [low, high], colors) {
 }
 
 /** The class with the highest value at every pixel, maps enlarged bilinearly first (Seg4Diff, Eq 11 and 12). */
-function maskCanvas(maps, colors) {
+function maskCanvas(maps, colors, side = SIDE / 2) {
   const { rows, columns } = maps[0];
-  const factor = Math.max(1, Math.ceil(SIDE / 2 / columns));
+  const factor = Math.max(1, Math.ceil(side / columns));
   const [down, across] = [sampling(rows, factor), sampling(columns, factor)];
   return canvasOf(columns * factor, rows * factor, (i) => {
     const [top, bottom, v] = down[Math.floor(i / (columns * factor))];
@@ -114,18 +120,17 @@ function sampling(count, factor) {
   });
 }
 
-async function greyCanvas(url) {
+/** A picture in color and in grey, on which the colors of a map are seen better. */
+async function pictureCanvases(url) {
   const picture = new Image();
   picture.src = url;
   await picture.decode();
-  const canvas = create("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
-  const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  const [color, grey] = [0, 1].map(() => create("canvas", { width: picture.naturalWidth, height: picture.naturalHeight }));
+  color.getContext("2d").drawImage(picture, 0, 0);
+  const pixels = color.getContext("2d").getImageData(0, 0, color.width, color.height);
   for (let i = 0; i < pixels.data.length; i += 4) {
     pixels.data.fill((pixels.data[i] + pixels.data[i + 1] + pixels.data[i + 2]) / 3, i, i + 3);
   }
-  const grey = create("canvas", { width: canvas.width, height: canvas.height });
   grey.getContext("2d").putImageData(pixels, 0, 0);
-  return { color: canvas, grey };
+  return { color, grey };
 }

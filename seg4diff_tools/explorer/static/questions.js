@@ -83,20 +83,38 @@ function settings(model) {
   const find = (label) => [...get("words"), ...get("tokens")].find((word) => word.label === label);
   const choices = (axis) => get("axes")[axis] ?? [];
   const panels = () => (besideAxis() ? [selection(), { ...selection(), ...get("beside") }] : [selection()]);
-  return { model, get, set, selection, besideAxis, entries, find, choices, panels };
+  const schedule = () => get("schedule") ?? 0;
+  return { model, get, set, selection, besideAxis, entries, find, choices, panels, schedule, colorOf: classColors(get, find) };
 }
 
-function describe({ get, choices, find }, chosen, limits) {
-  const parts = AXES.filter((axis) => chosen[axis] !== null && (choices(axis).length > 1 || ["layer", "head"].includes(axis)));
-  const said = parts.map((axis) => {
-    const values = choices(axis);
-    const whole = axis === "step" && values[0] === 0 && values.at(-1) === values.length - 1;
-    return named(axis, chosen[axis]) + (whole ? ` of ${values.length}` : "");
-  });
-  const masks = `masks of ${get("classes").length} words`;
-  const kind = find(get("token"))?.tokens.length > 1 || !get("pieces") ? "word" : "token";
-  const map = `${kind} “${get("token")}”` + (limits ? `: ${format(limits[0])} to ${format(limits[1])}` : "");
-  return [...said, get("mode") === "masks" ? masks : map].join(", ");
+/** The color of a class, which it keeps as long as its word is there, whatever competes with it. */
+function classColors(get, find) {
+  const places = new Map();
+  return (label) => {
+    for (const known of places.keys()) if (!find(known)) places.delete(known);
+    if (!places.has(label)) {
+      const taken = [...places.values()];
+      let place = find(label)?.color ?? 0;
+      if (taken.includes(place)) for (place = 0; taken.includes(place); ) place += 1;
+      places.set(label, place);
+    }
+    const colors = get("palette").classes;
+    return colors[places.get(label) % colors.length];
+  };
+}
+
+function describe({ get, choices, find, schedule }, chosen, limits, share) {
+  const always = ["layer", "head", ...(schedule() ? ["step"] : [])];
+  const parts = AXES.filter((axis) => chosen[axis] !== null && (choices(axis).length > 1 || always.includes(axis)));
+  const said = parts.map((axis) => named(axis, chosen[axis], schedule()));
+  if (get("mode") === "masks") {
+    const count = get("classes").length;
+    return [...said, `masks of ${count} ${count === 1 ? "word" : "words"}`].join(", ");
+  }
+  const word = find(get("token"));
+  const kind = word?.tokens.length > 1 || !get("pieces") ? "word" : "token";
+  const name = !word || word.kind === "word" ? `${kind} “${word ? shown(word) : get("token")}”` : shown(word);
+  return [...said, name + (Number.isFinite(limits[0]) ? `: ${span(limits, share)}` : "")].join(", ");
 }
 
 function codeLine({ get, choices, besideAxis }) {

@@ -1,0 +1,42 @@
+"""What a notebook shows of an explorer before its cells have run: a picture of the view."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+from jaxtyping import Float
+
+from seg4diff_tools.plotting.static import label_overlay, overlay
+
+SIDE, LINE = 320, 26
+HINT = "Run this cell to choose layer, step and word."
+
+
+def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x"], opacity: float) -> bytes:
+    """A map over its picture, or the class of the highest map at each place, with a line that says what to do.
+
+    Args:
+        picture: what the maps belong to; None shows them alone.
+        maps: one map, or one for each class.
+        opacity: of the colors, 0 to 1.
+
+    Returns:
+        A PNG file.
+    """
+    ground = PIL.Image.new("RGB", maps.shape[:-3:-1]) if picture is None else picture
+    scale = SIDE / max(ground.size)
+    ground = ground.resize((round(ground.width * scale), round(ground.height * scale)))
+    opacity = 1.0 if picture is None else opacity
+    known = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
+    if maps.ndim == 2:
+        drawn = overlay(ground, known, opacity=opacity)
+    else:
+        enlarged = [np.asarray(PIL.Image.fromarray(one).resize(ground.size)) for one in known.astype(np.float32)]
+        drawn = label_overlay(ground, np.argmax(enlarged, 0), opacity)
+    sheet = PIL.Image.new("RGB", (ground.width, ground.height + LINE), "white")
+    sheet.paste(PIL.Image.fromarray(drawn))
+    PIL.ImageDraw.Draw(sheet).text((2, ground.height + 6), HINT, "black", font_size=13)
+    content = io.BytesIO()
+    sheet.quantize(128).save(content, "PNG", optimize=True)
+    return content.getvalue()
