@@ -1,4 +1,4 @@
-"""Names, attributes and keywords that chapters and pages use exist; stored outputs are of their code."""
+"""Names and keywords that chapters and pages use exist; stored outputs are of their code; shown cells are short."""
 
 import ast
 import importlib
@@ -21,6 +21,9 @@ PRELUDE = "from typing import Any\n\npipe: Any\n"
 BLOCKS = {str(page.relative_to(ROOT)): PRELUDE + "\n".join(blocks) for page in PAGES if (blocks := python_blocks(page))}
 CODE = sources() | BLOCKS | {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("examples/*.py"))}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# lines of a cell that the report shows unfolded
+LONGEST = 20
+FOLDED = {"hide-input", "remove-input"}
 # what mypy calls a name that is not there, an attribute that is not there, and a call that cannot be
 MISSING = {"attr-defined", "call-arg", "call-overload", "name-defined", "import-not-found", "used-before-def"}
 execute = runpy.run_path(str(ROOT / "book" / "execute.py"))
@@ -143,6 +146,16 @@ def test_a_stamp_sees_code_alone():
     assert execute["stamp"](notebook(("code", "# why\na = 1"), ("markdown", "two"))) == one
     assert execute["stamp"](notebook(("code", "a = 2"), ("markdown", "one")))["code"] != one["code"]
     assert execute["stamp"](notebook(("code", "a ="), ("code", "1")))["code"] != one["code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_that_are_shown_are_short(path):
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        source, tags = "".join(cell["source"]), FOLDED.intersection(cell["metadata"].get("tags", ()))
+        assert tags or len(source.splitlines()) <= LONGEST, f"fold it (hide-input) or split it:\n{source}"
+        words_only = source.lstrip().startswith("Markdown(") or "\nMarkdown(" in source
+        assert "remove-input" not in tags or words_only, f"remove-input is for cells that word a sentence:\n{source}"
 
 
 def test_the_first_snippet_of_the_readme_runs(tmp_path, monkeypatch):

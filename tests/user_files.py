@@ -23,9 +23,17 @@ def python_blocks(page: Path) -> list[str]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
+def snippets(notebook: Path) -> list[str]:
+    """The Python blocks of a notebook's Markdown, which a reader runs after its cells."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return [block for text in texts for block in BLOCK.findall(text + "\n")]
+
+
 def sources() -> dict[str, str]:
-    """The code of every notebook, by its name."""
-    return {path.name: "\n\n".join(code_cells(path)) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    """The code of every notebook, with what its text tells the reader to run after it, by its name."""
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    return {path.name: "\n\n".join([*code_cells(path), *snippets(path)]) for path in paths}
 
 
 def check_types(files: Mapping[str, str], folder: Path, *options: str) -> dict[str, list[tuple[int, str, str]]]:
