@@ -152,3 +152,20 @@ def test_paths_are_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert as_path("~/run") == as_path(Path("~/run")) == tmp_path / "run"
     assert as_path("run") == Path("run")
+
+
+@pytest.mark.parametrize(
+    ("part", "device_map", "named"),
+    [
+        ("transformer", {"pos_embed": 0, "transformer_blocks.0": 1}, "transformer on one device.*cuda:0, cuda:1"),
+        ("pipeline", {"transformer": 0, "vae": "cuda:1"}, "pipeline on one device"),
+    ],
+)
+def test_a_model_split_over_accelerators_is_refused(part, device_map, named):
+    pipe = tiny_pipeline()
+    split = pipe if part == "pipeline" else pipe.transformer
+    split.hf_device_map = device_map  # as from_pretrained(device_map=...) leaves it
+    with pytest.raises(InputError, match=named):
+        wrap_pipeline(pipe)
+    split.hf_device_map = {"": 0, "vae": "cpu"}  # one accelerator, the rest offloaded
+    wrap_pipeline(pipe)

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import best_device, find_checkpoint, load_pipeline, read_card
 from seg4diff_tools.errors import InputError, UnknownArchitectureError
-from seg4diff_tools.families import FAMILIES, family_of
+from seg4diff_tools.families import FAMILIES, family_of, refuse_split
 
 
 def load_backbone(
@@ -118,7 +118,8 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
 
     Raises:
         UnknownArchitectureError: no family is known for its transformer.
-        InputError: no pipeline, or one with a part that the family leaves out, such as SD3's T5 encoder.
+        InputError: no pipeline, one with a part that the family leaves out, such as SD3's T5 encoder, or one that
+            `device_map` spread over several accelerators.
     """
     if not isinstance(pipe, DiffusionPipeline):
         raise InputError(
@@ -129,6 +130,7 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         raise UnknownArchitectureError(
             f"expected a pipeline with a transformer, got {type(pipe).__name__}: pass one of {', '.join(_supported())}"
         )
+    refuse_split(pipe, "pipeline")
     family = family_of(transformer)
     if left := [part for part in family.omitted_parts if getattr(pipe, part, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, part)).__name__ for part in left)

@@ -3,6 +3,8 @@
 `book/add_your_model.md` describes how to add one; `register` makes a record of your own known.
 """
 
+from typing import Any
+
 from torch import nn
 
 from seg4diff_tools.errors import InputError, UnknownArchitectureError
@@ -32,6 +34,7 @@ __all__ = [
     "SamplingLoop",
     "family_of",
     "model_lock",
+    "refuse_split",
     "register",
     "sampling_loop",
     "transformer_of",
@@ -55,13 +58,30 @@ def register(family: Family) -> None:
     FAMILIES[:] = [family, *(known for known in FAMILIES if known.name != family.name)]
 
 
+def refuse_split(model: Any, name: str) -> None:
+    """Refuse a model or pipeline that `device_map` spread over several accelerators: maps would lie on all of them.
+
+    Raises:
+        InputError: it is on more than one.
+    """
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
+    if len(places) > 1:
+        listed = ", ".join(f"cuda:{place}" if place.isdigit() else place for place in sorted(places))
+        raise InputError(
+            f"expected a {name} on one device, got one that device_map spread over {listed}: load it without "
+            "device_map, and call enable_model_cpu_offload() if it does not fit"
+        )
+
+
 def family_of(transformer: nn.Module) -> Family:
     """Return the family of a diffusers transformer, compiled or not, by its class or a parent class.
 
     Raises:
         UnknownArchitectureError: the class belongs to no known family; its layout is not guessed.
+        InputError: it is split over several accelerators.
     """
     transformer = transformer_of(transformer)
+    refuse_split(transformer, "transformer")
     names = {cls.__name__ for cls in type(transformer).__mro__}
     for family in FAMILIES:
         if family.transformer in names:

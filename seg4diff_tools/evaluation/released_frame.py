@@ -1,0 +1,64 @@
+"""Images and label maps as the released unsupervised evaluation frames them: 640 pixels, padded, cut a second time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+SHORTEST, LONGEST, MULTIPLE = 640, 2560, 32
+"""Pixels to which the shorter side is brought, of the longer side at most, and of which padded sides are multiples."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReleasedFrame:
+    """One sample as that code reads and scores it.
+
+    Attributes:
+        image: padded on the right and at the bottom with black, then stretched to the model's size (values 0..1).
+        label_map: at the size of the image before padding; maps are scored there.
+        file_size: height and width of the file in pixels.
+    """
+
+    image: Float[Tensor, "3 height width"]
+    label_map: Int[Tensor, "rows columns"]
+    file_size: tuple[int, int]
+
+    def labels(self, maps: Float[Tensor, "group y x"]) -> Int[Tensor, "rows columns"]:
+        """Return the number of the strongest map at each pixel of `label_map`.
+
+        Maps of the padded image are stretched over the whole file, so that padding shifts them. Then the part of the
+        file's size that the resized image has is cut out and stretched again: of a larger file the top left part.
+        """
+        size = tuple(self.label_map.shape)
+        for target in (self.file_size, size):
+            cut = maps[:, : size[0], : size[1]]
+            maps = interpolate(cut[None], target, mode="bilinear", align_corners=False)[0]
+        return maps.argmax(0)
+
+
+def released_frame(
+    image: PIL.Image.Image, label_map: Int[Tensor, "height width"], size: tuple[int, int]
+) -> ReleasedFrame:
+    """Frame a sample as the released unsupervised evaluation does.
+
+    Args:
+        image: of any size, RGB.
+        label_map: class of each pixel, of the image's size.
+        size: height and width in pixels at which the model reads images.
+
+    Source: github.com/cvlab-kaist/Seg4Diff at commit bb500ca, `Trainer.test_unsupervised` and `Seg4DiffUnsup.forward`,
+    with detectron2's `ResizeShortestEdge`, `ImageList.from_tensors` and `sem_seg_postprocess`.
+    """
+    height, width = image.height, image.width
+    scale = min(SHORTEST / min(height, width), LONGEST / max(height, width))
+    rows, columns = int(height * scale + 0.5), int(width * scale + 0.5)
+    pixels = np.asarray(image.resize((columns, rows), PIL.Image.Resampling.BILINEAR))
+    resized = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    padded = pad(resized, (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
+    read = interpolate(padded[None], size, mode="bilinear", align_corners=False)[0]
+    labels = interpolate(label_map[None, None].double(), (rows, columns), mode="nearest-exact")[0, 0].long()
+    return ReleasedFrame(read.clamp(0, 1), labels, (height, width))
