@@ -328,4 +328,3 @@ def test_words_that_the_model_never_saw_are_told_once_per_call(tiny_backbone):
     # a warning would be an error
     segment(mini, picture, ["Cat", "balloons", "night sky", "background"], options)
     segment(tiny_backbone, picture, ["ballon", "limousine"], OpenVocabulary(layers=1))
-

@@ -18,11 +18,11 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
 from seg4diff_tools.backbones.checks import check_heads, check_latents
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.errors import InputError, as_names, instance_of
 from seg4diff_tools.images import open_images
 from seg4diff_tools.scenes.drawings import COLORS, concepts
 from seg4diff_tools.segmentation.engine import image_maps, model_layers
-from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, check_kind, option_settings
+from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
 from seg4diff_tools.segmentation.results import Segmentation
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
@@ -113,7 +113,7 @@ def segment(
     and tokens, which is the same as before it.
     """
     names = as_names(class_names, "class_names")
-    check_kind(options, OpenVocabulary, "layers=4")
+    instance_of(options, OpenVocabulary, "options", "options such as OpenVocabulary(layers=4)")
     sources, single = image_list(images)
     backbone = as_backbone(model)
     check_options(backbone, options)
@@ -214,7 +214,9 @@ def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabu
         return
     spelled = known | {concepts()[name].plural for name in known if name in concepts()}
     words = [word for name in names for word in options.synonyms.get(name, (name,)) if word != BACKGROUND]
-    plain = {word: " ".join(part for part in word.lower().split() if part not in (*COLORS, "a", "an")) for word in words}
+    plain = {
+        word: " ".join(part for part in word.lower().split() if part not in (*COLORS, "a", "an")) for word in words
+    }
     if unseen := [word for word in plain if plain[word] not in spelled]:
         places = "scenes.BASE_CONCEPTS and scenes.BACKGROUNDS" if source == MINI else f"{source}/model_card.json"
         warnings.warn(
