@@ -47,6 +47,16 @@ def test_part_scores_by_hand():
         part_scores([square_maps()], [square_scene()], least=17)
 
 
+def test_part_scores_of_scenes_with_other_numbers_of_classes():
+    more = torch.cat([square_maps(), torch.zeros(1, 4, 1, 8, 8)], dim=2)
+    labels = square_scene().label_map
+    other = replace(square_scene(), class_names=("cat", "grass", "dog"), label_map=labels)
+    maps, scenes = [square_maps(), more] * 20, [square_scene(), other] * 20
+    table = part_scores(maps, scenes).set_index("head")
+    assert table.whole.tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
+    assert table.things.tolist() == [40] * 4
+
+
 def test_choice_by_hand():
     labels = torch.ones(8, 8, dtype=torch.int64)
     labels[2:6, 2:6] = 0

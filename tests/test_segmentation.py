@@ -17,6 +17,7 @@ from seg4diff_tools.backbones import checks
 from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.caching import remember
 from seg4diff_tools.errors import InputError, PromptError
+from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS
 from seg4diff_tools.segmentation import Segmentation, group, masks, open_segmentation
 from seg4diff_tools.segmentation.class_maps import read_class_maps
 from seg4diff_tools.segmentation.options import OpenVocabulary, Unsupervised
@@ -312,10 +313,18 @@ def test_classes_left_out_of_the_second_pass_have_no_map(tiny_backbone, photogra
     assert set(result.label_map.flat) == {kept}
 
 
-def test_words_that_the_model_never_saw_are_told_once():
-    mini = load_backbone("mini")
-    picture = PIL.Image.new("RGB", (96, 96))
+def test_words_that_the_model_never_saw_are_told_once_per_call(tiny_backbone):
+    mini, picture = load_backbone("mini"), PIL.Image.new("RGB", (96, 96))
     options = OpenVocabulary(synonyms={"car": ("car", "limousine")})
-    with pytest.warns(UserWarning, match="mini never saw 'teapot', 'limousine' in training: .* It knows 40 words"):
-        segment(mini, picture, ["cat", "teapot", "red car", "car"], options)
-    segment(mini, picture, ["cat", "teapot", "car", "background"], options)  # a warning would be an error
+    for _ in range(2):
+        with pytest.warns(UserWarning) as warned:
+            segment(mini, [picture] * 2, ["cat", "ballon", "a red car", "car", "dogs"], options, progress=False)
+        (warning,) = warned
+        assert str(warning.message) == (
+            "mini never saw 'ballon', 'limousine' in training: their masks mean nothing. It knows 40 names, listed in "
+            "scenes.BASE_CONCEPTS and scenes.BACKGROUNDS."
+        )
+    assert len(BASE_CONCEPTS) + len(BACKGROUNDS) == 40
+    # a warning would be an error
+    segment(mini, picture, ["Cat", "balloons", "night sky", "background"], options)
+    segment(tiny_backbone, picture, ["ballon", "limousine"], OpenVocabulary(layers=1))

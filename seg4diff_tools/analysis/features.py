@@ -19,7 +19,7 @@ from seg4diff_tools.backbones.checks import check_latents, check_layers
 from seg4diff_tools.backbones.forwards import forward_batches, observe
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets.labels import label_array
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, list_of, named_extra, some_of
 from seg4diff_tools.images import as_size
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Kind, Prompt
@@ -77,8 +77,7 @@ def image_features(
     """
     backbone = as_backbone(backbone)
     wanted = check_layers(backbone, layers)
-    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(PROJECTIONS):
-        raise InputError(f"expected kinds out of {', '.join(PROJECTIONS)}, got {kinds!r}: pass kinds=['key']")
+    kinds = some_of(kinds, "kinds", tuple(PROJECTIONS))
     grid = backbone.token_grid(check_latents(backbone, latents, "latents"))
     parts: dict[int, list[np.ndarray]] = {layer: [] for layer in wanted}
 
@@ -298,8 +297,7 @@ def attention_budget(
 def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
     """Return prompts, if there is an encoded one for each of the latents; raise an InputError otherwise."""
     check_latents(backbone, latents, "latents")
-    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise InputError("expected prompts from encode_prompt, got others: pass backbone.encode_prompt(['a cat'])")
+    list_of(prompts, Prompt, "prompts", "backbone.encode_prompt(['a cat'])")
     if len(prompts) != len(latents):
         raise InputError(
             f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images: pass as many"

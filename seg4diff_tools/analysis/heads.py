@@ -16,7 +16,7 @@ from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import true_classes
-from seg4diff_tools.errors import InputError, named_extra
+from seg4diff_tools.errors import InputError, list_of, named_extra
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.evaluate import check_samples
 from seg4diff_tools.indices import as_int
@@ -25,7 +25,8 @@ from seg4diff_tools.scenes import Scene
 with named_extra():
     from sklearn.metrics import roc_auc_score
 
-HeadMaps = Float[Tensor, "layer head class y x"]
+HeadMaps = Float[Tensor, "layer head _ y x"]
+"""Maps [layer head class y x]; another image has another number of classes."""
 LayerAndHead = tuple[int, int]
 
 
@@ -94,8 +95,7 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
         InputError: something that is no scene, another number of maps than scenes, or no thing that is large enough.
     """
     _check_maps(maps, scenes, "scenes")
-    if not all(isinstance(scene, Scene) for scene in scenes):
-        raise InputError("expected scenes with masks of their things, got other samples: pass scenes.Scenes('test')")
+    list_of(scenes, Scene, "scenes", "scenes.Scenes('test')", "scenes with masks of their things")
     least = as_int(least, "least", 1)
     rows = []
     for image_maps, scene in zip(maps, scenes, strict=True):

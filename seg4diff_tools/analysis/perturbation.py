@@ -20,7 +20,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.sampling import as_list
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, instance_of, list_of, require_columns
 from seg4diff_tools.generation.clip import Clip, TextVectors, clip_scores
 from seg4diff_tools.generation.encoders import ImageEncoder, as_encoder
 from seg4diff_tools.indices import as_int
@@ -187,9 +187,8 @@ def resampled(
     Raises:
         InputError: a column that the table lacks, or several rows for a setting and prompt.
     """
-    settings = [by] if isinstance(by, str) else list(by)
-    if missing := [name for name in ("prompt", score, *settings) if name not in getattr(table, "columns", ())]:
-        raise InputError(f"expected a table with the column {missing[0]!r}, got none: pass a column's name")
+    settings = [by] if isinstance(by, str) else list_of(by, str, "by", "by=['layer']", "names of columns")
+    require_columns(table, ["prompt", score, *settings], numeric=[score])
     if table.duplicated(["prompt", *settings]).any():
         raise InputError(f"expected one row for each prompt and {by!r}, got several: pass by= as all that differs")
     draws, seed = as_int(draws, "draws", 1), as_int(seed, "seed", 0)
@@ -200,13 +199,9 @@ def resampled(
 
 def _embed(clip: Any, prompts: Any, edit: Any) -> TextVectors:
     """Return the vectors of prompts, if there are any, and a CLIP and an edit; raise an InputError otherwise."""
-    if not isinstance(edit, Edit):
-        raise InputError(f"expected edit, an Edit, got {edit!r}: pass edits.blur()")
-    if not isinstance(clip, Clip):
-        raise InputError(f"expected clip, a Clip, got {type(clip).__name__}: pass load_clip(...)")
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
-        raise InputError(f"expected a list of prompts, got {prompts!r}: pass prompts=['a cat']")
-    return clip.embed_texts(prompts)
+    instance_of(edit, Edit, "edit", "edits.blur()")
+    instance_of(clip, Clip, "clip", "load_clip(...)")
+    return clip.embed_texts(list_of(prompts, str, "prompts", "prompts=['a cat']", "texts"))
 
 
 def _scales(scales: Any, name: str) -> list[float]:

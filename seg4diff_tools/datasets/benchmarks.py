@@ -9,7 +9,7 @@ from seg4diff_tools.datasets import classes
 from seg4diff_tools.datasets.coco import CocoInstances, coco_instances
 from seg4diff_tools.datasets.files import as_folder, visible_files
 from seg4diff_tools.datasets.folders import Folder, Labels
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,7 @@ def published(name: str, root: str | Path, split: str = "val") -> Folder | CocoI
         InputError: an unknown name, a missing folder, list, image or mask, and on reading a damaged file, a mask of
             another size, or a value that the benchmark does not have.
     """
-    if not isinstance(name, str) or name not in BENCHMARKS:
-        raise InputError(f"expected one of {', '.join(BENCHMARKS)}, got {name!r}: choose a benchmark of these")
+    one_of(name, "name", list(BENCHMARKS))
     if not isinstance(split, str):
         raise InputError(f"expected split as text, got {split!r}: pass split='val'")
     benchmark, root = BENCHMARKS[name], as_folder(root, "root")

@@ -123,7 +123,7 @@ def run_settings(
     chosen = _methods(methods)
     protocols = some_of(protocol, "protocol", get_args(Protocol))
     own = getattr(samples, "class_names", None) if vocabulary is None else vocabulary
-    words = None if own is None else check_words(own, "vocabulary")
+    words = None if own is None else list(as_names(own, "vocabulary"))
     if "full" in protocols and not words:
         raise InputError(
             "expected the vocabulary of protocol 'full', got samples without class_names: pass vocabulary=[...]"
@@ -164,13 +164,6 @@ def check_samples(samples: Any) -> None:
             f"expected samples with image, label_map and class_names, got a {type(samples[0]).__name__}: pass "
             f"LabeledImage"
         )
-
-
-def check_words(words: Any, name: str) -> list[str]:
-    """Return the class names of a vocabulary, at least one."""
-    if not (names := list(as_names(words, name, empty=True))):
-        raise InputError(f"expected {name}, at least one class, got {words!r}: pass {name}=['cat', 'grass']")
-    return names
 
 
 def _methods(methods: Any) -> dict[str, Options]:

@@ -17,12 +17,12 @@ from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import open_sample
-from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.errors import InputError, instance_of, one_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.indices import as_float
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.engine import Labels, model_layers, pad_maps
-from seg4diff_tools.segmentation.options import Layers, Unsupervised, check_kind
+from seg4diff_tools.segmentation.options import Layers, Unsupervised
 from seg4diff_tools.segmentation.unsupervised import PAPER
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame
 
@@ -63,7 +63,7 @@ def grouping_scores(
 
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
-    check_kind(options, Unsupervised, "matching='rows'")
+    instance_of(options, Unsupervised, "options", "options such as Unsupervised(matching='rows')")
     known = [each.name for each in fields(Unsupervised) if each.name not in ("layers", "threshold")]
     for name in changes:
         one_of(name, "keywords", known, "fields of Unsupervised, layers and thresholds")

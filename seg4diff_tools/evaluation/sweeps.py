@@ -21,10 +21,10 @@ from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample, background_of
 from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import InputError, some_of
+from seg4diff_tools.errors import InputError, as_names, instance_of, some_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.counts import ImageCounts
-from seg4diff_tools.evaluation.evaluate import check_samples, check_words, encode_images
+from seg4diff_tools.evaluation.evaluate import check_samples, encode_images
 from seg4diff_tools.evaluation.results import SCORES, Evaluation
 from seg4diff_tools.evaluation.runs import AXES, refuse_other_run, run_counts
 from seg4diff_tools.indices import as_indices, as_int
@@ -97,7 +97,7 @@ def layer_step_sweep(
     steps = as_indices(steps_from_end, "steps_from_end", options.steps + 1, low=1)
     plan: dict[str, Any] = {
         "protocol": "present" if vocabulary is None else "full",
-        "vocabulary": None if vocabulary is None else check_words(vocabulary, "vocabulary"),
+        "vocabulary": None if vocabulary is None else list(as_names(vocabulary, "vocabulary")),
         "directions": some_of(directions, "directions", get_args(Direction)),
         "normalize": some_of(normalize, "normalize", NORMALIZATIONS),
         "steps_from_end": steps,
@@ -119,10 +119,7 @@ def layer_step_sweep(
 
 
 def _check_options(options: Any, steps_from_end: Any) -> None:
-    if not isinstance(options, OpenVocabulary):
-        raise InputError(
-            f"expected options as OpenVocabulary, got {options!r}: pass OpenVocabulary(...), and layers=... by name"
-        )
+    instance_of(options, OpenVocabulary, "options", "options=OpenVocabulary(...), and layers=... by name")
     # a schedule of fewer than 8 steps needs its own step in the options, too
     usual = replace(OpenVocabulary(), steps=options.steps, steps_from_end=steps_from_end)
     usual = usual if options.steps_from_end == usual.steps_from_end else OpenVocabulary()

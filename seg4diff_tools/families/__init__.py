@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.errors import InputError, UnknownArchitectureError
+from seg4diff_tools.errors import UnknownArchitectureError, instance_of
 from seg4diff_tools.families._private import SamplingLoop, sampling_loop, uncompiled
 from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.chroma import CHROMA
@@ -51,10 +51,7 @@ def register(family: Family) -> None:
     Raises:
         InputError: not a Family.
     """
-    if not isinstance(family, Family):
-        raise InputError(
-            f"expected a Family, got {type(family).__name__}: build one with seg4diff_tools.families.Family"
-        )
+    instance_of(family, Family, "family", "a record built with seg4diff_tools.families.Family")
     FAMILIES[:] = [family, *(known for known in FAMILIES if known.name != family.name)]
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from seg4diff_tools.errors import InputError, as_names, one_of
+from seg4diff_tools.errors import InputError, as_names, instance_of, list_of, one_of
 from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.scenes.drawings import COLORS, concepts, styles
 from seg4diff_tools.scenes.textures import NOISE_SIDE, TEXTURES
@@ -192,8 +192,7 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
 
 def check_config(config: SceneConfig) -> None:
     """Raise InputError for something else than a `SceneConfig`."""
-    if not isinstance(config, SceneConfig):
-        raise InputError(f"expected config as a SceneConfig, got {config!r}: pass config=SceneConfig(size=96)")
+    instance_of(config, SceneConfig, "config", "config=SceneConfig(size=96)")
 
 
 def _free_place(rng: np.random.Generator, side: float, others: list[Placement]) -> tuple[float, float]:
@@ -235,10 +234,8 @@ def describe(placements: Sequence[Placement], background: str, rng: np.random.Ge
     Returns:
         A sentence such as "a small red car at the left and two dogs on grass".
     """
-    if not isinstance(placements, Sequence) or not placements or not isinstance(placements[0], Placement):
-        raise InputError(f"expected placements, at least one, got {placements!r}: pass those of a plan")
-    if not isinstance(rng, np.random.Generator):
-        raise InputError(f"expected rng, a NumPy generator, got {rng!r}: pass np.random.default_rng(0)")
+    list_of(placements, Placement, "placements", "those of a plan")
+    instance_of(rng, np.random.Generator, "rng", "np.random.default_rng(0)")
     groups: dict[tuple[str, str | None], list[Placement]] = {}
     for each in placements:
         groups.setdefault((each.concept, each.color), []).append(each)
@@ -314,9 +311,8 @@ def sentence(phrases: Sequence[str], background: str, relation: str | None = Non
     Raises:
         InputError: no phrases, an unknown background, or a relation that is no text.
     """
-    texts = isinstance(phrases, (list, tuple)) and all(isinstance(each, str) for each in (*phrases, relation or ""))
-    if not texts or not phrases:
-        raise InputError(f"expected phrases as a list of texts, got {phrases!r}, {relation!r}: pass phrases=['a cat']")
+    phrases = list_of(phrases, str, "phrases", "phrases=['a cat']", "texts")
+    instance_of(relation or "", str, "relation", "relation='left of'")
     check_known(background, "background", BACKGROUNDS)
     if relation:
         listed = f" {relation} ".join(phrases)

@@ -7,7 +7,6 @@ and settings give the same scene on every machine.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.errors import InputError, list_of, one_of
 from seg4diff_tools.indices import LazySequence, as_int
 from seg4diff_tools.scenes.drawings import concepts, premultiplied, styles
 from seg4diff_tools.scenes.planning import (
@@ -94,7 +93,7 @@ def render(
     Raises:
         InputError: no plans, a size out of range, or another device.
     """
-    size = _check_plans(plans, size)
+    plans, size = list_of(plans, Plan, "plans", "plans=[scenes.plan('test', 0)]"), as_int(size, "size", 8, LARGEST)
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -120,13 +119,6 @@ def render(
         images[rows] = images[rows] * (1 - alpha) + layer[:, :3]
         owners[rows] = torch.where(alpha[:, 0] > 0.5, slot, owners[rows])
     return images.clamp(0, 1), owners
-
-
-def _check_plans(plans: Any, size: Any) -> int:
-    """Return the size; raise InputError for one out of range or for something else than plans."""
-    if not isinstance(plans, (list, tuple)) or not plans or not all(isinstance(each, Plan) for each in plans):
-        raise InputError(f"expected plans, at least one, got {plans!r}: make them with scenes.plan")
-    return as_int(size, "size", 8, LARGEST)
 
 
 def _inverse(p: Placement) -> list[list[float]]:

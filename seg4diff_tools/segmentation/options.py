@@ -200,13 +200,6 @@ class Unsupervised:
 Options = OpenVocabulary | Unsupervised
 
 
-def check_kind(options: Any, kind: type, example: str) -> None:
-    """Raise InputError for options that are not of this kind."""
-    if not isinstance(options, kind):
-        name = kind.__name__
-        raise InputError(f"expected options, an {name}, got {options!r}: pass options such as {name}({example})")
-
-
 def option_settings(options: Options) -> dict[str, Any]:
     """Return options as JSON-serializable settings, a function by its name and the arguments of its `partial`.
 

@@ -18,11 +18,11 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
 from seg4diff_tools.backbones.checks import check_heads, check_latents
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.errors import InputError, as_names, instance_of
 from seg4diff_tools.images import open_images
-from seg4diff_tools.scenes.drawings import COLORS
+from seg4diff_tools.scenes.drawings import COLORS, concepts
 from seg4diff_tools.segmentation.engine import image_maps, model_layers
-from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, check_kind, option_settings
+from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
 from seg4diff_tools.segmentation.results import Segmentation
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
 
@@ -30,7 +30,6 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Files of a folder that are images."""
 PAPER = OpenVocabulary()
 """The paper's way."""
-_warned: set[tuple[str, str]] = set()
 
 
 Model: TypeAlias = Backbone | DiffusionPipeline | str | Path
@@ -100,7 +99,8 @@ def segment(
         progress: show a progress bar for several images.
 
     Returns:
-        One `Segmentation` for one image; a list for several, of a folder in the order of the file names.
+        One `Segmentation` for one image; a list for several, of a folder in the order of the file names. A warning
+        names the words that the embedded model never saw: their masks mean nothing.
 
     Raises:
         InputError: an unreadable image, no class, a class twice, or a layer, step or head out of range.
@@ -113,7 +113,7 @@ def segment(
     and tokens, which is the same as before it.
     """
     names = as_names(class_names, "class_names")
-    check_kind(options, OpenVocabulary, "layers=4")
+    instance_of(options, OpenVocabulary, "options", "options such as OpenVocabulary(layers=4)")
     sources, single = image_list(images)
     backbone = as_backbone(model)
     check_options(backbone, options)
@@ -207,19 +207,21 @@ def check_options(backbone: Backbone, options: OpenVocabulary) -> list[int] | No
 
 
 def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabulary) -> None:
-    """Warn once of each word that the model never saw in training, as far as its card says so."""
+    """Warn of words that the embedded model, or another one whose card lists its training data, never saw."""
     source = MINI if backbone.name == "mini" else Path(backbone.name)
     data = read_card(source).get("data", {}) if source.is_dir() else {}
     known = {*data.get("concepts", ()), *data.get("backgrounds", ())}
     if not known:
         return
+    spelled = known | {concepts()[name].plural for name in known if name in concepts()}
     words = [word for name in names for word in options.synonyms.get(name, (name,)) if word != BACKGROUND]
-    unseen = [w for w in words if " ".join(part for part in w.lower().split() if part not in COLORS) not in known]
-    new = [word for word in unseen if (backbone.name, word) not in _warned]
-    if new:
-        _warned.update((backbone.name, word) for word in new)
+    plain = {
+        word: " ".join(part for part in word.lower().split() if part not in (*COLORS, "a", "an")) for word in words
+    }
+    if unseen := [word for word in plain if plain[word] not in spelled]:
+        places = "scenes.BASE_CONCEPTS and scenes.BACKGROUNDS" if source == MINI else f"{source}/model_card.json"
         warnings.warn(
-            f"{backbone.name} never saw {', '.join(map(repr, new))} in training: their masks mean nothing. It knows "
-            f"{len(known)} words, such as {', '.join(sorted(known)[:5])}.",
+            f"{backbone.name} never saw {', '.join(map(repr, unseen))} in training: their masks mean nothing. It knows "
+            f"{len(known)} names, listed in {places}.",
             stacklevel=3,
         )

@@ -10,10 +10,11 @@ from jaxtyping import Int, UInt8
 from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.errors import instance_of
 from seg4diff_tools.images import open_images
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.engine import model_layers, pad_maps
-from seg4diff_tools.segmentation.options import Unsupervised, check_kind, option_settings
+from seg4diff_tools.segmentation.options import Unsupervised, option_settings
 from seg4diff_tools.segmentation.results import same_content, thumbnails
 from seg4diff_tools.segmentation.segment import ManyImages, Model, OneImage, image_list
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
@@ -91,7 +92,7 @@ def group(
 
     Source: Seg4Diff, arXiv 2509.18096, section 4.3.
     """
-    check_kind(options, Unsupervised, "threshold=0.05")
+    instance_of(options, Unsupervised, "options", "options such as Unsupervised(threshold=0.05)")
     sources, single = image_list(images)
     backbone = as_backbone(model)
     layers = model_layers(backbone, options)

@@ -58,8 +58,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         "ignore=0, which is 'cat': pass ignore=-1",
     ),
     ("folder-half", lambda b: datasets.folder(".", ".", ["cat"], ignore=0.5), "ignore, a whole number .*got 0.5: pass"),
-    ("published-name", lambda b: datasets.published("voc", "."), "one of voc20, .*got 'voc': choose"),
-    ("published-index", lambda b: datasets.published(20, "."), "one of voc20, .*got 20: choose"),
+    ("published-name", lambda b: datasets.published("voc", "."), "name, one of 'voc20', .*got 'voc': pass name="),
+    ("published-index", lambda b: datasets.published(20, "."), "name, one of 'voc20', .*got 20: pass name="),
     (
         "published-root",
         lambda b: datasets.published("voc20", "nowhere"),
