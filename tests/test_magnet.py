@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import is_tensorboard_available
 from conftest import TWO_PROCESSES
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 from tiny_models import BUILDERS, build
 from tiny_run import SCENES
 from torch.nn.functional import interpolate
@@ -25,6 +26,7 @@ from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError
 from seg4diff_tools.magnet import MagnetConfig, finetune, mask_logits, mask_losses
+from seg4diff_tools.magnet import targets as targets_module
 from seg4diff_tools.magnet.losses import dice_loss, focal_loss
 from seg4diff_tools.magnet.targets import Target, fitting, noise, target
 from seg4diff_tools.prompts import Prompt
@@ -522,6 +524,8 @@ def test_presets_are_those_of_the_paper_and_its_code():
     assert released.focal == "released"
     assert (released.batch, magnet.preset("coco-released").batch) == (4, 8)
     assert (released.average, released.unlabeled, released.match_resize) == ("masks", "outside", "nearest")
+    pictures = [(magnet.preset(name).crop, magnet.preset(name).flip) for name in ("coco-released", "sa1b-released")]
+    assert pictures == [((1024, 640), 0.5), (None, 0.5)]
 
 
 def test_the_released_preset_has_the_losses_and_gradients_of_the_code():
@@ -560,6 +564,136 @@ def test_the_released_preset_has_the_losses_and_gradients_of_the_code():
     theirs = torch.autograd.grad(total, [call.query, call.key, *weights])
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_the_released_preset_of_masks_without_names_has_the_losses_and_gradients_of_the_code():
+    config = magnet.preset("sa1b-released")
+    generator = torch.Generator().manual_seed(9)
+    wanted = []
+    for count in (4, 1):
+        masks = torch.rand(count, 10, 14, generator=generator) > 0.6
+        # unlabelled pixels: in no mask
+        masks[:, 7:, :5] = False
+        wanted.append(Target(Image.new("RGB", (1, 1)), NOTHING, masks, (), torch.ones(10, 14, dtype=torch.bool)))
+    torch.manual_seed(0)
+    head = magnet.ConvHead(width=5)
+
+    # of 11 text tokens 7 are CLIP's
+    call = attention()
+    logits = [one.float() for one in mask_logits(call, wanted, config, GRID, 7)]
+    losses = mask_losses(logits, wanted, config, head)
+    weights = list(head.parameters())
+    ours = torch.autograd.grad(losses["focal"] + losses["dice"], [call.query, call.key, *weights])
+
+    # written anew: scores of each head and token, their convolution, the best pairs, the mean over the batch's masks
+    call = attention()
+    focal, dice = [], []
+    for image, one in enumerate(wanted):
+        scores = (call.query[image] @ call.key[image].mT * DIM**-0.5)[:, :IMAGE, IMAGE : IMAGE + 7].float()
+        maps = torch.stack([scores[h, :, t].reshape(GRID) for h in range(HEADS) for t in range(7)])
+        maps = maps + head.layers(maps[:, None])[:, 0]
+        small = interpolate(one.masks[None].float(), size=GRID, mode="nearest")[0]
+        pairs = [(each.flatten(), mask.flatten()) for each in maps for mask in small]
+        costs = torch.stack([0.02 * focal_of(*pair) + dice_of(*pair) for pair in pairs]).reshape(len(maps), -1)
+        rows, columns = linear_sum_assignment(costs.detach())
+        for row, column in zip(rows, columns, strict=True):
+            large = interpolate(maps[row][None, None], size=(10, 14), mode="bilinear")[0, 0]
+            focal.append(focal_of(large.flatten(), one.masks[column].flatten().float()))
+            dice.append(dice_of(large.flatten(), one.masks[column].flatten().float()))
+    assert len(dice) == 5
+    theirs = torch.autograd.grad((sum(focal) + sum(dice)) / 5, [call.query, call.key, *weights])
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.norm() > 0
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def focal_of(logit: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """The released code's focal loss of one mask, which takes the logit for a probability."""
+    missed = truth * (1 - logit) + (1 - truth) * logit
+    entropy = torch.log1p(torch.exp(-logit.abs())) + logit.clamp(min=0) - logit * truth
+    return ((0.25 * truth + 0.75 * (1 - truth)) * missed**2 * entropy).mean()
+
+
+def dice_of(logit: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    chance = 1 / (1 + torch.exp(-logit))
+    return 1 - (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1)
+
+
+class TestCuts:
+    """The released code's pictures of COCO: shorter side 1024, a random square, half mirrored, its top left 640."""
+
+    config = replace(QUICK, crop=(32, 20), flip=0.5, mask_side=20, unlabeled="outside", seed=3)
+    # each pixel of the image tells its place, and each row and column of the label map is a class of its own
+    height, width = 16, 28
+    rows, columns = np.mgrid[:height, :width]
+    picture = np.stack([rows * 8, columns * 8, np.zeros_like(rows)], -1).astype(np.uint8)
+    sample = LabeledImage(picture, tuple(f"cat {column}" for column in range(width)), columns.astype(np.int64))
+
+    def cuts(self, count: int = 40):
+        """For each number the mirrored side and the leftmost column of the square, read from the picture."""
+        found = []
+        for number in range(count):
+            cut, rows, columns = targets_module._cut(Image.fromarray(self.picture), self.config, number, 20)
+            assert cut.size == (20, 20)
+            assert rows.tolist() == [row // 2 for row in range(20)]
+            pixels = np.asarray(cut).astype(float) / 8
+            # bilinear resizing by 2 moves a place by a quarter of a pixel
+            assert np.abs(pixels[:, :, 0] - rows.numpy()[:, None]).max() <= 1
+            assert np.abs(pixels[:, :, 1] - columns.numpy()).max() <= 1
+            found.append((bool(columns[0] > columns[-1]), int(columns.min()), int(columns.max())))
+        return found
+
+    def test_picture_and_labels_are_cut_alike_at_random_places(self):
+        found = self.cuts()
+        mirrored = [one for one in found if one[0]]
+        assert 10 <= len(mirrored) <= 30
+        # the square is 16 columns wide, its corner 10: the left part of it, of a mirrored one the right part
+        plain = {low for flipped, low, _ in found if not flipped}
+        assert min(plain) <= 2
+        assert max(plain) >= 9
+        assert all(high - low in (9, 10) for _, low, high in found)
+        assert min(low for _, low, _ in mirrored) >= 5
+        assert found == self.cuts()
+
+    def test_the_prompt_names_what_is_left(self, backbone):
+        found = target(backbone, self.sample, self.config, 5)
+        assert found.masks.shape[1:] == (20, 20)
+        assert found.image.size == (56, 56)
+        named = found.prompt.text.split()[1::2]
+        _, _, columns = targets_module._cut(Image.fromarray(self.picture), self.config, 5, 20)
+        assert {int(name) for name in named} <= set(columns.tolist())
+        assert len(found.masks) == len(found.spans) > 3
+        again = target(backbone, self.sample, self.config, 5)
+        assert torch.equal(found.masks, again.masks)
+        other = [target(backbone, self.sample, self.config, number).prompt.text for number in range(6)]
+        assert len(set(other)) > 1
+
+    def test_masks_without_names_are_mirrored_with_the_picture(self, backbone):
+        masks = (self.columns[None] < 14).astype(bool)
+        sample = LabeledImage(self.picture, (), np.full((16, 28), 255), "a cat", masks=masks)
+        config = replace(QUICK, maps="heads", text="caption", flip=1.0)
+        found = target(backbone, sample, config)
+        assert not found.masks[0, :, :28].any()
+        assert found.masks[0, :, 28:].all()
+        assert np.asarray(found.image)[0, 0, 1] == 27 * 8
+
+    def test_a_cut_without_a_class_has_an_empty_prompt(self, backbone):
+        sample = replace(self.sample, label_map=np.full((16, 28), 255))
+        found = target(backbone, sample, self.config)
+        assert found.prompt.text == ""
+        assert (len(found.masks), found.spans, found.unnamed) == (0, (), 0)
+
+
+def test_a_killed_run_with_cuts_ends_as_if_it_had_not_been(backbone, tmp_path):
+    config = replace(QUICK, steps=2, batch=2, crop=(48, 30), flip=0.5)
+    options = {"save_every": 1, "progress": False}
+    whole = finetune(backbone, list(DATA), config, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(backbone, Dying(DATA, 3), config, tmp_path / "killed", **options)
+    finetune(backbone, list(DATA), config, tmp_path / "killed", **options)
+    assert_same_run(whole, tmp_path / "killed")
+    plain = finetune(backbone, list(DATA), replace(config, crop=None, flip=0.0), tmp_path / "plain", **options)
+    assert rows(plain)[0]["dice"] != rows(whole)[0]["dice"]
 
 
 def test_released_targets_take_shared_tokens_and_unlabelled_pixels(backbone):

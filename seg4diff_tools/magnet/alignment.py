@@ -10,6 +10,8 @@ from torch.nn.functional import interpolate
 
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.tokens import span_weights
+from seg4diff_tools.errors import InputError
+from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet import losses
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.targets import Target
@@ -27,6 +29,7 @@ class ConvHead(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
+        width = as_int(width, "width", 1)
         self.layers = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, dtype=torch.float32),
             nn.ReLU(),
@@ -121,8 +124,15 @@ def mask_losses(
     Returns:
         "focal" and "dice", without their weights.
 
+    Raises:
+        InputError: not one entry of logits for each target.
+
     Source: Seg4Diff, arXiv 2509.18096, equation 14.
     """
+    if not targets or len(logits) != len(targets):
+        raise InputError(
+            f"expected logits of each of {len(targets)} targets, got {len(logits)}: pass one for each image"
+        )
     count = max(1.0, sum(len(one.masks) for one in targets) if count is None else count)
     totals = {name: logits[0].new_zeros(()) for name in ("focal", "dice")}
     for maps, target in zip(logits, targets, strict=True):

@@ -4,7 +4,7 @@ Maps and masks are flattened: one row each, one column for each place. Every los
 that the caller decides how masks, images and processes are averaged.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.indices import as_float
 
 Focal = Literal["published", "released"]
 
@@ -33,9 +34,13 @@ def focal_loss(
         focal: "published" weighs by (1 - p)^gamma with p = sigmoid(logit); "released" takes the logit itself for p, as
             the paper's code does: its weight grows without bound the further a logit is from 0 or 1.
 
+    Raises:
+        InputError: maps or masks of another shape or type, or a weight out of range.
+
     Source: Lin et al., "Focal loss", ICCV 2017, equation 5; Seg4Diff, arXiv 2509.18096, equation 14, and its code.
     """
     _check(logits, masks)
+    _check_focal(alpha, gamma, focal)
     truth = masks.to(logits)
     chance = logits if focal == "released" else logits.sigmoid()
     missed = torch.where(masks, 1 - chance, chance)
@@ -50,6 +55,9 @@ def dice_loss(logits: Logits, masks: Masks) -> Float[Tensor, " mask"]:
     Args:
         logits: log odds that a place belongs to the mask.
         masks: the truth.
+
+    Raises:
+        InputError: maps or masks of another shape or type.
 
     Source: Seg4Diff, arXiv 2509.18096, equation 14; Milletari et al., "V-Net", 2016.
     """
@@ -75,9 +83,17 @@ def matching_cost(
         masks: what they should show.
         focal_weight, dice_weight: 0.02 and 1 in the released configuration.
         focal, alpha, gamma: as in `focal_loss`.
+
+    Raises:
+        InputError: maps or masks of another shape or type, or a weight out of range.
     """
+    _check_rows(logits, masks)
+    _check_focal(alpha, gamma, focal)
+    as_float(focal_weight, "focal_weight"), as_float(dice_weight, "dice_weight")
     if logits.shape[1] != masks.shape[1]:
-        raise InputError(f"expected maps and masks of as many places, got {logits.shape[1]} and {masks.shape[1]}")
+        raise InputError(
+            f"expected masks of as many places as logits have, {logits.shape[1]}, got {masks.shape[1]}: resize them"
+        )
     truth, sigmoid = masks.to(logits), logits.sigmoid()
     chance = logits if focal == "released" else sigmoid
     inside = alpha * (1 - chance) ** gamma * softplus(-logits)
@@ -97,8 +113,10 @@ def match_masks(cost: Float[Tensor, "candidate mask"]) -> tuple[Int[Tensor, " pa
         Rows and columns of the pairs, as many as there are of the fewer.
 
     Raises:
-        InputError: a cost that is not a number.
+        InputError: something else than a matrix, or a cost that is not a number.
     """
+    if not isinstance(cost, Tensor) or cost.ndim != 2:
+        raise InputError(f"expected cost [candidate mask], got {_told(cost)}: pass that of matching_cost")
     if not cost.isfinite().all():
         raise InputError("expected finite costs to match maps with masks, got some that are not: look at the maps")
     rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
@@ -106,5 +124,27 @@ def match_masks(cost: Float[Tensor, "candidate mask"]) -> tuple[Int[Tensor, " pa
 
 
 def _check(logits: Tensor, masks: Tensor) -> None:
+    _check_rows(logits, masks)
     if logits.shape != masks.shape:
-        raise InputError(f"expected a map for each mask, of its size {tuple(masks.shape)}, got {tuple(logits.shape)}")
+        raise InputError(
+            f"expected logits for each of the masks, {_told(masks)}, got {_told(logits)}: pass a row for each mask"
+        )
+
+
+def _check_rows(logits: Tensor, masks: Tensor) -> None:
+    for name, rows in (("logits", logits), ("masks", masks)):
+        if not isinstance(rows, Tensor) or rows.ndim != 2:
+            raise InputError(f"expected {name} as a tensor [mask place], got {_told(rows)}: flatten the places")
+    if not logits.is_floating_point():
+        raise InputError(f"expected logits as floats, got {logits.dtype}: pass log odds")
+    if masks.dtype != torch.bool:
+        raise InputError(f"expected masks of True and False, got {masks.dtype}: pass masks > 0.5")
+
+
+def _check_focal(alpha: float, gamma: float, focal: str) -> None:
+    as_float(alpha, "alpha", 0.0, 1.0), as_float(gamma, "gamma")
+    one_of(focal, "focal", get_args(Focal))
+
+
+def _told(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

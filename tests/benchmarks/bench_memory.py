@@ -1,0 +1,79 @@
+"""What a step of fine-tuning keeps for each image, for `magnet.memory`: `python -m tests.benchmarks.bench_memory`.
+
+Prints a markdown table. Random Stable Diffusion 3s in fp32 on the CPU, one image, no checkpointing. "kept": bytes of
+all tensors that autograd saves in the forward, weights excepted, each storage once. "peak": what a process of its own
+takes at most for two steps, beyond what it took before them.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.magnet import MagnetConfig, finetune
+from seg4diff_tools.magnet.memory import VALUES_PER_CHANNEL, step_bytes
+from seg4diff_tools.scenes import Scenes
+from tests.benchmarks.bench_recorder import peak_rss
+from tests.conftest import tiny_pipeline
+
+SIZES = ((4, 6, 32), (8, 6, 32), (4, 12, 32), (4, 6, 48))
+"""Blocks, heads of 64 channels, and image tokens along a side."""
+
+
+def model(layers: int, heads: int, side: int) -> Backbone:
+    width = {"attention_head_dim": 64, "num_attention_heads": heads, "caption_projection_dim": 64 * heads}
+    return wrap_pipeline(
+        tiny_pipeline(num_layers=layers, sample_size=2 * side, pos_embed_max_size=side, **width), name="random"
+    )
+
+
+def step(backbone: Backbone, steps: int = 1) -> None:
+    config = MagnetConfig(steps=steps, batch=1, layers=(1,), size=backbone.token_px * backbone.token_grid()[0])
+    finetune(backbone, Scenes("train", 4), config, tempfile.mkdtemp() + "/run", images_at_once=1, progress=False)
+
+
+def kept(backbone: Backbone) -> int:
+    """Bytes of what autograd saves in one step."""
+    weights = {value.untyped_storage().data_ptr() for value in backbone.transformer.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        # held, so that no other tensor gets the same place
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step(backbone)
+    return sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peak", nargs=3, type=int, metavar=("LAYERS", "HEADS", "SIDE"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.peak:
+        backbone = model(*options.peak)
+        backbone.encode_prompt("a cat")
+        before = peak_rss()
+        step(backbone, 2)
+        print(peak_rss() - before)
+        return
+    print("| blocks | channels | image tokens | kept, MiB | peak, MiB | formula, MiB | values per channel |")
+    print("|---|---|---|---|---|---|---|")
+    for layers, heads, side in SIZES:
+        backbone = model(layers, heads, side)
+        estimate, found = step_bytes(backbone), kept(backbone)
+        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--peak", *map(str, (layers, heads, side))]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        values = VALUES_PER_CHANNEL * found / estimate
+        row = f"{found / 2**20:.0f} | {peak:.0f} | {estimate / 2**20:.0f} | {values:.1f}"
+        print(f"| {layers} | {64 * heads} | {side**2} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
