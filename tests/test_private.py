@@ -165,13 +165,18 @@ def test_processors_use_the_native_backend_inside():
         assert {module.processor._attention_backend for module in modules} == {"_native_math"}
 
 
-@touches("attention_backend", breaks="attention of a process with another default backend cannot be seen")
+@touches(
+    *("attention_backend", "diffusers.models.attention_dispatch._AttentionBackendRegistry", "_active_backend"),
+    breaks="attention of a process with another default backend cannot be seen",
+)
 def test_the_dispatcher_can_be_sent_to_the_native_backend():
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
 
     with attention_backend("_native_math"):
         with _private.native_dispatch():
             assert registry.get_active_backend()[0].value == "native"
+            with _private.native_dispatch():
+                assert registry.get_active_backend()[0].value == "native"
         assert registry.get_active_backend()[0].value == "_native_math"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,20 +35,29 @@ def mask_part(mask: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Te
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
+def exact_products(device: torch.device) -> Iterator[None]:
     """Multiply fp32 matrices in fp32, also where the user lets PyTorch round them to TF32 or bf16."""
-    places = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    rounded = [(place, place.fp32_precision) for place in places if place.fp32_precision not in ("none", "ieee")]
-    for place, _ in rounded:
-        place.fp32_precision = "ieee"
+    place = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    before = place.fp32_precision
+    if before in ("none", "ieee"):
+        yield
+        return
+    place.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for place, before in rounded:
-            # a value that was inherited is inherited again
-            place.fp32_precision = "none"
-            if place.fp32_precision != before:
-                place.fp32_precision = before
+        # a value that was inherited is inherited again
+        place.fp32_precision = "none"
+        if place.fp32_precision != before:
+            place.fp32_precision = before
+
+
+@lru_cache(maxsize=256)
+def index_on(indices: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return indices as a tensor on a device; kept, because a copy to a device waits for it."""
+    # one that was made in inference mode could not be saved for a backward pass later
+    with torch.inference_mode(False):
+        return torch.tensor(indices, dtype=torch.long, device=device)
 
 
 def probabilities(query: Tensor, key: Tensor, offset: Tensor, scale: float) -> Tensor:
@@ -59,7 +69,7 @@ def probabilities(query: Tensor, key: Tensor, offset: Tensor, scale: float) -> T
         offset: the mask minus the log-sum-exp, [n query key] or broadcast to it.
         scale: factor on the scores.
     """
-    with exact_products():
+    with exact_products(query.device):
         return torch.baddbmm(offset, query, key, alpha=scale).exp_()
 
 
@@ -69,7 +79,7 @@ def chunked_lse(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -
     key = key.to(lse.dtype).mT
     row_bytes = query.shape[0] * query.shape[1] * key.shape[-1] * lse.dtype.itemsize
     for rows in chunks(query.shape[2], default_workspace(query.device) // row_bytes):
-        with exact_products():
+        with exact_products(key.device):
             scores = (query[:, :, rows].to(lse.dtype) * scale) @ key
         if mask is not None:
             scores += mask_part(mask, rows, slice(None))

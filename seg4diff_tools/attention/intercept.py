@@ -13,13 +13,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import CLOSED, added_mask, autocast_inputs, observed_attention, repeated
+from seg4diff_tools.attention.operators import (
+    CLOSED,
+    added_mask,
+    autocast_inputs,
+    observed_attention,
+    repeated,
+    without_autocast,
+)
 from seg4diff_tools.attention.shapes import KeyBias
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
@@ -143,11 +149,9 @@ class _Tap(TorchFunctionMode):
         self._undo.callback(add_hook(transformer, self.see_forward, before=True, with_kwargs=True))
         modules = family.joint_attention(transformer)
         for layer, module in modules:
-            before, after = (functools.partial(method, layer) for method in (self._before, self._after))
-            self._undo.callback(add_hook(module, before, before=True, with_kwargs=True))
-            self._undo.callback(add_hook(module, after))
+            self._undo.callback(add_hook(module, functools.partial(self._before, layer), before=True))
             # Also after an exception: the mode must not outlive the module's forward.
-            self._undo.callback(add_hook(module, self._leave, always_call=True))
+            self._undo.callback(add_hook(module, functools.partial(self._after, layer), always_call=True))
         self._undo.enter_context(native_processors(module for _, module in modules))
 
     def remove(self) -> None:
@@ -159,7 +163,7 @@ class _Tap(TorchFunctionMode):
         inputs = self._family.forward_inputs(transformer, args, kwargs)
         self._layout = self._family.layout(transformer, inputs)
 
-    def _before(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _before(self, layer: int, module: nn.Module, args: tuple) -> None:
         if self._layout is None:
             raise RecordingError(
                 f"expected layer {layer} inside a forward of its transformer, got a call of its own: call the "
@@ -175,14 +179,17 @@ class _Tap(TorchFunctionMode):
         self.__enter__()
         self._entered += 1
 
-    def _after(self, layer: int, *_: Any) -> None:
-        if self._running is not None and any(request.concerns(layer) for request in self.requests):
+    def _after(self, layer: int, module: nn.Module, args: tuple, output: Any) -> None:
+        seen = self._running is None
+        self._leave()
+        # without an output, an exception is on its way
+        if not seen and output is not None and any(request.concerns(layer) for request in self.requests):
             raise RecordingError(
                 f"expected scaled_dot_product_attention in layer {layer}, got another kernel: set the model's default "
                 "attention processor, and leave fused kernels out"
             )
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self) -> None:
         if self._entered:
             self._entered -= 1
             self._running = None
@@ -192,12 +199,11 @@ class _Tap(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention or self._running is None or self._layout is None:
-            return func(*args, **kwargs)
+            return func(*args) if kwargs is None else func(*args, **kwargs)
         # Only the first attention of the module is the joint one; adapters add others after it.
         layer, self._running = self._running, None
-        return self._attend(layer, self._layout, *args, **kwargs)
+        return self._attend(layer, self._layout, *args, **(kwargs or {}))
 
     def _attend(
         self,
@@ -226,7 +232,7 @@ class _Tap(TorchFunctionMode):
                 )
             query, key, value, mask = autocast_inputs(query, key, value, mask)
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            with torch.autocast(query.device.type, enabled=False):
+            with without_autocast(query.device):
                 output, lse, mask = observed_attention(query, key, value, mask, scale, enable_gqa)
                 key, value = repeated(key, query), repeated(value, query)
                 call = JointAttention(layer, layout.image, layout.text, query, key, value, lse, scale, mask, output)

@@ -15,6 +15,7 @@ from seg4diff_tools.attention.exact import (
     chunks,
     default_workspace,
     exact_products,
+    index_on,
     mask_part,
     probabilities,
     working_dtype,
@@ -209,6 +210,7 @@ class JointAttention:
         heads_at_once = max(1, workspace // (row_bytes * min(rows_at_once, queries)))
         for taken in chunks(len(heads), heads_at_once):
             chosen = _as_slice(heads[taken])
+            chosen = chosen if isinstance(chosen, slice) else index_on(tuple(chosen), self.query.device)
             key = self.key[:, chosen][:, :, keys].to(dtype).flatten(0, 1).mT
             for rows in chunks(queries, rows_at_once):
                 places = _narrowed(sides[0], rows)
@@ -220,7 +222,7 @@ class JointAttention:
                 piece = probabilities(query.flatten(0, 1), key, offset.flatten(0, 1), self.scale)
                 piece = piece.unflatten(0, query.shape[:2])
                 if spans is not None:
-                    with exact_products():
+                    with exact_products(piece.device):
                         piece = piece @ spans.to(piece) if name[2] == "t" else spans.to(piece).mT @ piece
                 yield rows, piece
                 del piece  # or it would live on beside the next one
@@ -229,14 +231,15 @@ class JointAttention:
         """Positions in the joint sequence of one side of a direction, "o" for others: a slice where they are
         consecutive."""
         if side == "o":
-            free = torch.ones(self.query.shape[2], dtype=torch.bool, device=self.query.device)
-            free[self.image] = free[self.text] = False
-            return free.nonzero().flatten()
+            first, second = sorted((self.image, self.text), key=lambda part: part.start)
+            gaps = (0, first.start), (first.stop, second.start), (second.stop, self.query.shape[2])
+            kind = {"dtype": torch.long, "device": self.query.device}
+            return torch.cat([torch.arange(start, stop, **kind) for start, stop in gaps])
         if side == "i" or text is None:
             return self.image if side == "i" else self.text
         chosen = as_indices(text, "text", self.text_tokens)
         positions = _as_slice([self.text.start + index for index in chosen])
-        return positions if isinstance(positions, slice) else torch.tensor(positions, device=self.query.device)
+        return positions if isinstance(positions, slice) else index_on(tuple(positions), self.query.device)
 
 
 def _check_direction(name: str) -> None:
@@ -260,7 +263,7 @@ def _narrowed(positions: slice | Tensor, part: slice) -> slice | Tensor:
     return positions[part]
 
 
-def _head_part(mask: Tensor, heads: slice | list[int]) -> Tensor:
+def _head_part(mask: Tensor, heads: slice | Tensor) -> Tensor:
     mask = mask[(None,) * (4 - mask.ndim)]
     return mask if mask.shape[1] == 1 else mask[:, heads]
 

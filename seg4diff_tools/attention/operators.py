@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def attention_with_lse(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value, mask = autocast_inputs(query, key, value, mask)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         output, lse, added = observed_attention(query, key, value, mask, scale)
         return output, differentiable_lse(query, key, lse, added, scale)
 
@@ -89,6 +90,11 @@ def differentiable_lse(query: Tensor, key: Tensor, lse: Tensor, mask: Tensor | N
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return _DifferentiableLSE.apply(query, key, lse, mask, scale)
     return lse
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return a context without autocast; entering autocast's own costs as much as a small operator."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def autocast_inputs(*tensors: Any) -> tuple[Any, ...]:

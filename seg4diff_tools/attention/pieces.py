@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from seg4diff_tools.attention.joint import DIRECTIONS
 from seg4diff_tools.attention.recording import Recording
 from seg4diff_tools.attention.request import Request
+from seg4diff_tools.attention.transfer import Transfer
 from seg4diff_tools.errors import RecordingError
 
 Key = tuple[str, int, str, int]
@@ -36,11 +38,32 @@ class Pieces:
     branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     text_tokens: dict[str, int] = field(default_factory=dict)
     maps: dict[Key, np.ndarray] = field(default_factory=dict)
+    on_device: list[tuple[list[Key], Tensor]] = field(default_factory=list)
+    _sent: list[list[Key]] = field(default_factory=list)
+    _transfer: Transfer = field(default_factory=Transfer)
 
-    def add(self, key: Key, piece: np.ndarray) -> None:
-        """Keep a piece, [image head? token y x] or [image head? direction]."""
-        self.maps[key] = piece
-        self.held += piece.nbytes
+    def add(self, keys: list[Key], whole: Tensor) -> None:
+        """Keep a map on its device.
+
+        Args:
+            keys: one for each branch.
+            whole: fp32, [branch image head? token y x] or [branch image head? direction].
+        """
+        self.on_device.append((keys, whole))
+        self.held += whole.nbytes
+
+    def send(self) -> None:
+        """Start to copy what is on the device to main memory, after what was sent before has come."""
+        self.receive()
+        self._sent = [keys for keys, _ in self.on_device]
+        self._transfer.send([whole for _, whole in self.on_device])
+        self.on_device = []
+
+    def receive(self) -> None:
+        """Wait for what was sent."""
+        for keys, whole in zip(self._sent, self._transfer.receive(), strict=True):
+            self.maps.update(zip(keys, whole, strict=True))
+        self._sent = []
 
     def count_text(self, branch: str, tokens: int) -> None:
         """Keep the number of text tokens of a branch.
@@ -64,6 +87,8 @@ class Pieces:
         Raises:
             RecordingError: no step is complete.
         """
+        self.send()
+        self.receive()
         steps = [step for step in self.branches if self._is_complete(step)]
         if not steps:
             raise nothing_recorded()

@@ -29,9 +29,8 @@ class AttentionRecorder:
     """Record the joint attention of every forward inside the `with`; the model's output stays bit-identical.
 
     Maps are reduced on the device layer by layer, and only the reduced ones are kept, in main memory; the joint map is
-    never materialized. Compiled modules run eagerly meanwhile, with diffusers' native attention. Entering again
-    starts a
-    new recording.
+    never materialized, and no layer waits for the device. Compiled modules run eagerly meanwhile, with diffusers'
+    native attention. Entering again starts a new recording.
 
     A forward of the transformer is one step. With classifier-free guidance, the forward's batch holds all branches, or
     several forwards at one timestep hold one branch each; the pipeline that runs is asked which. A branch that did not
@@ -53,6 +52,8 @@ class AttentionRecorder:
             of your own. None takes those of the pipeline that runs, and else calls everything "cond".
         stop_after: end the forward inside this layer: it has no result then, and the rest of the `with` body is
             skipped.
+        on_device: leave the maps on the model's device, as `tensors`, until the recording is read: for a loop of your
+            own that goes on with them there. Otherwise each forward's maps leave by one copy.
         memory_budget: bytes that results and working memory may take together. The whole need is estimated at the first
             forward: of a pipeline's sampling loop all steps, else the steps that have come.
 
@@ -80,8 +81,12 @@ class AttentionRecorder:
         steps: Indices | None = None,
         branches: str | Sequence[str] | None = None,
         stop_after: int | None = None,
+        on_device: bool = False,
         memory_budget: int = 2 << 30,
     ):
+        if not isinstance(on_device, bool):
+            raise InputError(f"expected on_device, True or False, got {on_device!r}: pass on_device=True")
+        self._on_device = on_device
         self._request = checked_request(
             model,
             layers=layers,
@@ -116,6 +121,7 @@ class AttentionRecorder:
         self._forward: tuple[str, ...] = ()
         self._free = self._request.budget
         self._checked: list[Any] = []
+        self._weights: Tensor | None = None
 
     def __enter__(self) -> "AttentionRecorder":  # noqa: PYI034 - the run-time type check cannot resolve Self
         if self._stack is not None:
@@ -138,7 +144,11 @@ class AttentionRecorder:
     def __exit__(self, *exception: Any) -> bool:  # noqa: PYI036 - ExitStack wants the three apart
         stack, self._stack = self._stack, None
         self._checked = []
-        return bool(stack and stack.__exit__(*exception))
+        ended = bool(stack and stack.__exit__(*exception))
+        if self._pieces is not None and not self._on_device and (ended or exception[0] is None):
+            self._pieces.send()
+            self._pieces.receive()
+        return ended
 
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         request, family = self._request, self._request.family
@@ -182,6 +192,9 @@ class AttentionRecorder:
 
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._forward = ()
+        if self._pieces is not None and not self._on_device:
+            # the device is still busy with this forward while the last one's maps are received
+            self._pieces.send()
 
     def _check_text(
         self, inputs: dict[str, Any], forward: tuple[str, ...], images: int, text: int, loop: SamplingLoop | None
@@ -242,8 +255,11 @@ class AttentionRecorder:
                 f"other, got the next timestep: {', '.join(self._awaited)} did not come; name the branches that run"
             )
 
-    @torch.no_grad()
     def _on_attention(self, call: JointAttention) -> None:
+        with torch.no_grad():
+            self._keep(call)
+
+    def _keep(self, call: JointAttention) -> None:
         pieces, request, forward = self._pieces, self._request, self._forward
         if not forward or pieces is None:
             return
@@ -266,9 +282,9 @@ class AttentionRecorder:
                     f"{self._step}, layer {call.layer}: record fewer layers, steps or tokens, heads='mean', or raise it"
                 )
             result = self._reduced(call, direction, min(default_workspace(call.query.device), free))
-            whole = result.float().contiguous().cpu().numpy().reshape(len(forward), pieces.images, *result.shape[1:])
-            for branch, piece in zip(forward, whole, strict=True):
-                pieces.add((direction, self._step, branch, call.layer), piece)
+            # made contiguous on the device: a copy that turns axes around is slow, and waits
+            whole = result.float().contiguous().view(len(forward), pieces.images, *result.shape[1:])
+            pieces.add([(direction, self._step, branch, call.layer) for branch in forward], whole)
 
     def _reduced(self, call: JointAttention, direction: str, workspace: int) -> Tensor:
         """Masses [batch head? direction], or maps [batch head? token y x]."""
@@ -277,7 +293,7 @@ class AttentionRecorder:
         if direction == "masses":
             masses = call.masses(request.heads, workspace=workspace)
             return masses.mean(dim=1) if request.mean else masses
-        columns, weights = request.columns, request.columns.weights()
+        columns, weights = request.columns, self._span_weights(call.query.device)
         text = columns.text
         here = text if text is None else [index for index in text if index < call.text_tokens]
         if here is not None and len(here) < len(text or ()):
@@ -287,12 +303,27 @@ class AttentionRecorder:
             shape = (len(call.query), *heads, len(columns.groups[0]), *pieces.grid)
             return torch.full(shape, torch.nan, dtype=torch.float32, device=call.query.device)
         reduce = call.head_mean if request.mean else call.weights
-        spans = None if weights is None else weights.to(call.query.device)
-        maps = reduce(direction, heads=request.heads, text=here, spans=spans, workspace=workspace)  # type: ignore[arg-type]
+        maps = reduce(direction, heads=request.heads, text=here, spans=weights, workspace=workspace)  # type: ignore[arg-type]
         maps = (maps.mT if direction == "i2t" else maps).unflatten(-1, pieces.grid)
-        if here is None or spans is not None or (columns.singles and len(here) == len(text or ())):
+        if here is None or weights is not None or (columns.singles and len(here) == len(text or ())):
             return maps
         return columns.combine(maps, here, pieces.images)
+
+    def _span_weights(self, device: torch.device) -> Tensor | None:
+        """The weights of spans on a device, copied there once."""
+        if self._weights is None or self._weights.device != device:
+            weights = self._request.columns.weights()
+            self._weights = None if weights is None else weights.to(device)
+        return self._weights
+
+    @property
+    def tensors(self) -> dict[tuple[str, int, str, int], Tensor]:
+        """Maps that are still on the device, with on_device=True all of them until the recording is read.
+
+        Keys are (direction, step, branch, layer); a map is [image head? token y x], a mass [image head? direction].
+        """
+        kept = [] if self._pieces is None else self._pieces.on_device
+        return {key: piece for keys, whole in kept for key, piece in zip(keys, whole, strict=True)}
 
     @property
     def recording(self) -> Recording:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools.attention.exact import index_on
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families import Family, SamplingLoop
 from seg4diff_tools.families.record import Inputs
@@ -106,7 +107,7 @@ class Columns:
         for row, one in enumerate(maps):
             groups = self.groups[row % images * len(self.groups) // images]
             columns = [
-                one[..., [place[index] for index in group], :, :].mean(dim=-3)
+                one[..., index_on(tuple(place[index] for index in group), one.device), :, :].mean(dim=-3)
                 if group and all(index in place for index in group)
                 else one.new_full((*one.shape[:-3], *one.shape[-2:]), torch.nan)
                 for group in groups

@@ -5,15 +5,16 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
 from torch import Tensor, nn
 
 _COMPUTING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn", "autograd", "optim", "_tensor.py")) + (
@@ -108,14 +109,8 @@ def is_computing(thread: int) -> bool:
     return any(frame.f_code.co_filename.startswith(_COMPUTING) for frame in _callers(sys._current_frames().get(thread)))
 
 
-class _Hook:
-    """A hook of this package, which copies of its module do not get."""
-
-    def __init__(self, function: Callable):
-        self.function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+class _Hook(partial):
+    """A hook of this package, which copies of its module do not get; called without a frame of its own."""
 
 
 def add_hook(module: nn.Module, function: Callable, *, before: bool = False, **options: bool) -> Callable[[], None]:
@@ -172,9 +167,11 @@ def native_processors(modules: Iterable[nn.Module]) -> Iterator[None]:
             processor._attention_backend = backend
 
 
-def native_dispatch() -> Any:
+def native_dispatch() -> AbstractContextManager:
     """Return a context manager in which diffusers dispatches attention to PyTorch's own."""
-    return attention_backend("native")
+    # entering diffusers' own costs as much as a small operator
+    native = _AttentionBackendRegistry._active_backend == AttentionBackendName.NATIVE
+    return nullcontext() if native else attention_backend("native")
 
 
 def sdp_choice(*args: Any, **kwargs: Any) -> int | None:

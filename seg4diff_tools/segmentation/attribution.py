@@ -301,7 +301,7 @@ def image_rows(
     workspace = default_workspace(key.device) if workspace is None else workspace
     for rows in chunks(call.image_tokens, workspace // (key[:, :, 0].numel() * key.element_size())):
         places = slice(call.image.start + rows.start, call.image.start + rows.stop)
-        with exact_products():
+        with exact_products(key.device):
             scores = call.query[:, :, places].to(key) @ key * call.scale - call.lse[:, :, places, None].to(key)
         if call.mask is not None:
             scores = scores + mask_part(call.mask, places, call.image)
