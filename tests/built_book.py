@@ -35,7 +35,12 @@ def pages() -> list[str]:
 
 @functools.cache
 def build() -> Path:
-    """Build the stored outputs with warnings as errors; returns the folder of the HTML."""
+    """Build the stored outputs with warnings as errors; returns the folder of the HTML.
+
+    BUILT_BOOK names one that is built already, such as book/_build/html after `make book`.
+    """
+    if built := os.environ.get("BUILT_BOOK"):
+        return Path(built).resolve()
     command = [Path(sysconfig.get_path("scripts"), "jupyter-book"), "build", BOOK, "-W", "--keep-going"]
     result = subprocess.run(
         [*map(str, command), "--path-output", _folder.name],

@@ -49,9 +49,9 @@ def figure_html(figure: dict[str, Any]) -> str:
 def fold_long_code(cell: dict[str, Any]) -> None:
     """Tag a long cell so that the book shows its code on a click."""
     tags = cell["metadata"].setdefault("tags", [])
-    if cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG:
-        if not {"remove-input", "remove-cell", "hide-input", "hide-cell"} & set(tags):
-            tags.append("hide-input")
+    is_long = cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG
+    if is_long and not {"remove-input", "remove-cell", "hide-input", "hide-cell"} & set(tags):
+        tags.append("hide-input")
 
 
 def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -15,6 +15,48 @@ from PIL import Image
 # then loads them all the same.
 FONT_PRELOAD = "/_static/vendor/fontawesome/"
 LOCAL = ("file:", "data:", "blob:")
+# Figures are drawn anew where theme or width have changed.
+SETTLED = """
+() => {
+  const dark = document.documentElement.dataset.theme === "dark";
+  const figures = [...document.querySelectorAll(".plotly-figure")];
+  const wanted = (figure) => `${dark} ${figure.parentElement.clientWidth < 600}`;
+  const explorers = document.querySelectorAll(".explorer-page").length;
+  return figures.every((figure) => figure.dataset.drawn === wanted(figure) && figure.querySelector(".main-svg"))
+    && document.querySelectorAll(".explorer[data-drawn]").length === explorers;
+}
+"""
+# What is cut at the right edge, or makes the page scroll sideways.
+TOO_WIDE = """
+() => {
+  const root = document.documentElement;
+  const scrolls = (node) => /(auto|scroll|hidden|clip)/.test(getComputedStyle(node).overflowX);
+  const boxed = (node) => {
+    for (let outer = node.parentElement; outer !== document.body; outer = outer.parentElement)
+      if (scrolls(outer)) return true;
+    return false;
+  };
+  const wide = [...document.querySelectorAll(".bd-article *")].filter((node) => {
+    const box = node.getBoundingClientRect();
+    return box.width > 0 && box.right > root.clientWidth + 1 && !boxed(node);
+  });
+  const named = (node) => `${node.tagName} ${node.className}: ${Math.round(node.getBoundingClientRect().right)}`;
+  const page = root.scrollWidth > root.clientWidth ? [`the page: ${root.scrollWidth}`] : [];
+  return [...page, ...wide.slice(0, 5).map(named)];
+}
+"""
+# Light grounds in the dark theme, but for pictures.
+FRAMES = r"""
+() => {
+  if (document.documentElement.dataset.theme !== "dark") return [];
+  const light = (node) => {
+    const [red, green, blue, opacity] = getComputedStyle(node).backgroundColor.match(/[\d.]+/g).map(Number);
+    return opacity !== 0 && Math.min(red, green, blue) > 150;
+  };
+  const grounds = ".cell_output, .cell_output > div, .explorer, .plotly-figure .main-svg";
+  return [...document.querySelectorAll(grounds)].filter(light).map((node) => `${node.tagName} ${node.classList}`);
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +119,17 @@ def test_formulas_are_set(page):
     assert len(rendered) >= formulas
     assert all(formula.bounding_box()["width"] > 0 for formula in rendered)
     assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")])
+def test_it_fits_the_screen_in_both_themes(page, width, theme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("(theme) => (document.documentElement.dataset.theme = theme)", theme)
+    page.wait_for_function(SETTLED)
+    page.wait_for_timeout(100)
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate(FRAMES) == []
+    assert page.complaints == []
 
 
 def test_search_finds_a_word(browser):
