@@ -56,7 +56,7 @@ softmax+minmax,88.3,57.0
 
 
 _COMMON = {"steps_from_end": 8, "steps": 28, "zero_tokens": 77}
-_PADS = {"kinds": ("start", "end", "pad"), "merging": "released"}
+_PADS = {"kinds": ("start", "end", "pad"), "merging": "released", "matching": "rows"}
 _WORDS = _COMMON | {"fit": "resize", "cut_prompt": True}
 
 RELEASED: dict[str, dict[str, Any]] = {
@@ -72,16 +72,17 @@ RELEASED: dict[str, dict[str, Any]] = {
     "layer_step_sweep": _WORDS
     | {"heads": "mean", "directions": ("i2t",), "normalize": ("softmax",), "vocabulary": None},
     "group": _COMMON | _PADS | {"fit": "resize", "threshold": 0.1, "prompt": ""},
-    "grouping_scores": _COMMON | _PADS | {"thresholds": (0.1,), "matching": "rows", "absent": "zero"},
+    "grouping_scores": {"thresholds": (0.1,), "absent": "zero", "frame": "released"},
 }
 """Choices of the authors' released code, by the name of the function.
 
 `segment(model, image, names, OpenVocabulary(**RELEASED["segment"]))`, `group(model, image,
 Unsupervised(**RELEASED["group"]))`. Read from github.com/cvlab-kaist/Seg4Diff at commit bb500ca (September 2025),
 configurations eval_ovss and eval_unsup. No option says the rest: that code draws other noise for each image and run,
-computes in float16, and brings pictures to 640 pixels first. Its unsupervised evaluation also pads them with black to
-multiples of 32, which shifts maps, and crops and stretches label maps a second time (`sem_seg_postprocess`): of files
-larger than 640 pixels, such as those of Cityscapes, the stretched top left part is scored.
+computes in float16, and brings pictures to 640 pixels first. The frame "released" of `grouping_scores` holds what its
+unsupervised evaluation does to them: they are padded with black to multiples of 32, which shifts maps, and label maps
+are cropped and stretched a second time (`sem_seg_postprocess`), so that of files larger than 640 pixels, such as those
+of Cityscapes, the stretched top left part is scored.
 """
 
 EXPERT_LAYERS = {"SD3": (9,), "SD3.5": (9,), "FLUX.1-dev": (12, 17)}

@@ -132,7 +132,7 @@ def test_as_it_stands_it_is_the_sweep(backbone, samples, vocabulary):
 def test_pads_are_grouping_scores(backbone, samples, matching):
     method = Unsupervised(layers=2, threshold=0.01, matching=matching)
     row = run(backbone, samples, {"pads": method}, vocabulary=VOCABULARY, batch=1).table().iloc[0]
-    expected = grouping_scores(backbone, samples, [0.01], [2], matching=matching, progress=False).iloc[0]
+    expected = grouping_scores(backbone, samples, [0.01], options=method, progress=False).iloc[0]
     assert row["protocol"] == "matched"
     for score in ("pACC", "mACC", "mIoU"):
         assert row[score] == pytest.approx(expected[score])

@@ -94,7 +94,7 @@ def test_scores_take_options_and_any_model(tiny_backbone, tiny_folder, samples):
     options = Unsupervised(layers=(1, 3), threshold=0.5, steps_from_end=(4, 8), seeds=3, fit="crop", size=(40, 64))
     table = grouping_scores(str(tiny_folder), samples, [0.01], options=options, progress=False)
     assert table.layer.tolist() == [1, 3]
-    named = grouping_scores(tiny_backbone.pipe, samples, 0.01, 3, replace(options, seeds=0), seeds=3, progress=False)
+    named = grouping_scores(tiny_backbone.pipe, samples, 0.01, 3, replace(options, layers=0), progress=False)
     assert_frame_equal(named, table[1:].reset_index(drop=True))
     vocabulary = sorted({name for sample in samples for name in sample.class_names})
     total = 0

@@ -88,7 +88,8 @@ def scored(backbone, scenes, clip, folder):
     found = evaluate(backbone, scenes, OpenVocabulary(layers=2), out=folder / "run", **QUIET)
     pads = evaluate(backbone, scenes, Unsupervised(layers=1), **QUIET)
     swept = layer_step_sweep(backbone, scenes, layers=[1, 2], steps_from_end=[3, 8], **QUIET)
-    grouping = [grouping_scores(backbone, scenes, [0.01, 1.0], [2], matching=by, **QUIET) for by in ("image", "rows")]
+    ways = [Unsupervised(matching=by) for by in ("image", "rows")]
+    grouping = [grouping_scores(backbone, scenes, [0.01, 1.0], [2], way, **QUIET) for way in ways]
     return [found.table(), found.confusion(), pads.table(), swept.table(), *grouping]
 
 

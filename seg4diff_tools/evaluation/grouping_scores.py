@@ -1,9 +1,9 @@
 """Scores of unsupervised grouping at several layers and thresholds, from one forward for each image."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from seg4diff_tools.datasets.labels import true_classes
 from seg4diff_tools.datasets.opened import open_sample
 from seg4diff_tools.errors import InputError, instance_of, one_of
 from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.released_frame import released_frame
 from seg4diff_tools.indices import as_float
 from seg4diff_tools.segmentation import masks
 from seg4diff_tools.segmentation.engine import Labels, model_layers, pad_maps
@@ -35,13 +36,15 @@ def grouping_scores(
     options: Unsupervised = PAPER,
     *,
     absent: metrics.Absent = "skip",
+    frame: Literal["image", "released"] = "image",
     progress: bool = True,
-    **changes: Any,
 ) -> pd.DataFrame:
     """Score unsupervised grouping at several layers and thresholds.
 
     Each image's groups are given the names of the classes that they cover best, one group for each class; what is left
-    over is wrong everywhere (`metrics.match`). `paper.RELEASED` has the choices of the paper's code.
+    over is wrong everywhere (`metrics.match`). The choices of the paper's code are
+    `grouping_scores(model, samples, options=Unsupervised(**RELEASED["group"]), **RELEASED["grouping_scores"])`, with
+    `paper.RELEASED`.
 
     Args:
         model: a backbone, a diffusers pipeline, or the name or folder of a model.
@@ -51,8 +54,9 @@ def grouping_scores(
         options: everything else; maps of several steps or seeds are averaged.
         absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were
             given pixels, as the released code does (`metrics.miou`).
+        frame: "image" scores an image as it is; "released" brings it to 640 pixels, pads it and cuts its label map as
+            the released code does (`released_frame`), with fit="resize" and the model's own size.
         progress: show a progress bar.
-        changes: fields of the options to change, such as `matching="rows"`.
 
     Returns:
         Columns layer, threshold, pACC, mACC, mIoU (from the confusion matrix of the whole set), groups (mean number for
@@ -64,11 +68,14 @@ def grouping_scores(
     Source: Seg4Diff, arXiv 2509.18096, table 2.
     """
     instance_of(options, Unsupervised, "options", "options such as Unsupervised(matching='rows')")
-    known = [each.name for each in fields(Unsupervised) if each.name not in ("layers", "threshold")]
-    for name in changes:
-        one_of(name, "keywords", known, "fields of Unsupervised, layers and thresholds")
-    options = replace(options, **changes, layers=options.layers if layers is None else layers)
+    options = replace(options, layers=options.layers if layers is None else layers)
     one_of(absent, "absent", ("skip", "zero"))
+    one_of(frame, "frame", ("image", "released"))
+    if frame == "released" and (options.fit != "resize" or options.size is not None):
+        raise InputError(
+            f"expected fit='resize' and size=None with frame='released', got fit={options.fit!r} and "
+            f"size={options.size}: leave both out"
+        )
     wanted = [as_float(each, "thresholds") for each in ([thresholds] if isinstance(thresholds, float) else thresholds)]
     if not wanted or not len(samples):
         raise InputError(
@@ -83,14 +90,19 @@ def grouping_scores(
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} grouping")):
         picture = open_sample(sample, index).picture
         target = true_classes(sample.label_map, sample.class_names, vocabulary)
-        left, top, right, bottom = label_frame(backbone, tuple(target.shape), options.fit, options.size)
-        target = target[top:bottom, left:right]
+        framed = None
+        if frame == "released":
+            framed = released_frame(picture, target, (backbone.image_size, backbone.image_size))
+            picture, target = framed.image, framed.label_map
+        else:
+            left, top, right, bottom = label_frame(backbone, tuple(target.shape), options.fit, options.size)
+            target = target[top:bottom, left:right]
         work.forget()
         maps = pad_maps(work, [picture], options)[0].mean(0).cpu()
         for i in range(len(chosen)):
             for j, threshold in enumerate(wanted):
                 proposals, _ = masks.merge_maps(maps[i], threshold, options.rounds, options.merging)
-                found = masks.label_map(proposals, tuple(target.shape))
+                found = framed.labels(proposals) if framed else masks.label_map(proposals, tuple(target.shape))
                 totals[i, j] += pad_confusion(found, target, classes, options)
                 counts[i, j] += len(proposals)
     rows = [

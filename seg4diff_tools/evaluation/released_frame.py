@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from seg4diff_tools.images import open_image
+
 SHORTEST, LONGEST, MULTIPLE = 640, 2560, 32
 """Pixels to which the shorter side is brought, of the longer side at most, and of which padded sides are multiples."""
 
@@ -18,12 +20,12 @@ class ReleasedFrame:
     """One sample as that code reads and scores it.
 
     Attributes:
-        image: padded on the right and at the bottom with black, then stretched to the model's size (values 0..1).
+        image: padded on the right and at the bottom with black, then stretched to the model's size.
         label_map: at the size of the image before padding; maps are scored there.
         file_size: height and width of the file in pixels.
     """
 
-    image: Float[Tensor, "3 height width"]
+    image: PIL.Image.Image
     label_map: Int[Tensor, "rows columns"]
     file_size: tuple[int, int]
 
@@ -61,4 +63,4 @@ def released_frame(
     padded = pad(resized, (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
     read = interpolate(padded[None], size, mode="bilinear", align_corners=False)[0]
     labels = interpolate(label_map[None, None].double(), (rows, columns), mode="nearest-exact")[0, 0].long()
-    return ReleasedFrame(read.clamp(0, 1), labels, (height, width))
+    return ReleasedFrame(open_image(read.clamp(0, 1)), labels, (height, width))

@@ -303,8 +303,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ),
     ("plot-truth", partial(_plotted, truth=np.zeros((3, 3), int)), r"a label map of the image's size .*got \(3, 3\)"),
     ("plot-floats", partial(_plotted, truth=np.zeros((56, 56))), r"a label map of integers \[y x\], got float64"),
-    ("scores-matching", _scores(matching="columns"), "matching, one of 'image', 'rows', got 'columns'"),
-    ("scores-field", _scores(tiles=2), "keywords, one of 'steps_from_end'.*got 'tiles': pass fields of Unsupervised"),
+    ("scores-frame", _scores(frame="file"), "frame, one of 'image', 'released', got 'file'"),
+    ("scores-frame-fit", _scores(frame="released", options=Unsupervised(fit="crop")), "fit='resize' and size=None"),
     (
         "scores-options",
         _scores(options=OpenVocabulary()),
