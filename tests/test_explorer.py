@@ -127,7 +127,7 @@ def test_what_was_not_recorded_is_refused(view):
 
 def test_a_stale_question_gets_a_sentence(view):
     content, _ = ask(view, ask="slice", selection=view.selection | {"layer": 11})
-    assert content["error"].startswith("expected a layer that was recorded")
+    assert content["error"].startswith("expected layer as it was recorded")
 
 
 def test_everything_recorded_can_be_shown(recording, tiny_backbone, tmp_path):
