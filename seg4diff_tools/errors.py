@@ -75,7 +75,7 @@ def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> 
         raise InputError(f"expected {name}, one of {listed}, got {value!r}: pass {way_out or f'{name}={allowed[0]!r}'}")
 
 
-def some_of(values: Any, name: str, allowed: Sequence[str]) -> list[str]:
+def some_of(values: Any, name: str, allowed: Sequence[str]) -> list[Any]:
     """Return some of a few names, given as one or as a list, as a list.
 
     Args:

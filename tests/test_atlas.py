@@ -110,7 +110,7 @@ def test_maps_of_a_setting(atlas, maps):
 
 
 def test_an_unknown_value_is_refused(atlas):
-    with pytest.raises(InputError, match=r"expected a layer that was recorded \(0, 1, 2, 3, 9\), got 4"):
+    with pytest.raises(InputError, match=r"expected layer as it was recorded \(0, 1, 2, 3, 9\), got 4"):
         atlas.maps(atlas.default() | {"layer": 4})
 
 
@@ -136,7 +136,7 @@ def test_other_arrays_are_refused(maps):
         MapSource({"": {"i2t": maps.isel(x=0)}})
     with pytest.raises(InputError, match="nothing empty"):
         MapSource({"": {"i2t": maps.isel(token=slice(0))}})
-    with pytest.raises(InputError, match="choose from 'seed' first"):
+    with pytest.raises(InputError, match="got 'seed': choose from it first"):
         MapSource({"": {"i2t": maps.expand_dims("seed")}})
     with pytest.raises(InputError, match="labels that differ"):
         MapSource({"": {"i2t": maps.assign_coords(token=["cat"] * 10)}})

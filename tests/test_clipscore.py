@@ -39,7 +39,7 @@ def test_retrieval_by_hand():
     assert retrieval_accuracy(images, texts, captions, group=4) == pytest.approx(2 / 4)
     # equal captions are as good as each other
     assert retrieval_accuracy(images, texts, ["same", "same", *captions[2:]], group=3) == 1.0
-    with pytest.raises(InputError, match="at least 64, got 6 images"):
+    with pytest.raises(InputError, match="a group of 64, got 6 captions for 6 images"):
         retrieval_accuracy(images, texts, captions)
 
 

@@ -57,7 +57,7 @@ def test_prompts_depend_on_the_seed_alone():
     more = prompts(20, seed=3)
     assert [p for k in range(6) for p in more[20 * k : 20 * k + 7]] == prompts(7, seed=3)
     for number in (0, 201):
-        with pytest.raises(InputError, match=f"expected 1 to 200 prompts for each category, got {number}"):
+        with pytest.raises(InputError, match=f"expected count_per_category from 1 to 200, got {number}"):
             prompts(number)
 
 
@@ -130,7 +130,7 @@ def test_scores_are_judged_pictures(tiny_backbone, detector):
     # another batch gives the same pictures, and the noise follows from prompt and seed
     (alone,) = tiny_backbone.generate(asked[1].text, seed=400_001, **settings)
     assert np.abs(np.asarray(made[4], int) - np.asarray(alone, int)).max() <= 1
-    with pytest.raises(InputError, match="at least one prompt and one seed"):
+    with pytest.raises(InputError, match="a list of CompositionPrompt, at least one"):
         generate_pictures(tiny_backbone, [], **settings)
     with pytest.raises(InputError, match="got 6 images for 3 prompts"):
         judge(detector, made, asked)

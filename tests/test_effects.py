@@ -103,7 +103,7 @@ def test_double_blocks_of_sd3_are_all(tiny_backbone):
 
 
 def test_prompts_are_a_list(tiny_backbone, clip):
-    with pytest.raises(InputError, match="expected a list of prompts, got 'a cat'"):
+    with pytest.raises(InputError, match="expected prompts as a list of texts, got 'a cat'"):
         layer_effects(tiny_backbone, clip, "a cat", blur())
 
 

@@ -432,7 +432,7 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
         ({"samples": []}, "got 0 samples"),
         ({"limit": -1}, "limit 1 or more"),
         ({"methods": {}}, "methods, at least one"),
-        ({"protocol": []}, "protocol 'present' or 'full'"),
+        ({"protocol": []}, "protocol from present, full"),
         ({"protocol": "full"}, "pass vocabulary="),
         ({"protocol": "full", "vocabulary": VOCABULARY[1:]}, "outside it"),
         ({"methods": {"deep": OpenVocabulary(layers=(7,))}}, "layers? from 0 to 4"),
@@ -441,3 +441,16 @@ def test_combination_is_the_best_of_plain_means(backbone, samples):
 def test_wrong_input_is_refused(backbone, samples, arguments, message):
     with pytest.raises(InputError, match=message):
         run(backbone, **({"samples": samples} | arguments))
+
+
+def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples):
+    methods, seen = {"one": METHODS["one"]}, []
+
+    def share(labels, truth):
+        seen.append(truth.shape)
+        return 1 / (2 - len(seen))
+
+    with pytest.warns(UserWarning, match=r"1 values are missing .*metrics\['share'\] for sample 1, got ZeroDivision"):
+        found = run(backbone, samples, methods, metrics={"share": share})
+    np.testing.assert_array_equal(found.values["share"][:, 0], [1, np.nan, -1])
+    assert_frame_equal(found.table().drop(columns="share"), run(backbone, samples, methods).table())

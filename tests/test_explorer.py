@@ -112,11 +112,11 @@ def test_settings_are_traits(recording):
 
 def test_what_was_not_recorded_is_refused(view):
     for name, value, said in [
-        ("layer", 5, "layer that was recorded .0, 1, 2, 3, 4., got 5"),
-        ("head", "median", "head that was recorded .mean, 0, 1, 2."),
+        ("layer", 5, "layer as it was recorded .0, 1, 2, 3, 4., got 5"),
+        ("head", "median", "head as it was recorded .mean, 0, 1, 2."),
         ("token", "lion", "got 'lion'"),
         ("classes", ["car", "lion"], "got 'lion'"),
-        ("beside", {"step": 7}, "step that was recorded"),
+        ("beside", {"step": 7}, "step as it was recorded"),
         ("beside", {"step": 0, "layer": 1}, "one of"),
         ("multiples", "word", "multiples"),
     ]:
@@ -130,7 +130,7 @@ def test_what_was_not_recorded_is_refused(view):
 
 def test_a_stale_question_gets_a_sentence(view):
     content, _ = ask(view, ask="slice", selection=view.selection | {"layer": 11})
-    assert content["error"].startswith("expected a layer that was recorded")
+    assert content["error"].startswith("expected layer as it was recorded")
 
 
 def test_everything_recorded_can_be_shown(recording, tiny_backbone, tmp_path):
@@ -164,11 +164,11 @@ def test_what_cannot_be_shown_says_so(recording, tiny_backbone, tmp_path):
         (recording["i2t"].isel(layer=slice(0)), {}, "nothing empty"),
         (type(recording)({"masses": recording["masses"]}), {}, "without any"),
         (recording, {"prompt": "a cat"}, "expected a backbone"),
-        (recording, {"layers": 3}, "no setting layers"),
+        (recording, {"layers": 3}, "settings from .*got layers"),
         (recording, {"image": [IMAGE, IMAGE]}, "one picture or one for each of 1 images"),
         ({"a": recording, "b": recording["i2t"].isel(token=slice(3))}, {}, "other tokens in 'b'"),
-        (tiny_backbone, {"image": IMAGE}, "expected a prompt"),
-        ({"a": 3.5}, {}, "expected a backbone, a recorder.*got a float"),
+        (tiny_backbone, {"image": IMAGE}, "expected prompt as text"),
+        ({"a": 3.5}, {}, "expected source, a backbone, a recorder.*got 3.5"),
     ]:
         with pytest.raises(InputError, match=said):
             explore(source, **settings)
@@ -365,9 +365,9 @@ def test_live_and_the_notebook_take_turns(live, tiny_backbone):
 def test_live_refuses_before_it_records(tiny_backbone, monkeypatch):
     monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", None)
     for arguments, message in (
-        ({"image": "a cat", "layers": 3}, "no setting layers"),
+        ({"image": "a cat", "layers": 3}, "settings from .*got layers"),
         ({"image": "photo.jgp", "prompt": "a cat"}, "no image file 'photo.jgp'"),
-        ({"image": "a cat", "record": {"stop_after": 2}}, "without stop_after"),
+        ({"image": "a cat", "record": {"stop_after": 2}}, "keys of record, one of .*got 'stop_after'"),
     ):
         with pytest.raises(InputError, match=message):
             explore(tiny_backbone, **arguments)

@@ -101,7 +101,7 @@ def test_table_has_a_row_for_each_class():
         (lambda: renumber(TARGET, ["cat", "dog"], ["cat", "bus"]), "outside it"),
         (lambda: renumber(TARGET, ["cat"], ["cat", "bus"]), "labels from 0 to 0"),
         (lambda: renumber(TARGET, ["1"], [str(i) for i in range(300)]), "pass ignore=-1"),
-        (lambda: metrics.table(torch.zeros(3, 3, dtype=torch.int64), ["cat"]), "3 class names"),
+        (lambda: metrics.table(torch.zeros(3, 3, dtype=torch.int64), ["cat"]), "3 class_names"),
     ],
 )
 def test_wrong_input_is_refused(call, message):

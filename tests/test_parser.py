@@ -111,7 +111,7 @@ def test_accuracy_by_hand(detector):
     found = measured([both, alone], [both, both])
     np.testing.assert_allclose(found.loc["value"].astype(float), [3 / 4, 1, 1 / 2, 1, 1, 1 / 2])
     np.testing.assert_allclose(detector_accuracy(detector, [both]).value, 1)  # drawn where no images are given
-    with pytest.raises(InputError, match="an image for each, got 1 plans and 2 images"):
+    with pytest.raises(InputError, match="an image for each plan, got 2 for 1 plans"):
         detector_accuracy(detector, [both], [np.zeros((96, 96, 3), np.uint8)] * 2)
 
 

@@ -385,7 +385,7 @@ def test_a_missing_part_is_named(tiny_run, tmp_path):
         run_stage("transformer", tmp_path, TINY, device="cpu")
     with pytest.raises(CheckpointError, match="vae is not finished"):
         export(tmp_path, tmp_path / "model")
-    with pytest.raises(InputError, match="one of clip, vae, transformer, got 'unet'"):
+    with pytest.raises(InputError, match="one of 'clip', 'vae', 'transformer', got 'unet'"):
         run_stage("unet", tmp_path, TINY)
 
 
@@ -393,7 +393,7 @@ def test_configurations_survive_a_round_trip(tmp_path):
     for config in (TINY, preset("cpu"), preset("gpu"), preset("cpu-rich"), preset("gpu-rich")):
         config.save(tmp_path)
         assert RunConfig.load(tmp_path) == config
-    with pytest.raises(InputError, match="one of cpu, gpu, cpu-rich, gpu-rich, got 'tpu'"):
+    with pytest.raises(InputError, match="one of 'cpu', 'gpu', 'cpu-rich', 'gpu-rich', got 'tpu'"):
         preset("tpu")
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         RunConfig.load(tmp_path / "elsewhere")

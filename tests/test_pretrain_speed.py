@@ -360,7 +360,7 @@ def test_numbers_of_images_as_people_write_them():
     [
         (["--cores", "0,x"], "--cores takes numbers"),
         (["--cores", "99999"], "--cores takes numbers"),
-        (["--keep", "lots"], "expected a number of images"),
+        (["--keep", "lots"], "text, a number of images"),
     ],
 )
 def test_slips_on_the_command_line_are_named(tmp_path, options, told):

@@ -238,7 +238,7 @@ def test_cityscapes(tmp_path):
 
 
 def test_wrong_folders_are_named(voc):
-    with pytest.raises(InputError, match=r"expected one of voc20, .* cityscapes, got 'voc'"):
+    with pytest.raises(InputError, match=r"expected name, one of 'voc20', .* 'cityscapes', got 'voc'"):
         datasets.published("voc", voc)
     with pytest.raises(InputError, match=r"expected a folder for root, got .*nowhere, no such path: check"):
         datasets.published("voc20", voc / "nowhere")

@@ -116,5 +116,5 @@ def test_the_result_is_plain_json(quality):
 
 @pytest.mark.parametrize("wrong", [{"scenes": 1}, {"generated": 6}, {"generated": 1}, {"scenes": 10_001}])
 def test_numbers_that_make_no_sense_are_refused(tiny_backbone, clip, wrong):
-    with pytest.raises(InputError, match="expected 2 to 10000 scenes"):
+    with pytest.raises(InputError, match="expected (scenes|generated) from 2 to"):
         measure(tiny_backbone, clip, SCENES, **(OPTIONS | wrong))

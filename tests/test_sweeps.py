@@ -234,7 +234,7 @@ def test_damaged_folders_are_refused(tiny_backbone, samples, tmp_path):
         ({"heads": [3]}, "heads? from 0 to 2"),
         ({"normalize": ["minmax"]}, "softmax.minmax"),
         ({"vocabulary": ["cat", "dog"]}, "outside it"),
-        ({"vocabulary": []}, "at least one class"),
+        ({"vocabulary": []}, "at least one name"),
         ({"vocabulary": [*VOCABULARY, "cat"]}, "each one once"),
         ({"batch": 0}, "batch 1 or more"),
     ],

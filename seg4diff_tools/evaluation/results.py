@@ -340,7 +340,7 @@ def compare(
     for name, each in (("a", a), ("b", b)):
         instance_of(each, Evaluation, name, "what evaluate returns")
     one_of(simultaneous, "simultaneous", (False, True))
-    called = (str(a.settings["model"]), str(b.settings["model"]))
+    called: tuple[str, ...] = (str(a.settings["model"]), str(b.settings["model"]))
     if names is not None:
         called = as_names(names, "names", example="('mine', 'theirs')")
         if len(called) != 2:

@@ -56,7 +56,9 @@ class Composer(LiveExplorer):
 
     def _compose(self, change: object) -> None:
         try:
-            placed = [(each.get("name"), (each.get("x"), each.get("y")), each.get("side")) for each in self.objects]
+            placed: Any = [
+                (each.get("name"), (each.get("x"), each.get("y")), each.get("side")) for each in self.objects
+            ]
             self._draw(placed, self.background)
         except InputError as error:
             self.message = str(error)

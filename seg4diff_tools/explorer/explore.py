@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import PIL.Image
 import xarray as xr
@@ -29,8 +29,9 @@ class Segmented(Protocol):
     image: Any
 
 
-Model = Backbone | DiffusionPipeline
-Source = Model | AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike | Mapping[str, Any]
+Model: TypeAlias = Backbone | DiffusionPipeline
+Maps: TypeAlias = AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike
+Source: TypeAlias = Model | Maps | Mapping[str, Any]
 
 
 def explore(

@@ -149,7 +149,7 @@ class Explorer(anywidget.AnyWidget):
         if name in AXES:
             return self._atlas.check(name, value)
         if name == "opacity":
-            return as_float(value, name, 0, 1)
+            return as_float(value, name, 0.0, 1.0)
         if name == "token":
             return self._atlas.find(value).label
         if name == "classes":

@@ -8,6 +8,7 @@ prompts are worded like these captions, and `detector` finds things in place of 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -256,7 +257,7 @@ def composition_scores(
     """
     instance_of(detector, SceneDetector, "detector", "load_detector()")
     backbone, prompts, seeds = as_backbone(backbone), _checked(prompts), as_indices(seeds, "seeds", 1 << 46)
-    shared = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    shared: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
     table = judge(detector, generate_pictures(backbone, prompts, seeds, **shared), prompts * len(seeds))
     return table.assign(model=backbone.name, seed=np.repeat(seeds, len(prompts)))
 

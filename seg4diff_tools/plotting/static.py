@@ -62,7 +62,7 @@ def overlay(
     Raises:
         InputError: an image that cannot be read, a map that is not [y x] or has no finite value, or another opacity.
     """
-    opacity = as_float(opacity, "opacity", 0, 1)
+    opacity = as_float(opacity, "opacity", 0.0, 1.0)
     grey, shades = _array(image).mean(-1, keepdims=True), numbers(values, 2)
     ends = (np.nanmin(shades), np.nanmax(shades)) if limits is None else limits
     if not isinstance(ends, (list, tuple)) or len(ends) != 2:
@@ -89,7 +89,7 @@ def label_overlay(image: ImageLike, label_map: Any, opacity: float = 0.6) -> UIn
     Raises:
         InputError: an image that cannot be read, no label map of its size, or another opacity.
     """
-    opacity = as_float(opacity, "opacity", 0, 1)
+    opacity = as_float(opacity, "opacity", 0.0, 1.0)
     pixels, labels = _array(image), label_array(label_map)
     if labels.shape != pixels.shape[:2]:
         raise InputError(
@@ -122,7 +122,7 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
     Raises:
         InputError: more axes; choose from them with `.sel` first.
     """
-    opacity = as_float(opacity, "opacity", 0, 1)
+    opacity = as_float(opacity, "opacity", 0.0, 1.0)
     maps = reduced_maps(maps, 1)
     panels = [("image", None), *zip(_labels(maps, 0), maps.values, strict=True)]
     columns = min(as_int(columns, "columns", 1), len(panels))
@@ -153,7 +153,7 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
     Raises:
         InputError: another number of axes.
     """
-    opacity = as_float(opacity, "opacity", 0, 1)
+    opacity = as_float(opacity, "opacity", 0.0, 1.0)
     maps = reduced_maps(maps, 2)
     rows, columns = _labels(maps, 0), _labels(maps, 1)
     figure, axes = _grid(len(rows), len(columns), title)

@@ -154,7 +154,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         r"phrases as a list of texts, at least one, got none: pass phrases=",
     ),
     ("sentence-ground", lambda b: sentence(["a cat"], "lava"), "background, drawn ones, got 'lava': choose from grass"),
-    ("sentence-relation", lambda b: sentence(["a cat"], "grass", 3), r"phrases as .*got \['a cat'\], 3: pass phrases="),
+    ("sentence-relation", lambda b: sentence(["a cat"], "grass", 3), r"relation, a str, got 3: pass relation="),
     (
         "describe-none",
         _described([], np.random.default_rng(0)),
