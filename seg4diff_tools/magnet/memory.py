@@ -6,8 +6,8 @@ import torch
 
 from seg4diff_tools.backbones.backbone import Backbone
 
-# tests/benchmarks/bench_memory.py measured 40 and 38 at the peak of a step of random SD3s (4 and 8 blocks, fp32, CPU), of
-# which autograd keeps 16 and 15
+# tests/benchmarks/bench_memory.py measured 40 and 38 at the peak of a step of random SD3s (4 and 8 blocks, fp32, CPU),
+# of which autograd keeps 16 and 15
 VALUES_PER_CHANNEL = 40
 
 
