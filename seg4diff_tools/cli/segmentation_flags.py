@@ -112,6 +112,8 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     for name, word in _LISTS.items():
         if name in given and given[name] != word:
             parsed[name] = numbers(given[name], flag_of(name))
+    if len(parsed.get("size", ())) == 1:
+        (parsed["size"],) = parsed["size"]
     if "background" in given:
         parsed["background"] = _background(given["background"])
     if "kinds" in given:
@@ -121,13 +123,12 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def numbers(text: str, flag: str) -> int | tuple[int, ...]:
-    """Return a whole number, or several that are joined by commas."""
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """Return whole numbers that are joined by commas."""
     try:
-        found = tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"expected {flag} as numbers, got {text!r}: pass {flag} 4 or {flag} 4,5") from None
-    return found[0] if len(found) == 1 else found
 
 
 def _background(text: str) -> Any:

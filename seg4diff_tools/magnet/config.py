@@ -131,9 +131,9 @@ class MagnetConfig:
             one_of(getattr(self, name), name, get_args(kind))
         for name in ("conv_head", "conv_first"):
             one_of(getattr(self, name), name, (False, True))
-        for name, low in _WHOLE.items():
+        for name, least in _WHOLE.items():
             if getattr(self, name) is not None or name not in ("mask_side", "size"):
-                self._set(name, as_int(getattr(self, name), name, low))
+                self._set(name, as_int(getattr(self, name), name, least))
         for name, (low, high) in _REAL.items():
             self._set(name, as_float(getattr(self, name), name, low, high))
         for name in ("learning_rate", "head_learning_rate", "clip_gradients"):

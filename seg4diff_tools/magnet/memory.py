@@ -6,11 +6,13 @@ import torch
 
 from seg4diff_tools.backbones.backbone import Backbone
 
-VALUES_PER_CHANNEL = 30
+# tests/benchmarks/bench_memory.py measured 40 and 38 at the peak of a step of random SD3s (4 and 8 blocks, fp32, CPU),
+# of which autograd keeps 16 and 15
+VALUES_PER_CHANNEL = 40
 
 
 def step_bytes(backbone: Backbone, size: int | None = None) -> int:
-    """Estimate what the forward of one image keeps for its backward pass, without gradient checkpointing.
+    """Estimate the memory that a step takes at most for one image, without gradient checkpointing.
 
     Args:
         backbone: the model.

@@ -1,6 +1,6 @@
 """What a step of fine-tuning keeps for each image, for `magnet.memory`: `python -m tests.benchmarks.bench_memory`.
 
-Prints a markdown table. Random Stable Diffusion 3s in fp32 on the CPU, one image, no checkpointing. "kept": bytes of
+Prints a markdown table. Random Stable Diffusion 3s on the CPU, one image, no checkpointing. "kept": bytes of
 all tensors that autograd saves in the forward, weights excepted, each storage once. "peak": what a process of its own
 takes at most for two steps, beyond what it took before them.
 """
@@ -13,22 +13,21 @@ import tempfile
 import torch
 
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.backbones.loading import as_dtype, wrap_pipeline
 from seg4diff_tools.magnet import MagnetConfig, finetune
-from seg4diff_tools.magnet.memory import VALUES_PER_CHANNEL, step_bytes
+from seg4diff_tools.magnet.memory import step_bytes
 from seg4diff_tools.scenes import Scenes
 from tests.benchmarks.bench_recorder import peak_rss
 from tests.conftest import tiny_pipeline
 
-SIZES = ((4, 6, 32), (8, 6, 32), (4, 12, 32), (4, 6, 48))
-"""Blocks, heads of 64 channels, and image tokens along a side."""
+SIZES = ((4, 6, 32, "fp32"), (8, 6, 32, "fp32"), (4, 6, 32, "bf16"), (4, 12, 32, "bf16"))
+"""Blocks, heads of 64 channels, image tokens along a side, and the number format of the model."""
 
 
-def model(layers: int, heads: int, side: int) -> Backbone:
+def model(layers: int, heads: int, side: int, dtype: str) -> Backbone:
     width = {"attention_head_dim": 64, "num_attention_heads": heads, "caption_projection_dim": 64 * heads}
-    return wrap_pipeline(
-        tiny_pipeline(num_layers=layers, sample_size=2 * side, pos_embed_max_size=side, **width), name="random"
-    )
+    pipe = tiny_pipeline(num_layers=layers, sample_size=2 * side, pos_embed_max_size=side, **width)
+    return wrap_pipeline(pipe.to(as_dtype(dtype)), name="random")
 
 
 def step(backbone: Backbone, steps: int = 1) -> None:
@@ -53,26 +52,31 @@ def kept(backbone: Backbone) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak", nargs=3, type=int, metavar=("LAYERS", "HEADS", "SIDE"))
+    parser.add_argument("--peak", nargs=4, metavar=("LAYERS", "HEADS", "SIDE", "DTYPE"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.peak:
-        backbone = model(*options.peak)
+        backbone = model(*map(int, options.peak[:3]), options.peak[3])
         backbone.encode_prompt("a cat")
         before = peak_rss()
         step(backbone, 2)
         print(peak_rss() - before)
         return
-    print("| blocks | channels | image tokens | kept, MiB | peak, MiB | formula, MiB | values per channel |")
+    print("| format | blocks | channels | image tokens | kept, MiB | peak, MiB | formula, MiB |")
     print("|---|---|---|---|---|---|---|")
-    for layers, heads, side in SIZES:
-        backbone = model(layers, heads, side)
+    for layers, heads, side, dtype in SIZES:
+        backbone = model(layers, heads, side, dtype)
         estimate, found = step_bytes(backbone), kept(backbone)
-        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--peak", *map(str, (layers, heads, side))]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.bench_memory",
+            "--peak",
+            *map(str, (layers, heads, side, dtype)),
+        ]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        values = VALUES_PER_CHANNEL * found / estimate
-        row = f"{found / 2**20:.0f} | {peak:.0f} | {estimate / 2**20:.0f} | {values:.1f}"
-        print(f"| {layers} | {64 * heads} | {side**2} | {row} |", flush=True)
+        sizes = f"{found / 2**20:.0f} | {peak:.0f} | {estimate / 2**20:.0f}"
+        print(f"| {dtype} | {layers} | {64 * heads} | {side**2} | {sizes} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def setting(pattern: str, **values: Any) -> Slip:
 
 def run(pattern: str, **arguments: Any) -> Slip:
     def call(backbone: Any) -> None:
-        usual = {"model": backbone, "samples": [SAMPLE], "config": config(layers=1, batch=6), "out": "never-made"}
+        usual = {"model": backbone, "samples": [SAMPLE], "config": config(layers=(1,), batch=6), "out": "never-made"}
         finetune: Any = magnet.finetune
         finetune(**usual | arguments)
 
@@ -86,7 +86,7 @@ SLIPS: list[Slip] = [
     setting("expected zero_tokens 0 or more, got -1", zero_tokens=-1),
     setting("expected seed 0 or more, got -1", seed=-1),
     run("expected a model .*got int: pass", model=3),
-    run("expected config, a MagnetConfig, got {'steps': 3}: pass magnet.preset", config={"steps": 3}),
+    run("expected config, a MagnetConfig, got {'steps': 3}: pass MagnetConfig", config={"steps": 3}),
     run("expected at least one sample, got 0", samples=[]),
     run("expected samples, a list or data set of images with label maps, got a str: pass", samples="train2017"),
     run("expected samples with image, label_map and class_names, got a NoneType", samples=[None]),
@@ -97,8 +97,8 @@ SLIPS: list[Slip] = [
     run("expected images_at_once 1 or more, got 0", images_at_once=0),
     run("expected images_at_once that divides 6 images evenly, got 4: choose", images_at_once=4),
     run("expected mixed_precision, one of 'no', 'bf16', 'fp16', got 16: pass mixed_precision=", mixed_precision=16),
-    run("expected layers from 0 to 4, got 9", config=config(layers=9)),
-    run("multiples of 8 pixels .*try 56", config=config(layers=1, size=53)),
+    run("expected layers from 0 to 4, got 9", config=config(layers=(9,))),
+    run("multiples of 8 pixels .*try 56", config=config(layers=(1,), size=53)),
     ("lora-nan", lambda backbone: applied(backbone, "mini-magnet", NAN), "expected scale, a finite number, got nan"),
     ("lora-none", lambda backbone: applied(backbone, None), "expected source as text or a Path, got None"),
     ("head", lambda backbone: magnet.ConvHead(0), "expected width 1 or more, got 0"),
