@@ -20,9 +20,12 @@ class Transfer:
         self._copied: torch.cuda.Event | None = None
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Start to copy fp32 tensors of one device; what was sent before has to be received by now."""
+        """Start to copy fp32 tensors; what was sent before has to be received by now."""
         self._sent, self._copied = tensors, None
-        if not tensors or tensors[0].device.type == "cpu":
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1:
+            self._sent = [tensor.cpu() for tensor in tensors]
+        if len(devices) != 1 or tensors[0].device.type == "cpu":
             return
         together = torch.cat([tensor.flatten() for tensor in tensors])
         if together.is_cuda:
@@ -30,8 +33,7 @@ class Transfer:
                 self._staging = torch.empty(together.numel(), dtype=together.dtype, device="cpu", pin_memory=True)
             host = self._staging[: together.numel()]
             host.copy_(together, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream(together.device).record_event()
         else:
             host = together.cpu()
         parts = host.split([tensor.numel() for tensor in tensors])

@@ -8,7 +8,8 @@ For each model, one denoising forward
 - materialized: with the full softmax map of every layer, averaged over heads and cut to its I2T direction, as is usual
 - segmented: up to the expert layer, with the maps of two words, as `segment` runs it
 
-Then one attention of the SD3 shape, by each operator that returns a log-sum-exp, against PyTorch's own.
+Then single attentions of the SD3 shape, with guidance, a mask and T5's text: which backend PyTorch chose, whether its
+operator was trusted, and its time against PyTorch's own. Rows are printed as they come.
 Times are medians of interleaved runs; peak memory is the device's, weights included (on the CPU: of a process for each
 row). Without a GPU, sizes are reduced in depth, width and picture, in fp32: it takes about two minutes, and the counted
 floor beside each row is that of the reduced size.
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.exact import chunked_lse
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.segmentation.class_maps import span_maps
@@ -43,9 +44,9 @@ VARIANTS = ("plain", "recorded", "materialized", "segmented")
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape: directions of two streams and of one, width, and the tokens of a picture and of a prompt."""
+    """A model's shape: blocks of two streams and of one, width, and the tokens of a picture and of a prompt."""
 
-    directions: tuple[int, int]
+    blocks: tuple[int, int]
     expert: int
     heads: int
     dim: int
@@ -63,26 +64,26 @@ class Size:
 
 SIZES = {"SD3-medium": Size((24, 0), 9, 24, 64, 64, 154), "FLUX.1-dev": Size((19, 38), 12, 24, 128, 64, 512)}
 REDUCED = {
-    "SD3-medium": replace(SIZES["SD3-medium"], directions=(4, 0), expert=1, heads=8, side=24),
-    "FLUX.1-dev": replace(SIZES["FLUX.1-dev"], directions=(1, 2), expert=0, heads=4, side=24),
+    "SD3-medium": replace(SIZES["SD3-medium"], blocks=(4, 0), expert=1, heads=8, side=24),
+    "FLUX.1-dev": replace(SIZES["FLUX.1-dev"], blocks=(1, 2), expert=0, heads=4, side=24),
 }
 
 
 def floor(size: Size) -> dict[str, float]:
-    """What cannot be avoided, for one layer: operations of recording and of the direction, and bytes in 16 bits.
+    """What cannot be avoided, for one layer: operations of recording and of the block, and bytes in 16 bits.
 
     Recording multiplies image queries with text keys once more (2 N T H d operations), takes T H exponentials for each
-    of N image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A direction of two
+    of N image tokens, reads queries, text keys and the log-sum-exp, and writes one map in 32 bits. A block of two
     streams projects every token (8 w^2), mixes tokens (4 n w) and has a feed-forward of four widths (16 w^2).
     """
     tokens = size.image + size.text
     recording = 2 * size.image * size.text * size.width + 2 * size.image * size.text * size.heads
-    direction = tokens * (24 * size.width**2 + 4 * tokens * size.width)
+    block = tokens * (24 * size.width**2 + 4 * tokens * size.width)
     read = 2 * tokens * size.width + 4 * size.image * size.heads
     return {
         "recording": recording,
-        "direction": direction,
-        "ratio": 1 + recording / direction,
+        "block": block,
+        "ratio": 1 + recording / block,
         "bytes": read + 4 * size.image * size.text,
         "map bytes": 2 * size.heads * tokens**2,
     }
@@ -108,7 +109,8 @@ def model(name: str, size: Size, device: str, dtype: torch.dtype) -> tuple[nn.Mo
                 attention_head_dim=size.dim,
                 guidance_embeds=True,
             )
-    transformer = transformer.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    # not the model's own `to`, which warns of modules to be kept in fp32 where there are none
+    transformer = nn.Module.to(transformer, dtype).to_empty(device=device).requires_grad_(False).eval()
     for parameter in [*transformer.parameters(), *transformer.buffers()]:
         if parameter.is_floating_point():
             parameter.normal_(std=0.02)
@@ -149,14 +151,14 @@ class Materialize(TorchFunctionMode):
 
 
 @torch.no_grad()
-def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dict[str, Any]) -> None:
-    """One forward."""
+def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """One forward, and its output where it is the model's own."""
     if variant == "plain":
-        transformer(**inputs)
-    elif variant == "recorded":
+        return transformer(**inputs)[0]
+    if variant == "recorded":
         with AttentionRecorder(transformer, memory_budget=32 << 30):
-            transformer(**inputs)
-    elif variant == "materialized":
+            return transformer(**inputs)[0]
+    if variant == "materialized":
         first, second = slice(0, size.image), slice(size.image, None)
         if not name.startswith("SD3"):
             first, second = slice(size.text, None), slice(0, size.text)
@@ -170,6 +172,7 @@ def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dic
 
         with intercept(transformer, read, layers=[size.expert], stop_after=size.expert):
             transformer(**inputs)
+    return None
 
 
 def timed(device: str, work: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
@@ -209,7 +212,7 @@ def floors() -> str:
     """The table of what cannot be avoided at full size."""
     rows = [
         (
-            "| model at 1024 pixels | operations of a direction | of recording it | time ratio at least | bytes read "
+            "| model at 1024 pixels | operations of a block | of recording it | time ratio at least | bytes read "
             "and written "
             "| bytes of the full maps |"
         ),
@@ -218,85 +221,94 @@ def floors() -> str:
     for name, size in SIZES.items():
         least = floor(size)
         rows.append(
-            f"| {name} | {least['direction'] / 1e9:.0f} G | {least['recording'] / 1e9:.1f} G | {least['ratio']:.4f} "
+            f"| {name} | {least['block'] / 1e9:.0f} G | {least['recording'] / 1e9:.1f} G | {least['ratio']:.4f} "
             f"| {least['bytes'] / 2**20:.0f} MiB | {least['map bytes'] / 2**20:.0f} MiB |"
         )
     return "\n".join([*rows, ""])
 
 
-def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: int) -> list[str]:
-    """The table of forwards, and the floor beside it."""
-    rows = [
-        "| model | forward | time, s | ratio | peak memory, MiB | ratio | counted floor of the ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: int) -> Iterator[str]:
+    """The table of forwards, and the floor beside it, row by row."""
+    yield "| model | forward | time, s | ratio | peak memory, MiB | ratio | counted floor of the ratio | output |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, size in sizes.items():
         built = model(name, size, device, dtype)
         work = {variant: partial(run, variant, name, size, *built) for variant in VARIANTS}
         seconds, memory = timed(device, work, repeats), peaks(device, name, size, built)
+        plain, recorded = (run(variant, name, size, *built) for variant in ("plain", "recorded"))
+        assert plain is not None and recorded is not None
+        same = "the same bit for bit" if torch.equal(plain, recorded) else "**another one**"
         for variant in VARIANTS:
-            least = f"{floor(size)['ratio']:.3f}" if variant == "recorded" else ""
-            rows.append(
+            least, output = (f"{floor(size)['ratio']:.3f}", same) if variant == "recorded" else ("", "")
+            yield (
                 f"| {name} | {variant} | {seconds[variant]:.3f} | {seconds[variant] / seconds['plain']:.2f} "
-                f"| {memory[variant]:.0f} | {memory[variant] / memory['plain']:.2f} | {least} |"
+                f"| {memory[variant]:.0f} | {memory[variant] / memory['plain']:.2f} | {least} | {output} |"
             )
-    return rows
 
 
-def attentions(device: str, size: Size, repeats: int) -> list[str]:
-    """The table of operators that return a log-sum-exp, for one attention of the given shape."""
-    rows = [
-        "| type | attention | time, ms | ratio to PyTorch's own | largest error of the log-sum-exp |",
-        "|---|---|---|---|---|",
-    ]
-    for dtype in (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16):
-        rows += _attentions_of(device, dtype, size, repeats)
-    return rows
+def attentions(device: str, size: Size, repeats: int) -> Iterator[str]:
+    """The table of single attentions of a model's shape: with guidance, a mask, T5's text, and in every type."""
+    yield (
+        "| type | attention | backend | trusted | PyTorch's own, ms | with log-sum-exp, ms | ratio | in chunks, ms "
+        "| output | largest error of the log-sum-exp |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    types = (torch.bfloat16, torch.float16, torch.float32) if device == "cuda" else (torch.float32, torch.bfloat16)
+    guided = {"one picture": (1, size.text, False), "with guidance": (2, size.text, False)}
+    cases = guided | {"with a mask": (2, size.text, True), "with T5's text": (1, 333, False)}
+    for dtype in types:
+        for name, case in cases.items():
+            yield _attention(device, dtype, replace(size, text=case[1]), name, case[0], case[2], repeats)
 
 
 @torch.no_grad()
-def _attentions_of(device: str, dtype: torch.dtype, size: Size, repeats: int) -> list[str]:
-    scale, shape = size.dim**-0.5, (3, 1, size.heads, size.image + size.text, size.dim)
+def _attention(device: str, dtype: torch.dtype, size: Size, name: str, batch: int, masked: bool, repeats: int) -> str:
+    scale, shape = size.dim**-0.5, (3, batch, size.heads, size.image + size.text, size.dim)
     query, key, value = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    work: dict[str, Callable[[], Any]] = {"plain": lambda: F.scaled_dot_product_attention(query, key, value)}
-    for backend, operator in operators._OPERATORS.items():
-        # the others are CUDA's own
-        if device == "cpu" and backend != SDPBackend.FLASH_ATTENTION:
-            continue
-        if operators._is_trusted(backend, dtype, query.device, False):
-            work[backend.name.lower()] = lambda run=operator: run(query, key, value, None, scale)
-    work["log-sum-exp in chunks"] = lambda: operators._chunked_lse(query, key, None, scale)
-    seconds = timed(device, work, repeats)
-    exact = (query[:, :2, :64].double() @ key[:, :2].double().mT * scale).logsumexp(-1)
-    rows = []
-    for name, function in work.items():
-        error = ""
-        if name != "plain":
-            found = function()
-            lse = found[1] if isinstance(found, tuple) else found
-            error = f"{(lse[:, :2, :64].double() - exact).abs().max():.1e}"
-        ratio, kind = seconds[name] / seconds["plain"], str(dtype).removeprefix("torch.")
-        rows.append(f"| {kind} | {name} | {1000 * seconds[name]:.1f} | {ratio:.2f} | {error} |")
-    return rows
+    mask = torch.ones(batch, 1, 1, query.shape[2], dtype=torch.bool, device=device) if masked else None
+    if mask is not None:
+        mask[0, ..., -5:] = mask[1, ..., -3:] = False
+    own = partial(F.scaled_dot_product_attention, query, key, value, mask, scale=scale)
+    ours = partial(operators.observed_attention, query, key, value, mask, scale)
+    added = operators.added_mask(mask, dtype)
+    # the first call is checked
+    output, lse, _ = ours()
+    backend = operators._chosen_backend(query, key, value, mask, scale, False)
+    trusted = backend in operators._OPERATORS and bool(list(operators._TRUSTED.values())[-1])
+    seconds = timed(
+        device, {"own": own, "ours": ours, "chunks": partial(chunked_lse, query, key, added, scale)}, repeats
+    )
+    scores = query[:, :2, :64].double() @ key[:, :2].double().mT * scale
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    error = (lse[:, :2, :64].double() - scores.logsumexp(-1)).abs().max().item()
+    same = "the same bit for bit" if torch.equal(output, own()) else "**another one**"
+    times = {variant: 1000 * value for variant, value in seconds.items()}
+    return (
+        f"| {str(dtype).removeprefix('torch.')} | {name} | {backend.name.lower()} | {'yes' if trusted else '**no**'} "
+        f"| {times['own']:.1f} | {times['ours']:.1f} | {times['ours'] / times['own']:.2f} | {times['chunks']:.1f} "
+        f"| {same} | {error:.1e} |"
+    )
 
 
-def report(device: str, repeats: int) -> str:
-    """Both tables, with what they were measured on."""
+def report(device: str, repeats: int) -> Iterator[str]:
+    """Both tables row by row, with what they were measured on."""
     dtype, sizes = (torch.bfloat16, SIZES) if device == "cuda" else (torch.float32, REDUCED)
     if device == "cuda":
         place = torch.cuda.get_device_name()
     else:
         place = f"a CPU, {torch.get_num_threads()} thread(s), **at reduced size**"
     shapes = "; ".join(
-        f"{name}: {sum(size.blocks)} directions of {size.heads} x {size.dim}, {size.image} + {size.text} tokens"
+        f"{name}: {sum(size.blocks)} blocks of {size.heads} x {size.dim}, {size.image} + {size.text} tokens"
         for name, size in sizes.items()
     )
-    intro = (
+    yield (
         f"On {place}; torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, medians of {repeats} interleaved "
         f"runs. {shapes}."
     )
-    tables = [*forwards(device, dtype, sizes, repeats), "", *attentions(device, sizes["SD3-medium"], repeats)]
-    return "\n".join([intro, "", *tables, ""])
+    yield ""
+    yield from forwards(device, dtype, sizes, repeats)
+    yield ""
+    yield from attentions(device, sizes["SD3-medium"], repeats)
 
 
 def main() -> None:
@@ -316,10 +328,13 @@ def main() -> None:
         run(variant, name, REDUCED[name], *model(name, REDUCED[name], "cpu", torch.float32))
         print(peak_rss())
         return
-    text = report(device, asked.repeats)
-    print(text)
-    if asked.markdown:
-        asked.markdown.write_text(text)
+    rows = []
+    for row in report(device, asked.repeats):
+        # at once: the memory may end before the last row
+        print(row, flush=True)
+        rows.append(row)
+        if asked.markdown:
+            asked.markdown.write_text("\n".join([*rows, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":
