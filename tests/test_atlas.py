@@ -235,4 +235,14 @@ def test_what_names_something_gets_the_first_colors(atlas):
 
 def test_the_schedule_is_known_or_told(maps, atlas):
     assert (atlas.schedule, MapSource({"": {"i2t": maps}}, schedule=28).schedule) == (0, 28)
-    assert MapSource({"": {"i2t": maps.assign_coords(step=[0, 1, 2])}}).schedule == 3
+    counted = maps.assign_coords(step=[0, 1, 2])
+    for times, known in [
+        (None, 3),
+        ([1000.0, 857.1, 600.0], 3),  # 3 steps, shifted by 3
+        ([1.0, 0.86, 0.6], 3),
+        ([893.6, 750.0, 545.5], 0),  # begins later
+        ([1000.0, 987.8, 975.0], 0),  # the first 3 of 28
+        ([1000.0, 300.0, 600.0], 0),
+    ]:
+        told = counted if times is None else counted.assign_coords(timestep=("step", times))
+        assert MapSource({"": {"i2t": told}}).schedule == known
