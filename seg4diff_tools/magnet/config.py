@@ -18,7 +18,7 @@ Resize = Literal["nearest-exact", "nearest"]
 
 @dataclass(frozen=True)
 class MagnetConfig:
-    """One fine-tuning. The defaults are the paper's text for COCO.
+    """One fine-tuning. The defaults are the paper's text for COCO, except for `reading`, which is its code's.
 
     Args:
         steps: updates of the weights.
