@@ -71,7 +71,7 @@ def unpacked(values: dict[str, str]) -> np.ndarray:
 
 def unproved(sentence: str, numbers: Sequence[float]) -> list[str]:
     """The numbers of a sentence that no output has, whatever their sign; names of figures and models are none."""
-    names = r"\{doc\}`[^`]*`|\b(?:Table|Fig|Eq)s? \d+\w*|\b95 %|`[^`]*`|\b(?:SD|Stable Diffusion )3(?:\.5)?"
+    names = r"\{doc\}`[^`]*`|\]\([^)]*\)|\b(?:Table|Fig|Eq)s? \d+\w*|\b95 %|`[^`]*`|\b(?:SD|Stable Diffusion )3(?:\.5)?"
     sentence = re.sub(names, "", sentence)
     return [text for text in NUMBER.findall(sentence) if not any(is_rounded(text, number) for number in numbers)]
 

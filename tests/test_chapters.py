@@ -391,8 +391,7 @@ CLAIMS = [
         ),
         lambda scenes, gain, low, daam, goca: (
             low > 0
-            and 1 < daam < 3
-            and 1 < goca < 3
+            and min(daam, goca) > 1
             and says("13", "Better than the first row: [^.]*DAAM")
             and says("13", "Better than the first row: [^.]*GoCA")
             and not says("13", "Better than the first row: [^.]*(concept|cosine)")

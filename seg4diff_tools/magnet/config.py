@@ -38,7 +38,7 @@ _REAL |= {"least_area": (0.0, 1.0), "flip": (0.0, 1.0), "sigma_mean": (float("-i
 
 @dataclass(frozen=True)
 class MagnetConfig:
-    """One fine-tuning. The defaults are the paper's text for COCO.
+    """One fine-tuning. The defaults are the paper's text for COCO, except for `reading`, which is its code's.
 
     Args:
         steps: updates of the weights.
