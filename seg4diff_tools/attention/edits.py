@@ -52,9 +52,8 @@ def blur(sigma: float = 9.0, kernel: int = 5) -> Edit:
         sigma: deviation in tokens.
         kernel: how many tokens the blur reaches over; odd.
 
-    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of
-    a row
-    a little; it is scaled back, since the paper keeps each image token's share of text.
+    Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of a
+    row a little; it is scaled back, since the paper keeps each image token's share of text.
     """
     sigma = _positive(sigma, "sigma")
     kernel = as_int(kernel, "kernel", 1)
@@ -185,9 +184,9 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
     """Guide every forward inside the `with` away from what the model predicts with its attention perturbed.
 
     The prediction becomes eps + scale (eps - eps_perturbed). In a pipeline that runs with classifier-free guidance of
-    weight w the perturbed prediction is the prompt's, and the whole is
-    eps_uncond + w (eps_cond - eps_uncond) + scale (eps_cond - eps_perturbed). Each step costs one further forward of
-    the prompt's part: twice without classifier-free guidance, one and a half times with it.
+    weight w the perturbed prediction is the prompt's, and the whole is eps_uncond + w (eps_cond - eps_uncond) + scale
+    (eps_cond - eps_perturbed). Each step costs one further forward of the prompt's part: twice without classifier-free
+    guidance, one and a half times with it.
 
     Args:
         model: backbone, pipeline or transformer; the weight w is that of the pipeline that runs.

@@ -66,19 +66,16 @@ def intercept(
 
     Interceptions of one model can be nested: biases add up, and every observer sees the attention that is computed.
     Threads take turns; one that waits for a `with` in which nothing is computed gets a RecordingError that names its
-    thread. Everything is undone on leaving, also after an exception. Inside the `with`, compiled modules run
-    eagerly and
-    diffusers' native attention replaces other backends: neither can be seen. Copies of the model carry no hooks.
+    thread. Everything is undone on leaving, also after an exception. Inside the `with`, compiled modules run eagerly
+    and diffusers' native attention replaces other backends: neither can be seen. Copies of the model carry no hooks.
 
     Args:
         transformer: a supported diffusers transformer.
         on_attention: called with each `JointAttention` of the wanted layers, as it is computed. Returns None to
-            observe,
-            or an output [batch heads tokens dim] that the model goes on with instead.
+            observe, or an output [batch heads tokens dim] that the model goes on with instead.
         layers: layers that `on_attention` wants: one, several or a range; None wants all.
-        key_bias: additive log-weight of each joint key, [keys], in every layer: a bias of log n makes one key stand
-            for n
-            identical ones. Gradients flow through the attention to everything else.
+        key_bias: additive log-weight of each joint key, [keys], in every layer: a bias of log n makes one key stand for
+            n identical ones. Gradients flow through the attention to everything else.
         stop_after: end the forward inside this layer's attention, right after `on_attention` has seen it. The forward
             has no result then, and the rest of the `with` body is skipped; the code after it goes on.
 

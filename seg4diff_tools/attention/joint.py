@@ -38,9 +38,8 @@ class JointAttention:
 
     Args:
         layer: 0-based index of the MM-DiT block.
-        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be
-            others, such
-            as registers or the tokens of a reference image.
+        image, text: positions of the image tokens and of the text tokens in the joint sequence. There may be others,
+            such as registers or the tokens of a reference image.
         query, key, value: [batch heads tokens dim] as they enter the attention.
         raw_lse: log-sum-exp of each query's scores, [batch heads tokens], with or without a gradient.
         scale: factor on the scores.
@@ -163,9 +162,8 @@ class JointAttention:
         (Fig 2).
 
         A mass is the sum over keys, averaged over queries. Image keys get what other keys do not, so that neither of
-        the directions with image keys is needed. Where there are registers or reference images beside image and
-        text, what
-        they get is missing from the sums.
+        the directions with image keys is needed. Where there are registers or reference images beside image and text,
+        what they get is missing from the sums.
         """
         ones = self.query.new_ones(self.text_tokens, 1, dtype=working_dtype(self.query))
         i2t = self.weights("i2t", heads=heads, spans=ones, workspace=workspace).mean(dim=(2, 3))

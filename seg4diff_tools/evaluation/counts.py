@@ -74,10 +74,9 @@ def count_images(
     """Yield the counts of a few images at a time: read from the folder where they are complete, else computed and
     written.
 
-    FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true,
-    predicted and
-    pixels. Files are written atomically, so that a run may be killed at any time. Of several processes each takes every
-    n-th group. Which images share a group follows from `indices` alone, because rounding may depend on it.
+    FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true, predicted
+    and pixels. Files are written atomically, so that a run may be killed at any time. Of several processes each takes
+    every n-th group. Which images share a group follows from `indices` alone, because rounding may depend on it.
 
     Args:
         samples: images with label maps.

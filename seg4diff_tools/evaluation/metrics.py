@@ -375,9 +375,7 @@ def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) 
     instance_of(confusion, Num[Tensor, "classes classes"], "confusion", "one matrix of pixel counts")
     names = as_names(class_names, "class_names")
     if len(names) != len(confusion):
-        raise InputError(
-            f"expected {len(confusion)} class_names, one for each row, got {len(names)}: name the rows of the matrix"
-        )
+        raise InputError(f"expected {len(confusion)} class_names, got {len(names)}: name the rows of the matrix")
     _, true, predicted = margins(confusion).unbind(-1)
     return pd.DataFrame(
         {

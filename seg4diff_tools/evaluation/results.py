@@ -105,9 +105,8 @@ class Evaluation:
         Returns:
             Columns model, those of the row, the score with low and high (jackknife interval over images), of evaluated
             methods and where a reference is given also gain (score minus that of the reference, on the same images)
-            with
-            gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the other
-            scores (0..1), images and skipped.
+            with gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the
+            other scores (0..1), images and skipped.
 
         Raises:
             InputError: an unknown score or reference.

@@ -79,10 +79,8 @@ def layer_step_sweep(
 
     Returns:
         An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction,
-        normalize,
-        layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped. `background`
-        of
-        the samples tells stuff from objects: without it all classes are objects.
+        normalize, layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped.
+        `background` of the samples tells stuff from objects: without it all classes are objects.
 
     Raises:
         InputError: no samples, a label map of another size than its image, a class outside the vocabulary, a layer,

@@ -50,10 +50,9 @@ def explore(
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
-            image,
-            branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by side;
-            a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
-            name), which records what `prompt`, `seed` and the picture say.
+            image, branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by
+            side; a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`,
+            also a name), which records what `prompt`, `seed` and the picture say.
         image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
             backbone, the picture that it looks at, at every step's noise; None lets it draw one.
         prompt: what the backbone reads; a prompt may also stand in the place of the image.

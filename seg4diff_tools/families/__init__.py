@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.errors import UnknownArchitectureError, instance_of
+from seg4diff_tools.errors import InputError, UnknownArchitectureError, instance_of
 from seg4diff_tools.families._private import SamplingLoop, sampling_loop, uncompiled
 from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.chroma import CHROMA

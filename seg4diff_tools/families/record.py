@@ -103,9 +103,8 @@ class Family:
         label: from the pipeline, a prompt and the number of text tokens to a name for each of them.
         tokenizer_and_limit: from the pipeline to the tokenizer that reads the prompt, and how many tokens of a
             prompt fit.
-        block_lists: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block
-            that holds
-            its joint attention; a `layer` is an index through all stacks. Image-only attention lives elsewhere.
+        block_lists: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block that
+            holds its joint attention; a `layer` is an index through all stacks. Image-only attention lives elsewhere.
         latents, timestep: names of the transformer's arguments.
         timestep_affine: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.

@@ -82,6 +82,6 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("intercept-layer", enter(lambda b: intercept(b, layers="all")), "layers as numbers"),
     ("intercept-number", enter(lambda b: intercept(b, 3)), "on_attention, a function"),
     ("intercept-bias", enter(lambda b: intercept(b, key_bias=torch.zeros(2, 3))), "key_bias, a tensor"),
-    ("register-name", lambda b: families.register("sd3"), "a Family, got str: build one"),
+    ("register-name", lambda b: families.register("sd3"), "family, a Family, got 'sd3': pass a record"),
     ("open-missing", lambda b: open_recording("~/nowhere/maps.nc"), "there is no file: pass the path"),
 ]

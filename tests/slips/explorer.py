@@ -127,7 +127,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("set-cell-n", _shown(cell=3), r"cell, a list or None, got 3: pass cell=\[2,"),
     ("set-colors", _shown(colors="jet"), r"colors, any of \['viridis', 'magma',.*, got 'jet'.*: pass colors='viridis'"),
     ("set-opacity", _shown(opacity=2), r"opacity, a number from 0 to 1, got 2\.0: pass a"),
-    ("set-opacity-t", _shown(opacity="a"), r"opacity, a float, got 'a': pass opacity=0\.7"),
+    ("set-opacity-t", _shown(opacity="a"), r"opacity, a float, got 'a': pass opacity=0\.5"),
     ("set-opacity-nan", _shown(opacity=float("nan")), "opacity, a number from 0 to 1, got nan: pass a"),
     ("set-shared", _shown(shared="yes"), "shared, a boolean, got 'yes': pass shared=False"),
     ("set-pieces", _shown(pieces=None), "pieces, a boolean, got None: pass pieces=False"),
