@@ -35,6 +35,7 @@ from seg4diff_tools.analysis import (
 from seg4diff_tools.attention import AttentionRecorder, apply_edit, average, blur, drop, intercept, swap
 from seg4diff_tools.attention.edits import perturbed_guidance
 from seg4diff_tools.backbones import apply_lora, verify, wrap_pipeline
+from seg4diff_tools.backbones import lora as lora_module
 from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.errors import RecordingError
 from seg4diff_tools.evaluation import evaluate, grouping_scores, layer_step_sweep
@@ -180,9 +181,18 @@ def in_a_thread(run) -> list:
     return found
 
 
+def with_lora(backbone):
+    """A LoRA of the backbone's own shapes, applied."""
+    lora_module.attach(backbone.transformer, backbone.family, rank=2, alpha=2)
+    weights = lora_module.trained(backbone.transformer, alpha=2)
+    backbone.transformer.unload_lora()
+    return apply_lora(backbone, weights)
+
+
 @pytest.mark.parametrize(
     ("hold", "holder"),
     [
+        (with_lora, "a LoRA"),
         (lambda b: AttentionRecorder(b, prompt="a cat"), "an AttentionRecorder"),
         (lambda b: intercept(b.transformer, print), "an interception of attention"),
         (lambda b: apply_edit(b, blur(), 1), "an interception of attention"),

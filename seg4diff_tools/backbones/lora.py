@@ -16,7 +16,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora_files import LoraWeights, is_plain, lora_file, read_lora, read_safetensors
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.families import Family
+from seg4diff_tools.families import Family, model_lock
 from seg4diff_tools.families._private import unwrapped
 
 ADAPTER = "seg4diff"
@@ -43,6 +43,7 @@ def apply_lora(
     Raises:
         CheckpointError: as in `read_lora`, or weights of another architecture.
         InputError: the model has another LoRA already, or scale is not a finite number.
+        RecordingError: another thread holds the model.
     """
     backbone = as_backbone(backbone)
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(scale) < float("inf"):
@@ -53,9 +54,9 @@ def apply_lora(
         weights = read_lora(path)
     pipe, transformer = backbone.pipe, backbone.transformer
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    for part in parts:
-        check_free(part)
-    with kept_flags(pipe):
+    with model_lock(transformer).hold("a LoRA"), kept_flags(pipe):
+        for part in parts:
+            check_free(part)
         try:
             with _without_expected_warnings():
                 if weights is None:
