@@ -85,7 +85,7 @@ def compose_scene(
     store: int = 1 << 20,
     **settings: Any,
 ) -> Composer:
-    """Shows a scene whose things can be dragged, resized, added and removed, with masks that follow.
+    """Show a scene whose things can be dragged, resized, added and removed, with masks that follow.
 
     Args:
         backbone: the model that looks at the scene.

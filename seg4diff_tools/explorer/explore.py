@@ -46,7 +46,7 @@ def explore(
     show: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Explorer:
-    """Shows what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
+    """Show what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of

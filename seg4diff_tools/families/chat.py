@@ -12,7 +12,7 @@ Render = Callable[[str], str]
 
 
 def chat_room(tokenizer: PreTrainedTokenizerBase, render: Render, tokens: int) -> int:
-    """How many tokens of a prompt fit into a template.
+    """Return how many tokens of a prompt fit into a template.
 
     Args:
         tokenizer: of the text encoder.
@@ -31,7 +31,7 @@ def label_chat(
     skipped: int = 0,
     room: int | None = None,
 ) -> tuple[Token, ...]:
-    """Names every text token of a prompt inside of a chat template.
+    """Label every text token of a prompt inside a chat template.
 
     Args:
         tokenizer: of the text encoder.

@@ -35,13 +35,13 @@ class Layout:
 
 
 def image_then_text(grid: tuple[int, int], text: int) -> Layout:
-    """The layout [image, text]."""
+    """Return the layout [image, text]."""
     image = grid[0] * grid[1]
     return Layout(grid, slice(0, image), slice(image, image + text), image + text)
 
 
 def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, references: int = 0) -> Layout:
-    """The layout [registers, text, image, references].
+    """Return the layout [registers, text, image, references].
 
     Args:
         grid: rows and columns of the image tokens.
@@ -54,23 +54,19 @@ def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, ref
 
 
 def patch_grid(transformer: nn.Module, latents: Tensor) -> tuple[int, int]:
-    """Rows and columns of image tokens, where the transformer cuts latents [...
-
-    rows columns] into patches by itself.
-    """
+    """Return rows and columns of image tokens of a transformer that cuts latents [... rows columns] into patches."""
     patch = transformer.config.patch_size
     down, across = (patch, patch) if isinstance(patch, int) else patch
     return latents.shape[-2] // down, latents.shape[-1] // across
 
 
 def label_alone(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    """Names of text tokens, where the pipeline's one tokenizer reads the prompt as it is."""
+    """Label the text tokens of a pipeline whose one tokenizer reads the prompt without a template."""
     return label_template(pipe.tokenizer, text, length)
 
 
 def native_side(pipe: Any) -> int:
-    """Side in pixels of the square that a pipeline makes where it is asked for no size; a megapixel where it does not
-    say."""
+    """Return the side in pixels of the square images that a pipeline makes by default; 1024 where it does not say."""
     cells = getattr(pipe, "default_sample_size", None)
     return 1024 if cells is None else cells * pipe.vae_scale_factor
 
@@ -80,13 +76,13 @@ DOUBLE_AND_SINGLE = (("transformer_blocks", "attn"), ("single_transformer_blocks
 
 
 def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
-    """Scaled latents of an AutoencoderKL: the mean of its posterior, (z - shift) * scale."""
+    """Encode pixels with an AutoencoderKL into scaled latents: the mean of its posterior, (z - shift) * scale."""
     config = pipe.vae.config
     return (pipe.vae.encode(pixels).latent_dist.mode() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
-    """Pixels from -1 to 1 of scaled latents, by an AutoencoderKL."""
+    """Decode scaled latents with an AutoencoderKL into pixels from -1 to 1."""
     config = pipe.vae.config
     return pipe.vae.decode(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), return_dict=False)[0]
 
@@ -174,33 +170,33 @@ class Family:
     expert_layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
-        """The joint-attention modules with their layer index, first layer first."""
+        """Return the joint-attention modules with their layer index, first layer first."""
         modules = [
             getattr(block, attention) for stack, attention in self.block_lists for block in getattr(transformer, stack)
         ]
         return list(enumerate(modules))
 
     def layers(self, transformer: nn.Module) -> int:
-        """Number of layers with joint attention, of all stacks together."""
+        """Return the number of layers with joint attention, of all stacks together."""
         return sum(len(getattr(transformer, stack)) for stack, _ in self.block_lists)
 
     def double_layers(self, transformer: nn.Module) -> list[int]:
-        """Layers of double-stream blocks, in which text tokens have projections of their own."""
+        """Return the layers of double-stream blocks, in which text tokens have projections of their own."""
         modules = self.joint_attention(transformer)
         return [layer for layer, attention in modules if getattr(attention, "add_k_proj", None) is not None]
 
     def heads(self, transformer: nn.Module) -> int:
-        """Number of attention heads in each layer."""
+        """Return the number of attention heads in each layer."""
         config = transformer.config
         return config.num_attention_heads if "num_attention_heads" in config else config.n_heads
 
     def forward_inputs(self, transformer: nn.Module, args: tuple, kwargs: Inputs) -> dict[str, Any]:
-        """The inputs of a transformer call by name, whichever of them were passed by position."""
+        """Return the inputs of a transformer call by name, those passed by position included."""
         names = [*inspect.signature(type(transformer).forward).parameters][1:]
         return dict(zip(names, args, strict=False)) | dict(kwargs)
 
     def sized(self, pipe: Any, size: tuple[int, int]) -> dict[str, int]:
-        """Arguments of a pipeline call that ask for an image of this height and width in pixels."""
+        """Return arguments of a pipeline call that ask for an image of this height and width in pixels."""
         arguments = {"height": size[0], "width": size[1]}
         # Kontext keeps the shape alone, and takes the size from here
         if "max_area" in inspect.signature(type(pipe).__call__).parameters:
@@ -208,18 +204,17 @@ class Family:
         return arguments
 
     def text_length(self, inputs: Inputs) -> int:
-        """Number of text tokens in what a prompt gives to the transformer."""
+        """Return the number of text tokens in what a prompt gives to the transformer."""
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:
-        """Latents as the transformer reads and predicts them: as they are, or cut into tokens [image token
-        channels]."""
+        """Return latents as the transformer reads them: unchanged, or cut into tokens [image token channels]."""
         if not self.packed:
             return latents
         return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch_size, q=self.patch_size)
 
     def unpack(self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]) -> Latents:
-        """The way back of `pack`.
+        """Undo `pack`.
 
         Args:
             packed: what the transformer reads or predicts; tokens of reference images, at the end, are left out.
@@ -231,7 +226,7 @@ class Family:
         return rearrange(packed[:, : y * x], "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=cells, q=cells)
 
     def timesteps(self, inputs: Inputs) -> Float[Tensor, " batch"]:
-        """Timesteps from 0 to 1000 of a forward, on the CPU."""
+        """Return the timesteps of a forward, from 0 to 1000, on the CPU."""
         start, slope = self.timestep_affine
         times = torch.as_tensor(inputs[self.timestep], dtype=torch.float32, device="cpu").detach()
         return (times.reshape(-1) - start) / slope

@@ -64,7 +64,7 @@ class CompositionPrompt:
 
     @property
     def text(self) -> str:
-        """The caption that a scene with these things would have."""
+        """Caption that a scene with these things would have."""
         phrases = [phrase(asked.concept, asked.color, asked.count) for asked in self.objects]
         return sentence(phrases, self.background, self.relation)
 
@@ -128,7 +128,7 @@ def _prompt(category: str, rng: np.random.Generator) -> CompositionPrompt:
 
 @cache
 def _colors(concept: str) -> tuple[str, ...]:
-    """Colors that a thing does not have anyway, in any style."""
+    """Return the colors that differ visibly from a thing's own, in every style."""
 
     def looks_the_same(style: str, color: str) -> bool:
         own, other = (drawing(concept, style, each) / 255 for each in (None, color))
@@ -141,7 +141,7 @@ def _colors(concept: str) -> tuple[str, ...]:
 def judge(
     detector: SceneDetector, images: ImageLike | Sequence[ImageLike], prompts: Sequence[CompositionPrompt]
 ) -> pd.DataFrame:
-    """Judges whether all that is asked for is in the picture.
+    """Judge whether each picture shows all that its prompt asks for.
 
     One thing of a kind is there if at least one is found, in the asked color where there is one; two or three are
     there if exactly so many are found, as GenEval counts. A relation holds between the surest thing of either kind if a
@@ -180,7 +180,7 @@ def _checked(prompts: Sequence[CompositionPrompt]) -> list[CompositionPrompt]:
 
 
 def _wrong(prompt: CompositionPrompt, scene: DetectedScene) -> str:
-    """The first thing that is not as it was asked for, or nothing."""
+    """Return the first thing that differs from the prompt, or an empty text."""
     surest = []
     for asked in prompt.objects:
         of_kind = [thing for thing in scene.objects if thing.concept == asked.concept]
@@ -209,7 +209,7 @@ def generate_pictures(
     batch: int = 8,
     progress: bool = True,
 ) -> list[Image]:
-    """Generates a picture of each prompt for each seed, all prompts with the first seed before those with the second.
+    """Generate a picture of each prompt for each seed: all prompts with the first seed, then all with the next.
 
     The noise of a picture depends on its prompt's number and its seed alone, so that two models start from the same
     noise.
@@ -240,7 +240,7 @@ def composition_scores(
     batch: int = 8,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Generates pictures of the prompts and judges them.
+    """Generate pictures of the prompts and judge them.
 
     Args:
         backbone: the model.
@@ -263,7 +263,7 @@ def composition_scores(
 
 
 def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFrame:
-    """Shares of correct pictures, with 95% Wilson intervals.
+    """Return shares of correct pictures, with 95 % Wilson intervals.
 
     Args:
         table: from `judge` or `composition_scores`.
@@ -286,7 +286,7 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFr
 
 
 def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
-    """A scene in which all is as the prompt says; its things do not hide each other.
+    """Plan a scene that fulfills a prompt, with things that do not overlap.
 
     Args:
         prompt: what the scene shows.
@@ -318,7 +318,7 @@ def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
 
 
 def near_miss(prompt: CompositionPrompt, seed: int = 0) -> CompositionPrompt:
-    """The prompt with one thing changed, so that a picture of the one is wrong for the other.
+    """Return the prompt with one thing changed, so that a picture of either is wrong for the other.
 
     Another kind (single object), the second thing left out (two objects), one more or less (counting), colors
     exchanged as far as things have them (color binding), places exchanged (relation), or another background (complex).
@@ -350,7 +350,7 @@ def validation(
     seed: int = 0,
     through: Callable[[list[np.ndarray]], Sequence[ImageLike]] | None = None,
 ) -> pd.DataFrame:
-    """How often the judge finds drawn scenes correct that are so, and others that are not.
+    """Measure how often the judge calls drawn scenes correct that fulfill the prompt, and others that do not.
 
     Args:
         detector: finds things.
