@@ -105,7 +105,7 @@ SLIPS: list[Slip] = [
     (
         "no logits",
         lambda backbone: magnet.mask_losses([], [None], config()),  # type: ignore[list-item]
-        "expected logits of each of 1 targets, got 0: pass each image",
+        "expected logits of each of 1 targets, got 0: pass one for each image",
     ),
     loss("focal_loss", r"expected logits as a tensor \[mask place\], got list", [0.0], MASKS),
     loss("focal_loss", "expected masks of True and False, got torch.float32: pass masks > 0.5", MAPS, MAPS),
