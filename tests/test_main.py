@@ -256,7 +256,7 @@ def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
     (row,) = told["table"]
     assert row["background_mIoU"] is not None
     assert (told["dataset"], told["root"], told["limit"], told["lora"]) == ("folder", str(voc), 1, None)
-    for content, message in ((b"cat\n\ndog\n", "an empty line 2"), ("café".encode("latin-1"), "save it as UTF-8")):
+    for content, message in ((b"cat\n\ndog\n", "an empty line 2"), ("café".encode("latin-1"), "in UTF-8, got")):
         (voc / "classes.txt").write_bytes(content)
         result = evaluate(*options, "--classes", voc / "classes.txt", "--out", tmp_path / "other")
         assert result.exit_code == 2
