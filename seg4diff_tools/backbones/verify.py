@@ -27,8 +27,8 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
 
     Returns:
         Deviations: "output" (largest difference of the model's output under observation; exactly 0), "rows" (deviation
-        from 1 of the sum of an image token's attention), "image leak" and "text leak" (change of the other side's
-        keys, as a share of the change of the expected key).
+        from 1 of the sum of an image token's attention), "image leak" and "text leak" (change of the other side's keys,
+        as a share of the change of the expected key).
 
     Raises:
         RecordingError: token positions differ from the record; it names the key that changed instead.

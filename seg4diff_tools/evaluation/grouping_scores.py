@@ -42,7 +42,7 @@ def grouping_scores(
     """Score unsupervised grouping at several layers and thresholds.
 
     Each image's groups are matched one to one with its classes; unmatched groups count as errors (`metrics.match`). The
-    settings of the paper's code are
+    paper's code has the settings
     `grouping_scores(model, samples, options=Unsupervised(**RELEASED["group"]), **RELEASED["grouping_scores"])`, with
     `paper.RELEASED`.
 

@@ -284,8 +284,8 @@ def interval(
 
     SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with
     2 n / (kurtosis - 1) degrees of freedom, at most n - 1, so that few influential images widen the interval. Measured
-    coverage at level 0.95 (mini, 64 of 1,500 scenes): mIoU and its gains 94 to 98 %, pACC 91 to 95 %, gains of pACC
-    82 to 96 %, because few images decide them.
+    coverage at level 0.95 (mini, 64 of 1,500 scenes): mIoU and its gains 94 to 98 %, pACC 91 to 95 %, gains of pACC 82
+    to 96 %, because few images decide them.
 
     Args:
         score: of all images.
@@ -330,7 +330,7 @@ def interval(
 
 
 def verdict(a: str, b: str, gain: float, low: float, high: float, unit: str = "points") -> str:
-    """Word a comparison of two methods from the interval of their difference.
+    """Describe the comparison of two methods by the interval of their difference.
 
     Args:
         a, b: names of the methods.

@@ -133,7 +133,7 @@ class Evaluation:
         )
 
     def verdict(self, a: Row, b: Row, score: str = "mIoU", *, level: float = 0.95, comparisons: int = 1) -> str:
-        """Word the comparison of two rows on the same images.
+        """Describe the comparison of two rows on the same images.
 
         Args:
             a, b: rows, for instance names of methods, or {"layer": 4} and {"layer": 7} of a sweep.

@@ -9,7 +9,7 @@ from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, label_alon
 
 
 def _with_mask_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Resize the pipeline's mask over text and image to the number of image tokens."""
+    """Rebuild the pipeline's mask over text and image for the number of image tokens."""
     text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
     mask = inputs["attention_mask"][:, :text]
     return inputs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), image)], dim=1)}

@@ -72,7 +72,7 @@ class BatchedMuon(Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack rows columns"]:
-    """Bring the singular values of wide matrices near 1 by five Newton-Schulz steps, as Muon does.
+    """Orthogonalize wide matrices (singular values near 1) by five Newton-Schulz steps, as in Muon.
 
     Args:
         matrices: with at most as many rows as columns, in the dtype of the computation.
