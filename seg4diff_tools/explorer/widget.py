@@ -226,7 +226,7 @@ class Explorer(anywidget.AnyWidget):
         return told | kept
 
     def save_html(self, path: str | os.PathLike, store: int = 1 << 23) -> Path:
-        """Write the view as a page in one file, without need of Python or network.
+        """Write the view as a page in one file, for use without Python or network.
 
         Args:
             path: of the page; "~" is expanded.
