@@ -1,4 +1,4 @@
-"""What lies under the maps: queries, keys and values of image tokens, norms of values, and who attends to whom."""
+"""Features of the attention: queries, keys and values of image tokens, value norms, shares of attention."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ TEXT_PARTS: dict[str, tuple[Kind, ...]] = {
     "pads": ("pad",),
     "zeros": ("zero",),
 }
-"""What the text tokens consist of: kinds of `prompts.Token`."""
+"""Parts of the text tokens: kinds of `prompts.Token`."""
 
 SIDES: tuple[tuple[str, Literal["i", "t"], Direction], ...] = (("image", "i", "i2t"), ("text", "t", "t2t"))
 Latents = Float[Tensor, "image channel row column"]
@@ -53,13 +53,13 @@ def image_features(
     seed: int = 0,
     batch: int = 8,
 ) -> xr.DataArray:
-    """Read queries, keys and values of image tokens as they enter the attention, heads side by side.
+    """Read queries, keys and values of image tokens as they enter the attention, heads concatenated.
 
     Args:
         backbone: the model.
         latents: encoded images, without noise.
         prompts: one for each image.
-        layers: 0-based; "double" for the double-stream blocks; None for all. SD3 has 25 MB for each kind, layer and
+        layers: 0-based; "double" for the double-stream blocks; None for all. SD3 needs 25 MB for each kind, layer and
             image of 64 x 64 tokens.
         kinds: any of "query", "key", "value".
         steps_from_end: noise level; 8 of 28 is the paper's.
@@ -94,14 +94,14 @@ def image_features(
 def pca_colors(
     features: Float[np.ndarray, "image y x channel"], whiten: bool = True
 ) -> Float[np.ndarray, "image y x 3"]:
-    """Show three principal components as red, green and blue, fitted to all images at once so that colors agree.
+    """Map three principal components, fitted to all images at once, to red, green and blue.
 
     Args:
         features: of one layer and kind, with at least 3 channels.
-        whiten: give the components the same deviation; without it the first one takes most of the color.
+        whiten: scale the components to equal deviation; otherwise the first one dominates.
 
     Returns:
-        Values from 0 to 1: the middle 98 % of each component, cut off beyond.
+        Values from 0 to 1: the central 98 % of each component, clipped.
 
     Raises:
         InputError: another shape.
@@ -122,14 +122,14 @@ def pca_colors(
 
 
 def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int[np.ndarray, " token"]) -> float:
-    """Return the share of the features' variance between groups of tokens: 1 if the group tells all, 0 if nothing.
+    """Return the share of the features' variance that is between groups of tokens, at most 1.
 
-    The share is adjusted for the number of groups, as in the adjusted coefficient of determination: groups that mean
-    nothing get 0 on average, and sometimes a little less.
+    The share is adjusted for the number of groups, as in the adjusted coefficient of determination: random groups get 0
+    on average, and possibly negative values.
 
     Args:
         features: of many tokens.
-        groups: a number for each token, such as its place in the picture, or its true class.
+        groups: a number for each token, such as its position or its true class.
 
     Raises:
         InputError: as many groups as tokens, or features that do not vary.
@@ -157,14 +157,14 @@ def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int
 
 
 def token_labels(label_map: Int[Tensor, "height width"], grid: tuple[int, int]) -> Int[Tensor, "y x"]:
-    """Return the class that covers most of each image token.
+    """Return the majority class of each image token.
 
     Args:
         label_map: class of each pixel, 0 or more.
         grid: rows and columns of image tokens.
 
     Raises:
-        InputError: no whole numbers [y x], a negative class, or a grid that is no size.
+        InputError: no integers [y x], a negative class, or an invalid grid.
     """
     label_map, grid = torch.from_numpy(label_array(label_map)), as_size(grid)
     if label_map.numel() == 0 or label_map.min() < 0:
@@ -209,7 +209,7 @@ def value_norms(
 
     def add(call: JointAttention, images: slice) -> None:
         squares = call.value.float().square().sum(-1).cpu()
-        # heads on their own, then all of them together
+        # each head, then all of them together
         norms = torch.cat([squares, squares.sum(1, keepdim=True)], 1).sqrt()
         text = norms[:, :, call.text]
         words = [text[row][:, list(p.indices("word"))] for row, p in enumerate(prompts[images])]
@@ -243,11 +243,11 @@ def attention_budget(
     batch: int = 8,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure how image tokens and text tokens share out their attention over image and text, layer by layer.
+    """Measure the shares of image and text keys in the attention of image and text queries, by layer.
 
     Args:
         backbone: the model.
-        latents: encoded images, without noise; for prompts without images, those that the model makes of them.
+        latents: encoded images, without noise; for prompts without images, generated ones.
         prompts: one for each image.
         steps_from_end: noise levels; the paper has 8 and 28.
         steps: length of the schedule.
@@ -257,9 +257,9 @@ def attention_budget(
 
     Returns:
         Columns layer, steps_from_end, query ("image" or "text"), key ("image", "text", and the parts of the text
-        "words", "start and end" with the frame of a chat template, "pads", "zeros"), share (mean over heads, queries
-        and images; image and text add up to 1, unless there are registers or reference images beside them), and
-        uniform, the share if every key got the same.
+        "words", "start and end" with the tokens of a chat template, "pads", "zeros"), share (mean over heads, queries
+        and images; image and text add up to 1 without registers or reference images), and uniform, the share under
+        uniform attention.
 
     Raises:
         InputError: not one prompt for each image, or a step out of range.
@@ -295,7 +295,7 @@ def attention_budget(
 
 
 def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
-    """Return prompts, if there is an encoded one for each of the latents; raise an InputError otherwise."""
+    """Return one encoded prompt for each of the latents, or raise an InputError."""
     check_latents(backbone, latents, "latents")
     list_of(prompts, Prompt, "prompts", "backbone.encode_prompt(['a cat'])")
     if len(prompts) != len(latents):
@@ -316,7 +316,7 @@ def _observe(
     batch: int,
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Show an observer the attention of each wanted layer, and which of the images it is of, a batch at a time."""
+    """Call an observer with the attention of each wanted layer and its image indices, batch by batch."""
     entries = [[prompt] for prompt in _check_prompts(backbone, latents, prompts)]
     noise = [as_int(steps_from_end, "steps_from_end", 1)]
     forwards = forward_batches(backbone, latents, entries, steps_from_end=noise, steps=steps, seed=seed, batch=batch)

@@ -1,4 +1,4 @@
-"""Attention heads one by one: which cover a whole thing, which a part of it, which few together segment best."""
+"""Individual attention heads: preference for whole things or parts, and selection for segmentation."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ with named_extra():
     from sklearn.metrics import roc_auc_score
 
 HeadMaps = Float[Tensor, "layer head _ y x"]
-"""Maps [layer head class y x]; another image has another number of classes."""
+"""Maps [layer head class y x]; the number of classes differs between images."""
 LayerAndHead = tuple[int, int]
 
 
@@ -52,7 +52,7 @@ def head_class_maps(
         progress: show a progress bar.
 
     Returns:
-        For each image, probabilities on the CPU.
+        Probabilities of each image, on the CPU.
 
     Raises:
         InputError: no samples, one without classes or with a label map that does not fit, or a layer or step out of
@@ -76,15 +76,15 @@ def head_class_maps(
 
 
 def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 8) -> pd.DataFrame:
-    """Score whether a head's map covers a thing as a whole, or one side of it.
+    """Score each head's preference for a whole thing, or for one half of it.
 
-    All scores are areas under the ROC curve, over image tokens: the chance that the map is higher at a token of the one
-    kind than at a token of the other; 0.5 is no preference.
+    All scores are areas under the ROC curve over image tokens: the probability that the map is higher at a token of the
+    first set than at one of the second; 0.5 is no preference.
 
     Args:
         maps: from `head_class_maps`, of the same scenes.
-        scenes: scenes with instance masks; things that are in a scene once are counted.
-        least: tokens that a thing has to cover.
+        scenes: with instance masks; only things that occur once in a scene count.
+        least: smallest size of a thing in tokens.
 
     Returns:
         A row for each layer (by position in the maps) and head: whole (inside the thing against outside), upper (its
@@ -92,7 +92,7 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
         things.
 
     Raises:
-        InputError: something that is no scene, another number of maps than scenes, or no thing that is large enough.
+        InputError: anything but scenes, another number of maps than scenes, or no large enough thing.
     """
     _check_maps(maps, scenes, "scenes")
     list_of(scenes, Scene, "scenes", "scenes.Scenes('test')", "scenes with masks of their things")
@@ -106,7 +106,7 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
                 continue
             class_maps = image_maps[:, :, scene.class_names.index(name)].numpy()
             ys, xs = np.nonzero(inside)
-            # the middle row or column belongs to neither half
+            # the middle row or column is in neither half
             vertical, horizontal = np.sign(np.median(ys) - ys), np.sign(np.median(xs) - xs)
             for layer, head in np.ndindex(class_maps.shape[:2]):
                 values = class_maps[layer, head]
@@ -122,7 +122,7 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
 
 
 def _preference(values: Float[np.ndarray, " token"], side: Float[np.ndarray, " token"]) -> float:
-    """Area under the ROC curve of tokens of side 1 against those of side -1; NaN where one has none."""
+    """Return the area under the ROC curve of tokens of side 1 against those of side -1; NaN where one has none."""
     if not {1, -1} <= set(side):
         return np.nan
     return roc_auc_score(side[side != 0] > 0, values[side != 0])
@@ -134,11 +134,11 @@ def choose_heads(maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]],
     Args:
         maps: from `head_class_maps`.
         labels: true class of each image token, as index into the maps' classes (`features.token_labels`).
-        count: how many heads at most; fewer where a further one only hurts.
+        count: largest number of heads; selection stops early where none improves the score.
 
     Returns:
-        One row for each move: heads (pairs of layer, by position in the maps, and head, in the order of the choice)
-        and their mIoU (0..1; the mean over images). The last row is the choice.
+        One row for each move: heads (pairs of layer, by position in the maps, and head, in order of selection) and
+        their mIoU (0..1; the mean over images). The last row is the result.
 
     Raises:
         InputError: no maps, labels of another number or size, or no head to choose.
@@ -158,7 +158,7 @@ def choose_heads(maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]],
         layers, heads = zip(*(choice[-1] for choice in choices), strict=True)
         ious = []
         for one, label in zip(flat, labels, strict=True):
-            # all but the last head are those of the move before
+            # all but the last head are those of the previous move
             before = sum((one[head] for head in choices[0][:-1]), torch.zeros_like(one[0, 0]))
             ious.append(_mean_iou((one[list(layers), list(heads)] + before).argmax(1), label))
         return torch.stack(ious).mean(0).tolist()
@@ -168,7 +168,7 @@ def choose_heads(maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]],
 
 
 def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"]) -> Float[Tensor, " candidate"]:
-    """Mean IoU over the classes of one image, for many label maps at once."""
+    """Return the mean IoU over the classes of one image, for many label maps at once."""
     ious = []
     for index in truth.unique():
         found, true = labels == index, truth.flatten() == index
@@ -179,20 +179,20 @@ def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"])
 def cross_validated(
     maps: Sequence[HeadMaps], samples: Sequence[Sample], layer: int, count: int = 8, folds: int = 2
 ) -> tuple[pd.DataFrame, list[list[LayerAndHead]]]:
-    """Score means over heads, of a layer, of all and of chosen ones, on images that took no part in the choice.
+    """Score means over heads (of a layer, of all layers, of chosen ones) by cross-validation.
 
-    Images are dealt to folds in turn. For each fold, heads are chosen on all other folds and scored on it.
+    Images are assigned to folds in turn. For each fold, heads are chosen on all other folds and scored on it.
 
     Args:
         maps: from `head_class_maps`, all layers.
         samples: the images.
-        layer: whose mean over heads is the paper's way.
-        count: how many heads to choose at most.
+        layer: of the paper's mean over heads.
+        count: largest number of heads to choose.
         folds: at least 2.
 
     Returns:
         Columns heads ("mean of layer ...", "mean of all layers", "best head", "chosen heads"), mIoU, pACC (over all
-        images); and the heads that were chosen for each fold.
+        images); and the chosen heads of each fold.
 
     Raises:
         InputError: another number of maps than samples, a layer out of range, or fewer images than folds.
@@ -210,7 +210,7 @@ def cross_validated(
         targets.append(true_classes(sample.label_map, names, vocabulary))
         own = true_classes(sample.label_map, names, names)
         coarse = token_labels(torch.where(own < 0, len(names), own), (rows, columns))
-        # a token of which most is ignored counts for the first class; it is one in hundreds
+        # mostly ignored tokens count as the first class; they are rare
         labels.append(torch.where(coarse < len(names), coarse, 0))
     totals: dict[str, Tensor] = {}
     chosen: list[list[LayerAndHead]] = []
@@ -234,7 +234,7 @@ def cross_validated(
 
 
 def _check_maps(maps: Any, others: Any, name: str) -> None:
-    """Check that there are head maps, and as many of whatever they are of."""
+    """Check that there are head maps, one for each of the other items."""
     if not isinstance(maps, (list, tuple)) or not maps or any(getattr(one, "ndim", 0) != 5 for one in maps):
         raise InputError("expected maps, a list of [layer head class y x], got others: pass those of head_class_maps")
     if not hasattr(others, "__len__") or len(others) != len(maps):

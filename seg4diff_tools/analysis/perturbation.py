@@ -32,7 +32,7 @@ class Effects:
 
     Attributes:
         table: one row for each setting and prompt.
-        pictures: for each setting, one picture for each prompt. The key is the layer (None for the plain pictures), or
+        pictures: for each setting, one picture for each prompt. The key is the layer (None for unedited pictures), or
             for guidance (layer, scale, guidance_scale).
     """
 
@@ -53,25 +53,25 @@ def layer_effects(
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generate the same pictures with one layer's image-to-text attention edited, layer by layer.
+    """Generate the same pictures with the image-to-text attention of one layer edited, for each layer.
 
     Args:
         backbone: the model.
-        clip: judges the pictures.
-        prompts: a picture of each; its number is its seed.
+        clip: scores the pictures.
+        prompts: one picture each; the prompt's index is the seed.
         edit: such as `edits.blur()`.
         layers: 0-based; "double" for the double-stream blocks, FLUX's in the paper; None for all.
-        encoder: judges likeness too: from `load_image_encoder`, or its name ("facebook/dinov2-base"). None for none.
+        encoder: for a further similarity: from `load_image_encoder`, or its name ("facebook/dinov2-base"); or None.
         steps: of sampling.
         guidance_scale: None for the backbone's own.
         batch: pictures at once.
         progress: show a progress bar.
 
     Returns:
-        A row for each layer and prompt, and first those of the plain pictures, whose layer is missing. Columns: layer,
-        prompt (its number), CLIP-I (cosine of the picture's embedding with that of the plain picture), CLIP-T
-        (CLIPScore with the prompt), features (cosine with the plain picture of CLIP's patch features, mean over
-        places), and with an encoder one of its name (cosine of its vectors).
+        A row for each layer and prompt, after those of the unedited pictures, whose layer is missing. Columns: layer,
+        prompt (its index), CLIP-I (cosine with the unedited picture's embedding), CLIP-T (CLIPScore with the prompt),
+        features (cosine with the unedited picture's CLIP patch features, mean over patches), and with an encoder one of
+        its name (cosine of its vectors).
 
     Raises:
         InputError: a layer out of range, or arguments of another kind.
@@ -117,13 +117,11 @@ def guidance_effects(
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generate the same pictures with perturbed guidance, over layers and scales, with and without classifier-free
-    guidance.
+    """Generate the same pictures with perturbed attention guidance, over layers, scales and guidance scales.
 
     Args:
         backbone: the model.
-        clip: judges the pictures.
-        prompts: a picture of each; its number is its seed.
+        clip, prompts: as for `layer_effects`.
         edit: the perturbation to guide away from.
         layers: 0-based; one is perturbed at a time; "double" for the double-stream blocks; None for all.
         scales: of the perturbed guidance; 0 is none.
@@ -133,8 +131,8 @@ def guidance_effects(
         progress: show a progress bar.
 
     Returns:
-        Columns layer, scale, guidance_scale, forwards (of one picture, for one step), prompt (its number) and CLIP-T
-        (CLIPScore with the prompt). Scale 0 is generated once, and stands in the table for every layer.
+        Columns layer, scale, guidance_scale, forwards (per picture and step), prompt (its index) and CLIP-T (CLIPScore
+        with the prompt). Scale 0 is generated once, and repeated in the table for every layer.
 
     Raises:
         InputError: a layer or scale out of range, or arguments of another kind.
@@ -171,21 +169,21 @@ def guidance_effects(
 def resampled(
     table: pd.DataFrame, score: str, by: str | Sequence[str] = "layer", *, draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Draw prompts anew, with replacement, and average over them: how sure a mean or a ranking is (bootstrap).
+    """Return bootstrap means: averages over prompts drawn with replacement, for the uncertainty of means and rankings.
 
     Args:
         table: of `layer_effects` or `guidance_effects`: a row for each setting and prompt.
         score: column of the values.
-        by: column, or columns, that tell settings apart.
-        draws: how often prompts are drawn.
+        by: column, or columns, that identify a setting.
+        draws: number of draws.
         seed: of the draws.
 
     Returns:
         A row for each draw and a column for each setting. All settings of a row have the same prompts, so that columns
-        can be subtracted from each other and compared.
+        can be subtracted and compared.
 
     Raises:
-        InputError: a column that the table lacks, or several rows for a setting and prompt.
+        InputError: a missing column, or several rows for a setting and prompt.
     """
     settings = [by] if isinstance(by, str) else list_of(by, str, "by", "by=['layer']", "names of columns")
     require_columns(table, ["prompt", score, *settings], numeric=[score])
@@ -198,14 +196,14 @@ def resampled(
 
 
 def _embed(clip: Any, prompts: Any, edit: Any) -> TextVectors:
-    """Return the vectors of prompts, if there are any, and a CLIP and an edit; raise an InputError otherwise."""
+    """Check the prompts, CLIP and edit; return the vectors of the prompts."""
     instance_of(edit, Edit, "edit", "edits.blur()")
     instance_of(clip, Clip, "clip", "load_clip(...)")
     return clip.embed_texts(list_of(prompts, str, "prompts", "prompts=['a cat']", "texts"))
 
 
 def _scales(scales: Any, name: str) -> list[float]:
-    """Return scales as a list of numbers from 0 on; raise an InputError otherwise."""
+    """Return scales as a list of numbers of 0 or more, or raise an InputError."""
     found = as_list(scales, name, "[2.0]")
     if not all(isinstance(scale, Real) and 0 <= float(scale) < np.inf for scale in found):
         raise InputError(f"expected {name} of 0 or more, got {found}: pass {name}=[2.0]")

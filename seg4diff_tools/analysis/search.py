@@ -1,4 +1,4 @@
-"""Greedy forward selection, and with it which layers and steps segment best together."""
+"""Greedy forward selection, and its use to choose layers and steps for segmentation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -32,13 +32,13 @@ def greedy(
     score: Callable[[Sequence[Choice]], Sequence[float]],
     most: int | None = None,
 ) -> list[tuple[Choice, float]]:
-    """Take the best candidate, then the best of its extensions, and so on, as long as the score grows.
+    """Select the best candidate, then repeatedly its best extension, as long as the score grows.
 
     Args:
-        candidates: to begin with.
-        extend: from a choice to the choices that have one thing more.
+        candidates: initial ones.
+        extend: from a choice to its extensions by one item.
         score: of several candidates at once; higher is better, the first of equals is taken.
-        most: moves at most; None for no limit.
+        most: largest number of moves; None for no limit.
 
     Returns:
         Each move's choice and its score; the last one is the result.
@@ -67,12 +67,12 @@ def choose_combination(
 ) -> pd.DataFrame:
     """Choose layers and steps whose mean maps segment best, by greedy forward selection.
 
-    The search starts with the best single layer and step. Each move adds the layer or the step that gains most. All
-    maps come from one forward for each image and step.
+    The search starts with the best single layer and step. Each move adds the layer or the step with the largest gain.
+    All maps come from one forward for each image and step.
 
     Args:
         backbone: the model.
-        samples: training images with label maps; prompts name the classes that each one shows. Each is read once.
+        samples: training images with label maps; prompts name each one's classes. Each is read once.
         layers: to choose from, 0-based; "double" for the double-stream blocks; None for all.
         steps_from_end: noise levels to choose from.
         steps: length of the schedule.
@@ -82,7 +82,7 @@ def choose_combination(
 
     Returns:
         One row for each move: layers and steps_from_end (tuples, sorted) of the mean, and its mIoU (0..1) on these
-        images. The last row is the choice, for `OpenVocabulary(layers=..., steps_from_end=...)`.
+        images. The last row is the result, for `OpenVocabulary(layers=..., steps_from_end=...)`.
 
     Raises:
         InputError: no samples, one whose label map does not fit, or a layer or step out of range.
@@ -133,10 +133,10 @@ def sample_maps(
     Args:
         backbone: the model.
         samples: images with label maps.
-        about: the word on the progress bar.
+        about: label of the progress bar.
         progress: show it.
-        skip_empty: leave samples without a class out, instead of refusing them.
-        read: for `read_class_maps`.
+        skip_empty: skip samples without a class, instead of refusing them.
+        read: arguments of `read_class_maps`.
     """
     check_samples(samples)
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} {about}")):
@@ -150,6 +150,6 @@ def sample_maps(
 def mean_confusion(
     mean: Float[Tensor, "class y x"], names: Sequence[str], target: Tensor, vocabulary: Sequence[str]
 ) -> Tensor:
-    """Return the confusion matrix of one image, segmented by class maps, in the vocabulary of its set."""
+    """Return the confusion matrix of one image, segmented by class maps, in the data set's vocabulary."""
     found = masks.label_map(mean, tuple(target.shape))
     return metrics.confusion(renumber(found, names, vocabulary, ignore=-1), target, len(vocabulary), ignore=-1)

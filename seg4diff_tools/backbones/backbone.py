@@ -57,7 +57,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Device that computes, with CPU offload the accelerator."""
+        """Compute device; with CPU offload, the accelerator."""
         return execution_device(self.pipe)
 
     @property
@@ -116,13 +116,13 @@ class Backbone:
             prompt: one prompt, or a list.
             zero_tokens: number of zero vectors after CLIP's tokens, in place of T5's, for SD3 without T5: 77 in the
                 released code, 256 in a plain `pipe(prompt)`, 0 for none. Other models have none.
-            cut: drop the words that CLIP does not read, as a plain `pipe(prompt)` does, instead of raising an error.
+            cut: drop words past CLIP's limit, as a plain `pipe(prompt)` does, instead of raising an error.
 
         Returns:
-            One Prompt, or a list if a list came.
+            One Prompt, or a list for a list.
 
         Raises:
-            PromptError: a prompt does not fit; the message names the words that are too many.
+            PromptError: a prompt does not fit; the message names the excess words.
             InputError: no text, or zero_tokens out of range or for a model without them.
         """
         texts = [prompt] if isinstance(prompt, str) else as_list(prompt, "prompt", "'a cat'")
@@ -166,8 +166,8 @@ class Backbone:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
             cut_prompt: False distributes names that exceed one prompt over as few prompts as hold them all; True
-                cuts the one prompt where the text encoder stops reading, as the released code does, so that names past
-                the cut have no token.
+                truncates the one prompt at the text encoder's limit, as the released code does, so that names past it
+                have no token.
 
         Returns:
             Prompts whose `classes` give every name's token indices, exact even where one name contains another.
@@ -194,7 +194,7 @@ class Backbone:
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists.
-            size: pixels to bring them to, (height, width) or the side of a square; None for the native size.
+            size: target size in pixels, (height, width) or the side of a square; None for the native size.
             fit: "resize" (stretch, as the released code) or "crop" (center crop, as the paper's text).
 
         Returns:
@@ -230,11 +230,11 @@ class Backbone:
     def schedule(
         self, steps: int = 28, size: Size | None = None
     ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"]]:
-        """Return timesteps and noise levels of the pipeline's sampling schedule; its own scheduler is left alone.
+        """Return timesteps and noise levels of the pipeline's sampling schedule; its scheduler stays unchanged.
 
         Args:
             steps: length of the schedule (28 in the paper).
-            size: of the image in pixels, which moves the schedule of some models; None for the native size.
+            size: of the image in pixels, which shifts the schedule of some models; None for the native size.
 
         Returns:
             Timesteps from 1000 down and sigma from 1 down, float32 on the CPU.
@@ -262,8 +262,8 @@ class Backbone:
             steps_from_end: the paper's "t = 8 of 28" is 8: `scheduler.timesteps[-8]`. A list gives every image at
                 every one of these steps, with the same noise.
             steps: length of the schedule.
-            seed: of the noise, drawn on the CPU in float32, so the same on every device. One number gives every
-                image the same noise, so that a batch equals its images one by one; a list has one seed per image.
+            seed: of the noise, drawn on the CPU in float32, so the same on every device. One number gives every image
+                the same noise, independent of the batch; a list has one seed per image.
 
         Returns:
             Noised latents in the order (image step), steps changing fastest, and their timesteps.
@@ -324,7 +324,7 @@ class Backbone:
         """
         noisy = check_latents(self, noisy, "noisy")
         prompts = [self.encode_prompt(each) if isinstance(each, str) else each for each in as_prompts(prompt)]
-        # what is kept has the pipeline's device and number format
+        # captured inputs keep the pipeline's device and dtype
         key = "inputs", self._size(noisy), self.device, self.dtype
         if key not in self._captured:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
@@ -354,12 +354,12 @@ class Backbone:
                 guidance-distilled model, such as FLUX.1-dev, reads the number instead.
             seed: one for all images, or a list (with a single prompt: that many images of it).
             size: (height, width) or side in pixels; None for the native size.
-            negative_prompt: what guidance moves away from; None for the pipeline's own, mostly the empty prompt.
+            negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
             progress: show a progress bar.
             callback: called after every step with the step's index, its timestep and the latents.
-            arguments: more of the pipeline's own, such as `true_cfg_scale` of FLUX.1 or the `image` of Kontext.
+            arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 
         Returns:
             The images.
@@ -389,11 +389,11 @@ class Backbone:
         return check_size(self.image_size if size is None else size, self.token_px, most)
 
     def latent_size(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native one."""
+        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size."""
         rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
         return self.family.channels(self.pipe), rows, columns
 
     def _size(self, latents: Tensor) -> tuple[int, int]:
-        """Height and width in pixels of the image of these latents."""
+        """Return the height and width in pixels of the images of these latents."""
         height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
         return height, width

@@ -1,4 +1,4 @@
-"""Reading a model folder or a hub model: whole, of a known kind, in one number format, or one clear error."""
+"""Read a model folder or a hub model: complete, of a supported class, in one dtype, or one clear error."""
 
 import contextlib
 import difflib
@@ -25,7 +25,7 @@ MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transforme
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
-    """Tell a folder from a hub name.
+    """Resolve a model's name to a folder or a hub name.
 
     Args:
         name_or_path: "mini" for the embedded model, a folder, or "owner/model" on the hub.
@@ -52,17 +52,16 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> diffusers.DiffusionPipeline:
-    """Load a pipeline, all its parts in one number format, from safetensors only.
+    """Load a pipeline, all its parts in one dtype, from safetensors only.
 
     Args:
         source: from `find_checkpoint`; a hub name is downloaded once its index shows a supported pipeline.
-        supported: names of diffusers pipeline classes, each with the parts of it that are left out.
+        supported: names of diffusers pipeline classes, each with its omitted components.
         device: default: CUDA, else Apple's MPS, else the CPU.
         dtype: of every model in it; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
-            (Left alone, transformers would take what the file holds and diffusers float32.)
 
     Raises:
-        CheckpointError: not a diffusers checkpoint, or parts or weights that are missing or cut off.
+        CheckpointError: not a diffusers checkpoint, or parts or weights that are missing or truncated.
         UnknownArchitectureError: another pipeline class.
     """
     index = _model_index(source)
@@ -101,11 +100,11 @@ def load_pipeline(
     for tokenizer, encoder in (
         (getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name)) for name in encoders
     ):
-        # a processor of text and images keeps its tokenizer inside
+        # a text and image processor contains its tokenizer
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        # a model of text and images says this of its language model alone
+        # a text and image model has this in its language model's configuration only
         entries = encoder.config.get_text_config().vocab_size
-        # without its files transformers makes an empty tokenizer and says nothing
+        # without its files transformers silently makes an empty tokenizer
         if not entries / 2 < len(tokenizer) <= entries:
             raise CheckpointError(
                 f"'{source}' has a tokenizer of {len(tokenizer)} entries for a text encoder of "
@@ -125,7 +124,7 @@ def read_card(source: Path | str) -> dict:
 
 
 def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
-    # one by one, because only this tells which weights were missing and drawn at random instead
+    # one by one, because only this reports missing weights, which are initialized at random
     model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
         str(source),
         subfolder=name,
@@ -140,7 +139,7 @@ def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str,
 
 
 def _as_argument(dtype: torch.dtype, library: str = "diffusers") -> dict[str, torch.dtype]:
-    # diffusers before 0.40 has another name for it, which later ones warn of
+    # diffusers before 0.40 has another name for it, deprecated later
     old = library == "diffusers" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
     return {"torch_dtype" if old else "dtype": dtype}
 
@@ -175,7 +174,7 @@ def _model_index(source: Path | str) -> dict:
 
 
 def _hub_reason(error: Exception) -> str:
-    """Why a file cannot be had from the hub, and what to do."""
+    """Return why a file cannot be downloaded from the hub, and the remedy."""
     if isinstance(error, GatedRepoError):
         return "the model is gated: accept its licence on its page, then log in with `hf auth login`"
     if constants.HF_HUB_OFFLINE:
@@ -195,7 +194,7 @@ def _json(path: Path) -> dict:
 
 @contextlib.contextmanager
 def _quiet(local: bool) -> Iterator[None]:
-    """Hushes loading notes, and for a folder the loading bars too; a download keeps its bars."""
+    """Suppress loading messages and, for a folder, progress bars; a download keeps its bars."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

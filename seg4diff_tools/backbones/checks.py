@@ -21,7 +21,7 @@ def check_layers(backbone: "Backbone", layers: Any) -> list[int]:
     Args:
         backbone: the model.
         layers: 0-based, one or several, each once; "expert" for the model's expert layer; "double" or "single" for all
-            blocks in which text tokens have projections of their own, or share those of the image; None for all.
+            double-stream or single-stream blocks; None for all.
 
     Raises:
         InputError: an index out of range or twice, none at all, "expert" where it is unknown, or a kind of block that
@@ -72,7 +72,7 @@ def check_heads(backbone: "Backbone", heads: Any) -> list[Head]:
 
 
 def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
-    """Return a number of zero vectors, if it is one that has an effect; raise an InputError otherwise."""
+    """Return a valid number of zero vectors, or raise an InputError."""
     zero_tokens = as_int(zero_tokens, "zero_tokens", 0, 512)
     if not backbone.family.zero_text and zero_tokens != 77:
         raise InputError(
@@ -82,7 +82,7 @@ def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
 
 
 def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
-    """Return latents, if they are a batch of the model's; raise an InputError otherwise."""
+    """Return a batch of latents of the model's shape, or raise an InputError."""
     channels = backbone.family.channels(backbone.pipe)
     shape = tuple(getattr(latents, "shape", ()))
     if not isinstance(latents, Tensor) or len(shape) != 4 or not len(latents) or shape[1] != channels:

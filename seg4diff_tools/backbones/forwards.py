@@ -20,14 +20,14 @@ Observed = TypeVar("Observed")
 
 @dataclass(frozen=True, eq=False)
 class ForwardBatch:
-    """Inputs of one forward: some images with one prompt each, at one or several steps.
+    """Inputs of one forward: images with one prompt each, at one or several steps.
 
     Attributes:
         noisy, timestep: one row for each prompt and step, steps changing fastest.
         prompts: one for each group of rows, all of one length.
         images: index of the image of each prompt.
         positions: position of each prompt among those of its image.
-        steps: which of the wanted steps the rows are.
+        steps: indices of the rows' steps in the requested steps.
     """
 
     noisy: Float[Tensor, "row channel height width"]
@@ -58,7 +58,7 @@ def forward_batches(
     Args:
         backbone: the model.
         latents: encoded images, without noise.
-        prompts: the prompts of each image; each one is a forward of its own.
+        prompts: the prompts of each image; each has a separate forward.
         steps_from_end: noise levels, counted from the end of the schedule.
         steps: length of the schedule.
         seed: of the noise, the same for all images.
@@ -98,7 +98,7 @@ def observe(
         backbone: the model.
         noisy, timestep: from `Backbone.add_noise`.
         prompt: one for all rows, or one for each group of rows.
-        see: called with the attention of each wanted layer while it is computed.
+        see: called with the attention of each wanted layer during the forward.
         layers: 0-based; None for all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Inputs of a batch: prompts stacked, timesteps in the model's format, and what a pipeline prepared beside them."""
+"""Inputs of a batch: stacked prompts, timesteps in the model's format, and captured pipeline inputs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def forward_inputs(
 
     Args:
         backbone: the model.
-        captured: what its pipeline gives to the transformer for an image of this size.
+        captured: the pipeline's inputs for an image of this size.
         noisy: latents of the model.
         timestep: from 0 to 1000, one for all or one each.
         prompts: one for all, or several, distributed evenly over the latents.
@@ -37,7 +37,7 @@ def forward_inputs(
     family = backbone.family
     own = (family.latents, family.timestep, *family.text_inputs, "return_dict")
     start, slope = family.timestep_affine
-    # in the number format in which the pipeline hands it over
+    # in the dtype in which the pipeline passes it
     like, device = captured[family.timestep].dtype, backbone.device
     time = start + slope * check_timesteps(timestep, len(noisy), device)
     inputs = {
@@ -55,7 +55,7 @@ def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
 
     Args:
         prompts: of one length.
-        times: how often each is repeated.
+        times: repetitions of each.
 
     Returns:
         Arguments by name. Those with one row for each image are stacked; the rest, such as position ids, are shared.
@@ -76,8 +76,8 @@ def rows(values: Sequence[Any], times: int = 1) -> Any:
     """Combine an argument of several images into that of their batch.
 
     Args:
-        values: one for each image; tensors and lists of length 1 are an image's own, anything else is shared.
-        times: how often each is repeated.
+        values: one for each image; tensors and lists of length 1 are per image, anything else is shared.
+        times: repetitions of each.
     """
     first = values[0]
     if isinstance(first, Tensor) and first.ndim and len(first) == 1:
@@ -88,5 +88,5 @@ def rows(values: Sequence[Any], times: int = 1) -> Any:
 
 
 def at_once(size: tuple[int, int]) -> int:
-    """Return how many images of a size in pixels a VAE takes at once: it needs more memory than the transformer."""
+    """Return the VAE's batch size for images of a size in pixels: it needs more memory than the transformer."""
     return max(1, (1 << 20) // math.prod(size))

@@ -1,4 +1,4 @@
-"""Load a model, from the package, a folder or a hub, or take one that is in memory."""
+"""Load a model from the package, a folder or a hub, or wrap one in memory."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def load_backbone(
         The backbone, frozen (no gradients), in evaluation mode.
 
     Raises:
-        CheckpointError: no such folder, not a diffusers folder, or weights that are missing or cut off.
+        CheckpointError: no such folder, not a diffusers folder, or weights that are missing or truncated.
         UnknownArchitectureError: a pipeline of another architecture.
     """
     if not isinstance(name_or_path, (str, Path)):
@@ -47,14 +47,14 @@ def load_backbone(
 
 
 def as_dtype(dtype: torch.dtype | str, name: str = "dtype") -> torch.dtype:
-    """Return a floating-point number format.
+    """Return a floating-point dtype.
 
     Args:
         dtype: such as torch.bfloat16, "bfloat16" or "bf16".
         name: of the argument, for the error.
 
     Raises:
-        InputError: another one.
+        InputError: anything else.
     """
     found = _DTYPES.get(dtype.removeprefix("torch.").lower()) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
@@ -63,7 +63,7 @@ def as_dtype(dtype: torch.dtype | str, name: str = "dtype") -> torch.dtype:
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
-    """Return a device that is there: the given one; for None CUDA, else Apple's MPS, else the CPU.
+    """Return an available device: the given one; for None CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         InputError: no such device.
@@ -87,7 +87,7 @@ _DTYPES = {
 
 
 def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
-    """Return the backbone of whatever names or holds a model.
+    """Return the backbone of a model given by name or in memory.
 
     Args:
         model: a backbone (returned as it is), a diffusers pipeline in memory, or a name or folder for `load_backbone`.
@@ -109,16 +109,16 @@ def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
 
 
 def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | None = None) -> Backbone:
-    """Make a Backbone of a pipeline in memory (with a LoRA, quantized, offloaded, ...), which is left as it is.
+    """Wrap a pipeline in memory (with a LoRA, quantized, offloaded, ...) as a Backbone, without changing it.
 
     Args:
-        pipe: a diffusers pipeline; of SD3 one without T5.
+        pipe: a diffusers pipeline; SD3 without T5.
         name: shown in tables.
         card: sets "expert_layer" and "guidance_scale".
 
     Raises:
         UnknownArchitectureError: no family is known for its transformer.
-        InputError: no pipeline, one with a part that the family leaves out, such as SD3's T5 encoder, or one that
+        InputError: no pipeline, one with a part that the family omits, such as SD3's T5 encoder, or one that
             `device_map` spread over several accelerators.
     """
     if not isinstance(pipe, DiffusionPipeline):
@@ -147,5 +147,5 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
 
 
 def _supported() -> dict[str, tuple[str, ...]]:
-    """Classes of pipelines, each with the names of the parts that are left out."""
+    """Return the supported pipeline classes, each with the names of its omitted components."""
     return {pipeline: family.omitted_parts for family in FAMILIES for pipeline in family.pipelines}

@@ -21,7 +21,7 @@ from seg4diff_tools.families._private import unwrapped
 
 ADAPTER = "seg4diff"
 
-# transformer-only weights are the rule; diffusers warns that they hold none for the text encoders
+# transformer-only weights are usual; diffusers warns that they hold none for the text encoders
 _EXPECTED_WARNING = "No LoRA keys associated to"
 
 
@@ -29,15 +29,15 @@ _EXPECTED_WARNING = "No LoRA keys associated to"
 def apply_lora(
     backbone: Backbone | DiffusionPipeline | str, source: str | Path | LoraWeights, scale: float = 1.0
 ) -> Iterator[Backbone]:
-    """Apply a LoRA inside the `with`; afterwards the model is as it was.
+    """Apply a LoRA inside the `with`; afterwards the model is restored.
 
     A file of diffusers is loaded by the pipeline's own `load_lora_weights`, so that the output equals that of plain
-    diffusers, with rank, alpha, rank-stabilized scaling and text encoders as the file says. Encode prompts inside the
-    `with` where the LoRA changes text encoders.
+    diffusers, with the file's rank, alpha, rank-stabilized scaling and text encoders. Encode prompts inside the `with`
+    where the LoRA changes text encoders.
 
     Args:
-        backbone: the model, a pipeline or a name; the `with` gives its backbone.
-        source: as in `read_lora`, or weights that it read.
+        backbone: the model, a pipeline or a name; the `with` yields its backbone.
+        source: as in `read_lora`, or its result.
         scale: strength; 1 as trained, 0 changes nothing.
 
     Raises:
@@ -79,7 +79,7 @@ def apply_lora(
 
 
 def _load_file(backbone: Backbone, path: Path) -> None:
-    """Loads a file of diffusers into the pipeline, or raises an error where nothing, or only a part of it, fits."""
+    """Load a file of diffusers into the pipeline; raise an error if it fits only in part or not at all."""
     pipe, where = backbone.pipe, {"weight_name": path.name, "adapter_name": ADAPTER}
     tensors = read_safetensors(path)
     own = {name.removeprefix("transformer."): t for name, t in tensors.items() if name.startswith("transformer.")}
@@ -120,11 +120,7 @@ def _unload(pipe: DiffusionPipeline, transformer: ModelMixin) -> None:
 
 @contextmanager
 def kept_flags(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Restore the modes (training or evaluation) and gradient flags of all parts of a pipeline on leaving the `with`.
-
-    Args:
-        pipe: the pipeline.
-    """
+    """Restore the training modes and gradient flags of all parts of a pipeline on leaving the `with`."""
     modules = [m for part in pipe.components.values() if isinstance(part, nn.Module) for m in part.modules()]
     modes = [(module, module.training) for module in modules]
     flags = [(value, value.requires_grad) for module in modules for value in module.parameters(recurse=False)]
@@ -156,9 +152,6 @@ def _without_expected_warnings() -> Iterator[None]:
 def check_free(transformer: nn.Module) -> None:
     """Refuse a model that has a LoRA already.
 
-    Args:
-        transformer: the model.
-
     Raises:
         InputError: it has one.
     """
@@ -175,8 +168,7 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
 
     Args:
         transformer: without a LoRA.
-        family: says where joint attention is. A second, image-only attention (SD3.5) is left alone, as in the authors'
-            code.
+        family: of the transformer. A second, image-only attention (SD3.5) stays unchanged, as in the authors' code.
         rank: 16 in the paper.
         alpha: the change is alpha / rank times the product of both matrices; 16 in the paper.
 

@@ -23,7 +23,7 @@ FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEAD_FILE = "conv_head.safetensors"
 SHIPPED = {name: MINI.parent / name for name in ("mini-magnet", "mini-flow")}
-"""LoRAs of the embedded model that come with the package: aligned with masks, and its control, flow matching alone."""
+"""Packaged LoRAs of the embedded model: aligned with masks, and its control, flow matching alone."""
 
 _RELEASED, _RELEASED_HEAD = "backbone.transformer.", "attn_mlp.attn_score_layer."
 
@@ -132,9 +132,9 @@ def read_lora(source: str | Path) -> LoraWeights:
 
 
 def is_plain(path: Path, transformer: ModelMixin) -> bool:
-    """Tell a file for `pipe.load_lora_weights` from the others that `read_lora` reads.
+    """Return whether `pipe.load_lora_weights` reads this file.
 
-    Those are the authors' file, peft's, and what `transformer.save_lora_adapter` writes, without a prefix.
+    `read_lora` also reads the authors' file, peft's, and those of `transformer.save_lora_adapter`, without a prefix.
     """
     if path.suffix != ".safetensors" or _is_peft(path):
         return False
@@ -147,7 +147,7 @@ def _is_peft(path: Path) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """peft's configuration of a transformer's LoRA, from the file's header or from beside it."""
+    """Return peft's configuration of a transformer's LoRA, from the file's header or a file beside it."""
     try:
         if _is_peft(path):
             return PeftConfig.from_pretrained(str(path.parent)).to_dict()
@@ -171,7 +171,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_released(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """LoRA and conv head of a detectron2 checkpoint."""
+    """Return the LoRA and the conv head of a detectron2 checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, OSError, EOFError) as error:
@@ -203,7 +203,7 @@ def _brief(state: object) -> str:
 
 
 def _rank(named: Mapping[str, Tensor], path: Path) -> int:
-    """The largest rank, once every projection is known to have both matrices, of one rank."""
+    """Return the largest rank; check that every projection has both matrices, of one rank."""
     ranks: dict[str, dict[str, int]] = {}
     for name, value in named.items():
         module, _, rest = name.rpartition(".lora_")

@@ -1,4 +1,4 @@
-"""Sampling: a pipeline's own loop over prompts and seeds, with arguments that are known to have an effect."""
+"""Sampling: a pipeline's own loop over prompts and seeds, with checked arguments."""
 
 import inspect
 import unicodedata
@@ -33,7 +33,7 @@ _INSTEAD = {
     "return_dict": "the list of images that generate returns",
     "prompt_embeds": "prompt=",
 }
-"""Arguments of a pipeline that `Backbone.generate` sets, and what sets them there."""
+"""Pipeline arguments that `Backbone.generate` sets, and its own argument for each."""
 
 
 def sample(
@@ -90,7 +90,7 @@ def _options(
     callback: Callback | None,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
-    """Arguments of a pipeline call, each one known to have an effect."""
+    """Return the arguments of a pipeline call; refuse those without an effect."""
     name, family = type(backbone.pipe).__name__, backbone.family
     known = inspect.signature(type(backbone.pipe).__call__).parameters
     if taken := [key for key in arguments if key in _INSTEAD]:
@@ -148,7 +148,7 @@ def _scale(value: Any, name: str) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is one number: Python's, NumPy's, or a tensor or array without axes."""
+    """Return whether a value is one number: Python's, NumPy's, or a 0-dimensional tensor or array."""
     return isinstance(value, Number) or getattr(value, "shape", None) == ()
 
 
@@ -178,6 +178,6 @@ def as_prompts(prompt: Any) -> list[str | Prompt]:
 
 
 def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:
-    """Draw noise on the CPU in float32, so that a seed means the same on every device."""
+    """Draw noise on the CPU in float32: the same for a seed on every device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(*shape, generator=g, dtype=torch.float32, device="cpu") for g in generators])

@@ -1,4 +1,4 @@
-"""Verify on a model itself that its family's record describes it."""
+"""Verify a family's record on a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import RecordingError
 
 PROMPT = "a red car and a tree"
-# How far the strongest change of the other side may come near the one that was made.
+# Largest change of the other side's keys, as a share of the intended change.
 LEAK = 1e-2
 
 
 def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
-    """Change a cell of the latent and the features of a word, and compare which keys of the first layer move.
+    """Verify a family's record: change a latent cell and a word's features, and compare the first layer's keys.
 
     Four forwards of random latents, on an image one token wider than high.
 
@@ -26,12 +26,12 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
         prompt: with at least one word.
 
     Returns:
-        What was found, as numbers that should be small: "output" (largest difference of the model's output while it is
-        watched; exactly 0), "rows" (how far an image token's attention sums from 1), "image leak" and "text leak" (how
-        much keys of the other side move, as a share of the one that should).
+        Deviations: "output" (largest difference of the model's output under observation; exactly 0), "rows" (deviation
+        from 1 of the sum of an image token's attention), "image leak" and "text leak" (change of the other side's keys,
+        as a share of the change of the expected key).
 
     Raises:
-        RecordingError: tokens stand elsewhere than the record says; it names the key that moved instead.
+        RecordingError: token positions differ from the record; it names the key that changed instead.
     """
     channels, rows, columns = backbone.latent_shape
     side = backbone.family.patch_size

@@ -14,7 +14,7 @@ from seg4diff_tools.evaluation.results import UNMATCHED, Evaluation
 
 
 class Collected:
-    """What is kept of each image of a run: pixels of the classes that it shows or that were predicted in it.
+    """Pixel counts of each image of a run, for its true and predicted classes.
 
     Attributes:
         images: number of images so far.
@@ -38,7 +38,7 @@ class Collected:
         return len(self._records)
 
     def add(self, shard: Shard, only: Collection[int] | None = None) -> None:
-        """Add the images of a shard, or those of them that are wanted."""
+        """Add the images of a shard, all or those with the given indices."""
         self.faults |= {index: told for index, told in shard.faults.items() if only is None or index in only}
         for record in shard.records:
             if only is None or record.index in only:
@@ -78,7 +78,7 @@ class Collected:
         seconds: Mapping[str, float] | None = None,
         pace: Mapping[tuple[Any, ...], float] | None = None,
     ) -> Evaluation:
-        """Return all of it."""
+        """Return the collected counts as an `Evaluation`."""
         names = sorted({name for _, name in self._cells})
         place = {name: index for index, name in enumerate(names)}
         cells = np.array([(image, place[name]) for image, name in self._cells], np.int64).reshape(-1, 2)

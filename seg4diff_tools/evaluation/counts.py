@@ -33,8 +33,8 @@ class ImageCounts:
     Attributes:
         index: the image's place in the data set.
         confusion: pixel counts of each configuration.
-        true: names of the rows, the classes that the image shows.
-        predicted: names of the columns, the classes that could be chosen.
+        true: names of the rows, the classes in the image.
+        predicted: names of the columns, the candidate classes.
         background: those of the true classes that are stuff.
         fingerprint: of the image, its label map and its names.
         values: of further metrics, for each configuration.
@@ -54,7 +54,7 @@ class Shard:
     """Content of one file of a run.
 
     Attributes:
-        records: counts of a few images.
+        records: counts of a group of images.
         faults: index and message of the samples among them that cannot be read.
     """
 
@@ -71,25 +71,23 @@ def count_images(
     at_once: int = 1,
     skip: bool = False,
 ) -> Iterator[Shard]:
-    """Yield the counts of a few images at a time: read from the folder where they are complete, else computed and
-    written.
+    """Yield the counts of images, group by group: read from the folder where complete, else computed and written.
 
     FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true, predicted
-    and pixels. Files are written atomically, so that a run may be killed at any time. Of several processes each takes
-    every n-th group. Which images share a group follows from `indices` alone, because rounding may depend on it.
+    and pixels. Files are written atomically, so that a run may be killed at any time. Each of n processes takes every
+    n-th group. Groups follow from `indices` alone, because rounding may depend on them.
 
     Args:
         samples: images with label maps.
         compute: from a group of samples to their counts.
         indices: which samples, in which order; all by default.
-        folder: of the run, from `open_run`; None keeps nothing.
-        at_once: images of a group.
-        skip: leave out samples that cannot be read, name them in `faults`, and try them again in a later run; else the
-            first one raises.
+        folder: of the run, from `open_run`; None writes nothing.
+        at_once: images in a group.
+        skip: list unreadable samples in `faults`, and retry them in a later run; else the first one raises.
 
     Raises:
-        InputError: a sample that cannot be read, counts of another image in the folder, several processes without a
-            folder, or another run that writes to it.
+        InputError: an unreadable sample, counts of another image in the folder, several processes without a folder, or
+            another run that writes to it.
         CheckpointError: a damaged file of counts, or one that cannot be written.
     """
     indices, state = range(len(samples)) if indices is None else indices, processes()
@@ -106,13 +104,13 @@ def count_images(
             counted = {record.index: record for record in before.records}
             missing = any(each.index not in counted for each in readable)
             if missing:
-                # a group is computed as a whole, because rounding may depend on which images share a forward
+                # compute whole groups, because rounding may depend on the images in a forward
                 counted |= {record.index: record for record in compute(readable)}
-            # an image that was counted before its file broke keeps its counts
+            # an image counted before its file became unreadable keeps its counts
             faults = {index: message for index, message in faults.items() if index not in counted}
             shard = Shard([counted[index] for index in wanted if index in counted], faults)
             if path is not None:
-                # a run over fewer images leaves the other images of the file as they are
+                # a run over fewer images keeps the other images of the file
                 others = [record for index, record in counted.items() if index not in wanted]
                 old_faults = {index: message for index, message in before.faults.items() if index not in wanted}
                 if stored is None or missing or before.faults != old_faults | faults:
@@ -121,16 +119,16 @@ def count_images(
 
 
 def own_groups(count: int, at_once: int) -> list[slice]:
-    """Return the groups of images of this process: of several processes each takes every n-th."""
+    """Return the groups of images of this process: every n-th of n processes."""
     state = processes()
     return chunks(count, at_once)[state.process_index :: state.num_processes]
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write counts of a few images as one Parquet file, empty cells left out.
+    """Write the counts of a group of images as one Parquet file, without empty cells.
 
     Args:
-        path: of the file, which is written atomically.
+        path: of the file, written atomically.
         shard: all records have the same configurations.
 
     Raises:
@@ -174,13 +172,13 @@ _SCHEMA = pa.schema(
 
 
 def read_shard(path: Path) -> Shard:
-    """Read counts of a few images; `predicted` holds the classes that were chosen.
+    """Read the counts of a group of images; `predicted` holds the predicted classes only.
 
     Args:
         path: of a file from `write_shard`.
 
     Raises:
-        CheckpointError: a file that is damaged or of another kind.
+        CheckpointError: a damaged file, or one of another kind.
     """
     try:
         table = pq.read_table(path)
@@ -219,7 +217,7 @@ def stored_shards(folder: Path) -> Iterator[Shard]:
 
 
 def stored_counts(folder: Path) -> Iterator[ImageCounts]:
-    """Yield the counts of all images that are done: see `stored_shards`."""
+    """Yield the counts of all finished images: see `stored_shards`."""
     for shard in stored_shards(folder):
         yield from shard.records
 
@@ -262,7 +260,7 @@ def _alone(folder: Path | None, state: PartialState) -> Iterator[None]:
             f"expected a folder that no other run writes to, got {folder}: wait for that run, or choose another folder"
         ) from error
     try:
-        # the other processes begin when the folder is theirs
+        # the other processes start once the folder is locked
         state.wait_for_everyone()
         yield
     finally:

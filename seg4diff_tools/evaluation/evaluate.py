@@ -55,29 +55,29 @@ def evaluate(
     Args:
         model: a backbone, a pipeline or a name.
         samples: images with label maps, such as `datasets.published` or `scenes.Scenes`.
-        methods: options by name, or one options object; the paper's way to segment by class names if None. The first
-            one is the reference of the others.
+        methods: options by name, or one options object; the paper's open-vocabulary segmentation if None. The first one
+            is the reference of the others.
         protocol: "present" gives each image the classes of its own label map, as in the released evaluation and in
-            Table 1; "full" the whole vocabulary. Several are run side by side. `Unsupervised` methods have none.
+            Table 1; "full" the whole vocabulary. A list runs several. `Unsupervised` methods have none.
         vocabulary: all classes of the data set, for "full"; `samples.class_names` if None.
-        metrics: further scores by name: functions of a label map and the true one (class indices, -1 where the truth
-            is to be ignored; groups without a class have the largest index) that return a number for each image. One
-            that raises an error on the first image stops the run; later the value is NaN, and a warning tells.
-        out: folder for the counts of each image, in Parquet, and for the table. A run that was killed goes on from
-            there and ends with the identical table. More than one process (accelerate launch) needs it.
-        limit: evaluate no more images than this.
-        shuffle_seed: take images in the order that this seed draws, so that a limit takes a random part.
-        about: what else result.json is to hold, such as the data set's folder.
-        batch: images of a group, and forwards to run at once.
+        metrics: further scores by name: functions of a predicted and a true label map (class indices, -1 where the
+            truth is ignored; groups without a class have the largest index) that return a number for each image. An
+            error on the first image stops the run; a later one gives NaN and a warning.
+        out: folder for the counts of each image, in Parquet, and for the table. A killed run resumes from there and
+            ends with the identical table. More than one process (accelerate launch) needs it.
+        limit: largest number of images.
+        shuffle_seed: shuffle the images, so that a limit takes a random subset.
+        about: further content of result.json, such as the data set's folder.
+        batch: images in a group, and forwards to run at once.
         progress: show a progress bar with the mIoU of the first method so far.
 
     Returns:
-        Scores, with intervals, by class, by object size and by image. Samples that cannot be read are left out and
-        named in a warning, in `skipped` and in the table.
+        Scores, with intervals, by class, by object size and by image. Unreadable samples are skipped and reported in a
+        warning, in `skipped` and in the table.
 
     Raises:
-        InputError: no samples, an unknown protocol, no vocabulary, a class outside it, or an `out` folder of another
-            run (refused before a model is loaded by its name), or a metric that fails on the first image.
+        InputError: no samples, an unknown protocol, no vocabulary, a class outside it, an `out` folder of another run
+            (refused before a model is loaded by name), or a metric that fails on the first image.
         CheckpointError: the folder's files are damaged, or the disk is full.
 
     Source: Seg4Diff, arXiv 2509.18096, tables 1 and 2; scores as in appendix A.4.
@@ -151,7 +151,7 @@ def run_settings(
 
 
 def check_samples(samples: Any) -> None:
-    """Refuse what is no sequence of samples, and an empty one."""
+    """Refuse anything but a sequence of samples, and an empty one."""
     if isinstance(samples, (str, Mapping)) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise InputError(
             f"expected samples, a list or data set of images with label maps, got a {type(samples).__name__}: pass "
@@ -191,7 +191,7 @@ def _counts(
     group: Sequence[OpenedSample],
     tick: Callable[[float], Any],
 ) -> list[ImageCounts]:
-    """Count the pixels of a few images by every method under every protocol."""
+    """Count the pixels of a group of images by every method under every protocol."""
     work.forget()
     work.images += len(group)
     shown = [each for each in group if len(each.sample.class_names)]
@@ -219,7 +219,7 @@ def _counts(
 def encode_images(
     work: Workbench, group: Sequence[OpenedSample], options: Options, tick: Callable[[float], Any]
 ) -> None:
-    """Encode the images of a group one by one, half of the work at real size, and tell the progress bar."""
+    """Encode the images of a group one by one (half of the work at full size), and update the progress bar."""
     if getattr(options, "tiles", 1) == 1:
         for each in group:
             work.latents([each.picture], options.fit, options.size)
@@ -239,7 +239,7 @@ def _confusions(
     batch: int,
     group: Sequence[OpenedSample],
 ) -> list[tuple[Int[np.ndarray, "true predicted"], list[float]]]:
-    """Count the pixels of a few images by one method, columns as in `_known`, and compute further metrics."""
+    """Count the pixels of a group of images by one method, columns as in `_known`, and compute further metrics."""
     pictures = [each.picture for each in group]
     if isinstance(method, OpenVocabulary):
         asked = [(vocabulary or []) if protocol == "full" else each.sample.class_names for each in group]
@@ -266,11 +266,11 @@ def _confusions(
 
 
 class _OwnMetrics:
-    """A user's metrics, and where they failed.
+    """A user's metrics, and their failures.
 
     Args:
         functions: by name.
-        first: index of the first image of the run, on which no metric may fail.
+        first: index of the first image of the run, on which a failure raises.
     """
 
     def __init__(self, functions: Mapping[str, ImageMetric], first: int) -> None:
@@ -278,7 +278,7 @@ class _OwnMetrics:
         self.failed: list[str] = []
 
     def values(self, index: int, labels: Tensor, target: Tensor) -> list[float]:
-        """Return the value of each metric for a sample, NaN where it fails on a later one than the first."""
+        """Return the value of each metric for a sample; NaN where it fails after the first image."""
         found = []
         for name, function in self.functions.items():
             try:

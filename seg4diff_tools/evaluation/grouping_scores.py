@@ -41,8 +41,8 @@ def grouping_scores(
 ) -> pd.DataFrame:
     """Score unsupervised grouping at several layers and thresholds.
 
-    Each image's groups are given the names of the classes that they cover best, one group for each class; what is left
-    over is wrong everywhere (`metrics.match`). The choices of the paper's code are
+    Each image's groups are matched one to one with its classes; unmatched groups count as errors (`metrics.match`). The
+    paper's code has the settings
     `grouping_scores(model, samples, options=Unsupervised(**RELEASED["group"]), **RELEASED["grouping_scores"])`, with
     `paper.RELEASED`.
 
@@ -50,17 +50,17 @@ def grouping_scores(
         model: a backbone, a diffusers pipeline, or the name or folder of a model.
         samples: images with label maps.
         thresholds: of merging.
-        layers: 0-based; those of the options if None, which is the expert by default. Each one is scored by itself.
-        options: everything else; maps of several steps or seeds are averaged.
-        absent: "skip" averages over the classes that occur; "zero" also counts classes without a true pixel that were
-            given pixels, as the released code does (`metrics.miou`).
-        frame: "image" scores an image as it is; "released" brings it to 640 pixels, pads it and cuts its label map as
-            the released code does (`released_frame`), with fit="resize" and the model's own size.
+        layers: 0-based, each scored separately; those of the options if None, the expert by default.
+        options: all other settings; maps of several steps or seeds are averaged.
+        absent: "skip" averages over the classes that occur; "zero" also over predicted classes without a true pixel, as
+            the released code does (`metrics.miou`).
+        frame: "image" scores an image at its own size; "released" resizes it to 640 pixels, pads it and crops its label
+            map as the released code does (`released_frame`), with fit="resize" and the model's own size.
         progress: show a progress bar.
 
     Returns:
-        Columns layer, threshold, pACC, mACC, mIoU (from the confusion matrix of the whole set), groups (mean number for
-        an image), images.
+        Columns layer, threshold, pACC, mACC, mIoU (from the confusion matrix of the whole set), groups (mean number per
+        image), images.
 
     Raises:
         InputError: no samples, options of another kind, a label map that does not fit its image, or as `group`.
@@ -122,13 +122,13 @@ def grouping_scores(
 
 
 def pad_confusion(groups: Labels, target: Labels, classes: int, method: Unsupervised) -> Int[Tensor, "true predicted"]:
-    """Count the pixels of groups by the classes that they cover best; the last column is of groups without a class.
+    """Count the pixels of groups by their matched classes; the last column counts unmatched groups.
 
     Args:
         groups: number of the group at each pixel.
         target: the true class at each pixel, or -1.
-        classes: how many classes there are.
-        method: whose matching it is.
+        classes: number of classes.
+        method: sets the matching.
     """
     if method.matching == "rows":
         return metrics.match_rows(groups, target, classes, ignore=-1)

@@ -1,9 +1,8 @@
-"""Segmentation scores from confusion matrices; matrices of several images simply add up.
+"""Segmentation scores from confusion matrices; matrices of several images add up.
 
 A confusion matrix counts pixels, one row for each true class and one column for each predicted class. As in the usual
 protocol (detectron2's, used by the released evaluation), pixels labeled `IGNORE` do not count, and means over classes
-leave out the classes without a true pixel in the whole set: predicting such a class still lowers the class that was
-really there, but the absent class itself adds no zero.
+exclude classes without a true pixel in the whole set: predicting such a class lowers the score of the true class only.
 """
 
 from collections.abc import Sequence
@@ -32,13 +31,13 @@ def confusion(
     classes: int,
     ignore: int = IGNORE,
 ) -> Int[Tensor, "*batch true predicted"]:
-    """Count pixels of true against predicted class, for one label map or for many predictions of it at once.
+    """Count pixels by true and predicted class, for one or many predictions of a label map.
 
     Args:
         prediction: class indices, 0 to classes - 1.
         target: the true class indices, 0 to classes - 1, or `ignore`.
-        classes: how many classes there are.
-        ignore: label of the pixels to leave out.
+        classes: number of classes.
+        ignore: label of the pixels to exclude.
 
     Returns:
         One matrix for each prediction; rows are true classes, columns predicted ones.
@@ -64,7 +63,7 @@ def confusion(
         )
     batch = prediction.shape[:-2]
     cells = (true * classes + predicted).reshape(batch.numel(), -1)
-    # one bincount for all predictions: each has cells of its own
+    # one bincount for all predictions: each has its own range of cells
     cells += torch.arange(len(cells), device=cells.device)[:, None] * classes**2
     return torch.bincount(cells.flatten(), minlength=len(cells) * classes**2).reshape(*batch, classes, classes)
 
@@ -72,16 +71,16 @@ def confusion(
 def match(
     groups: Integer[Tensor, "y x"], target: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE
 ) -> Int[Tensor, "y x"]:
-    """Rename groups to the classes of this image that they cover best, one group for each class.
+    """Match groups one to one with the classes of this image.
 
-    The assignment has the most pixels right (Hungarian algorithm). Pixels of a group without a class get the number
-    `classes` and count as errors: scores are those of `confusion(match(...), target, classes + 1)`.
+    The assignment maximizes the number of correct pixels (Hungarian algorithm). Pixels of unmatched groups get the
+    number `classes` and count as errors: scores are those of `confusion(match(...), target, classes + 1)`.
 
     Args:
         groups: number of the group at each pixel, from 0.
         target: the true class of each pixel, 0 to classes - 1, or `ignore`.
-        classes: how many classes there are.
-        ignore: label of the pixels to leave out.
+        classes: number of classes.
+        ignore: label of the pixels to exclude.
 
     Returns:
         A class at each pixel, or `classes`.
@@ -104,18 +103,18 @@ def match(
 def match_rows(
     groups: Integer[Tensor, "y x"], target: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE
 ) -> Int[Tensor, "true predicted"]:
-    """Count pixels of groups that are matched with classes in every row of pixels anew, as the released code does.
+    """Count pixels of groups that are matched with classes separately in each pixel row, as the released code does.
 
-    The released function loops over a batch of label maps and is given one label map, so it loops over the rows. In
-    each row every class gets a group, even a class that is not there. `match` is the paper's protocol; to match a whole
-    image once, and otherwise as the released code does, pass the image as one row.
+    The released function loops over a batch of label maps but is given one label map, so it loops over its rows. In
+    each row every class gets a group, even an absent class. `match` is the paper's protocol; to match a whole image
+    once, and otherwise as the released code does, pass the image as one row.
 
     Args:
         groups, target, classes, ignore: as in `match`.
 
     Returns:
-        Rows are true classes; column `classes`, past the last class, counts the pixels of groups without a class, and
-        the row there is empty.
+        Rows are true classes; column `classes`, past the last class, counts the pixels of unmatched groups; row
+        `classes` is empty.
 
     Raises:
         InputError: as `match`.
@@ -134,7 +133,7 @@ def match_rows(
 
 
 def _numbers(groups: Tensor, target: Tensor, classes: int) -> int:
-    """Return how many groups or classes there are, whichever are more; check the label maps."""
+    """Return the larger of the numbers of groups and classes; check the label maps."""
     classes = as_int(classes, "classes", 1)
     instance_of(groups, Integer[Tensor, "_ _"], "groups", "numbers of groups, such as torch.from_numpy(labels)")
     if not groups.numel() or groups.shape != getattr(target, "shape", None):
@@ -155,7 +154,7 @@ def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, 
 
 
 def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the share (0..1) of each class's pixels that are predicted as this class; NaN without a true pixel.
+    """Return the share (0..1) of each class's pixels with the right prediction; NaN without a true pixel.
 
     Args:
         confusion: pixel counts, rows are true classes.
@@ -193,10 +192,10 @@ def miou(
 
     Args:
         confusion: pixel counts, rows are true classes.
-        classes: average over these only, for instance objects without background; all by default. Every pixel counts
-            in either case: an object predicted on background still lowers the object's union.
-        absent: "skip" averages over the classes with true pixels; "zero" also over the classes that have none and were
-            predicted, with IoU 0, as the released unsupervised evaluation does (TP + FP + FN > 0).
+        classes: as in `mean_accuracy`. All pixels count in either case: an object predicted on background enlarges the
+            object's union.
+        absent: "skip" averages over the classes with true pixels; "zero" also over predicted classes without any, with
+            IoU 0, as the released unsupervised evaluation does (TP + FP + FN > 0).
 
     Source: Seg4Diff, arXiv 2509.18096, appendix A.4 (the measure of table 1).
     """
@@ -204,7 +203,7 @@ def miou(
 
 
 def margins(confusion: Integer[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class 3"]:
-    """Return hits, true pixels and predicted pixels of each class: all that the scores read of a confusion matrix.
+    """Return hits, true pixels and predicted pixels of each class, from which the scores follow.
 
     Args:
         confusion: pixel counts, rows are true classes.
@@ -231,21 +230,21 @@ def score(
     Args:
         counts: see `margins`.
         name: "mIoU", "mACC" or "pACC".
-        classes: average over these only; all by default. For "pACC" the pixels of these classes alone count.
+        classes: average over these only; all by default. "pACC" counts the pixels of these classes only.
         absent: as in `miou`.
 
     Returns:
         Values from 0 to 1; NaN where none of the classes occurs.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
     """
     one_of(name, "name", get_args(ScoreName))
     one_of(absent, "absent", get_args(Absent))
     instance_of(counts, Num[Tensor, "*_ _ 3"], "counts", "what margins returns")
     chosen = counts.double()
     if classes is not None:
-        # a set without objects has no class to average over, and NaN as its score
+        # a set without objects has no class to average over: NaN
         none = isinstance(classes, Sequence) and not classes
         chosen = chosen[..., [] if none else as_indices(classes, "classes", counts.shape[-2]), :]
     if name == "pACC":
@@ -261,7 +260,7 @@ def leave_one_out(
 ) -> Float[Tensor, "*row image"]:
     """Compute the score of the whole set without each of its images in turn, for `interval`.
 
-    The difference between the results of two methods on the same images gives the interval of their paired difference.
+    Subtract the results of two methods on the same images for the interval of their paired difference.
 
     Args:
         counts: of each image; see `margins`.
@@ -284,19 +283,19 @@ def interval(
     """Return the delete-one jackknife interval over images of a score or of a difference: score -/+ t SE.
 
     SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with
-    2 n / (kurtosis - 1) degrees of freedom, at most n - 1: where few images make the difference, the interval is
-    wider. On 1,500 scenes and mini, intervals of mIoU and its gains held 94 to 98 %
-    at 64 images, those of pACC 91 to 95 % and of its gains 82 to 96 %, because few images decide them.
+    2 n / (kurtosis - 1) degrees of freedom, at most n - 1, so that few influential images widen the interval. Measured
+    coverage at level 0.95 (mini, 64 of 1,500 scenes): mIoU and its gains 94 to 98 %, pACC 91 to 95 %, gains of pACC 82
+    to 96 %, because few images decide them.
 
     Args:
         score: of all images.
         left_out: the score without each image, from `leave_one_out`.
-        level: share of intervals that hold the true value, between 0 and 1.
-        comparisons: how many intervals hold together with that probability (Bonferroni): the number of rows that are
+        level: coverage, between 0 and 1.
+        comparisons: number of intervals with simultaneous coverage at that level (Bonferroni): the number of rows
             compared with one.
 
     Returns:
-        Lower and upper end; NaN for fewer than two images, and where no class is left without one of the images.
+        Lower and upper bound; NaN for fewer than two images, or if leaving out an image leaves no class.
 
     Raises:
         InputError: a level or number of comparisons out of range.
@@ -322,7 +321,7 @@ def interval(
         return nothing, nothing
     squares = (values - values.mean(-1, keepdims=True)) ** 2
     spread = squares.sum(-1)
-    # a variance of few large deviations is itself uncertain: degrees of freedom follow from the kurtosis
+    # a variance from few large deviations is uncertain: degrees of freedom follow from the kurtosis
     with np.errstate(invalid="ignore", divide="ignore"):
         kurtosis = count * (squares**2).sum(-1) / spread**2
         freedom = np.fmin(count - 1, 2 * count / np.fmax(kurtosis - 1, 1e-9))
@@ -331,11 +330,11 @@ def interval(
 
 
 def verdict(a: str, b: str, gain: float, low: float, high: float, unit: str = "points") -> str:
-    """Word a comparison of two methods from the interval of their difference.
+    """Describe the comparison of two methods by the interval of their difference.
 
     Args:
-        a, b: what is compared.
-        gain: score of a minus score of b; from 0 to 1 where the unit is "points" (percentage points), else as it is.
+        a, b: names of the methods.
+        gain: score of a minus score of b; a fraction where the unit is "points" (percentage points).
         low, high: the interval of the difference.
         unit: of the score.
 
@@ -364,13 +363,13 @@ def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) 
 
     Args:
         confusion: pixel counts of a whole set, rows are true classes.
-        class_names: the name of each class.
+        class_names: one for each class.
 
     Returns:
         Columns class, pixels, predicted, accuracy, IoU; accuracy and IoU are NaN for classes without true pixels.
 
     Raises:
-        InputError: another number of names than of classes.
+        InputError: numbers of names and classes that differ.
     """
     instance_of(confusion, Num[Tensor, "classes classes"], "confusion", "one matrix of pixel counts")
     names = as_names(class_names, "class_names")

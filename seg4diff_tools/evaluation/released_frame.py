@@ -1,4 +1,4 @@
-"""Images and label maps as the released unsupervised evaluation frames them: 640 pixels, padded, cut a second time."""
+"""Preprocessing of the released unsupervised evaluation: images resized to 640 pixels and padded, maps cropped."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from torch.nn.functional import interpolate, pad
 from seg4diff_tools.images import open_image
 
 SHORTEST, LONGEST, MULTIPLE = 640, 2560, 32
-"""Pixels to which the shorter side is brought, of the longer side at most, and of which padded sides are multiples."""
+"""Pixels of the resized shorter side, of the longer side at most, and divisor of padded sides."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReleasedFrame:
-    """One sample as that code reads and scores it.
+    """One sample as the released code reads and scores it.
 
     Attributes:
         image: padded on the right and at the bottom with black, then stretched to the model's size.
-        label_map: at the size of the image before padding; maps are scored there.
+        label_map: at the size of the image before padding, at which maps are scored.
         file_size: height and width of the file in pixels.
     """
 
@@ -32,8 +32,8 @@ class ReleasedFrame:
     def labels(self, maps: Float[Tensor, "group y x"]) -> Int[Tensor, "rows columns"]:
         """Return the number of the strongest map at each pixel of `label_map`.
 
-        Maps of the padded image are stretched over the whole file, so that padding shifts them. Then the part of the
-        file's size that the resized image has is cut out and stretched again: of a larger file the top left part.
+        Maps of the padded image are stretched to the file's size, which shifts them. They are then cropped to the
+        resized image's size, at the top left, and stretched again.
         """
         size = tuple(self.label_map.shape)
         for target in (self.file_size, size):
@@ -45,7 +45,7 @@ class ReleasedFrame:
 def released_frame(
     image: PIL.Image.Image, label_map: Int[Tensor, "height width"], size: tuple[int, int]
 ) -> ReleasedFrame:
-    """Frame a sample as the released unsupervised evaluation does.
+    """Preprocess a sample as the released unsupervised evaluation does.
 
     Args:
         image: of any size, RGB.

@@ -1,5 +1,4 @@
-"""Results of evaluations: scores with intervals, by class, object size and image; comparisons of methods and of
-models."""
+"""Results of evaluations: scores with intervals, by class, object size and image; comparisons."""
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,36 +19,36 @@ from seg4diff_tools.evaluation.metrics import ScoreName
 
 SCORES = ("pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU")
 UNMATCHED = "(no class)"
-"""Predicted class of the pixels of a group without a class."""
+"""Predicted class of the pixels of an unmatched group."""
 SIZES = {"under 1 %": 0.01, "1 to 5 %": 0.05, "5 to 20 %": 0.2, "over 20 %": 1.0}
-"""Sizes of objects and the largest share of the image's pixels of each."""
+"""Object sizes, each with its largest share of the image's pixels."""
 KINDS: dict[str, ScoreName] = {"pACC": "pACC", "mACC": "mACC"}
 KINDS.update(dict.fromkeys(SCORES[2:], "mIoU"))
 
 Row = str | int | Sequence[Any] | Mapping[str, Any] | None
-"""A row: a method's name, its place, its values in the order of the row's columns, or some of them by column."""
+"""A row: a method's name, its position, its values in column order, or some of them by column."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """Pixel counts of every image, and the scores that follow from them.
+    """Pixel counts of every image, and their scores.
 
     Attributes:
-        rows: what was scored: method and protocol, or the axes of a sweep.
+        rows: method and protocol, or the axes of a sweep.
         images: index of each image in the samples.
         fingerprints: of each image, its label map and its class names.
         class_names: the classes that occur or were predicted, sorted.
         background: those of them that are stuff.
-        cells: place of the image and place of the class of each entry of `counts`.
+        cells: position of the image and of the class of each entry of `counts`.
         counts: hits, true pixels and predicted pixels.
         pairs: true and predicted class of each entry of `pair_pixels`.
         pair_pixels: pixels of the whole set.
-        values: what the metrics of one's own returned, by name.
+        values: of custom metrics, by name.
         settings: JSON-serializable settings that determine the result.
         skipped: index and message of each sample that could not be read.
         done: number of images that this process computed.
-        seconds: time they took, by kind of work.
-        pace: seconds for an image of each row, from encoded image and prompts to the label map.
+        seconds: their computation time, by kind of work.
+        pace: seconds per image of each row, from encoded image and prompts to the label map.
     """
 
     rows: pd.MultiIndex
@@ -70,7 +69,7 @@ class Evaluation:
 
     @property
     def pixels(self) -> xr.DataArray:
-        """Counts for each image, row, class and count ("hits", "true", "predicted")."""
+        """Pixel counts by image, row, class and kind ("hits", "true", "predicted")."""
         result = np.zeros((len(self.images), len(self.rows), len(self.class_names), 3), np.int64)
         result[self.cells[:, 0], :, self.cells[:, 1]] = self.counts
         coords = {
@@ -83,7 +82,7 @@ class Evaluation:
 
     @property
     def totals(self) -> pd.DataFrame:
-        """Scores (0..1) of each row from the pixels of the whole set, and the means of one's own metrics after them."""
+        """Scores (0..1) of each row from the pixels of the whole set, then the means of custom metrics."""
         total = np.zeros((len(self.class_names), len(self.rows), 3), np.int64)
         np.add.at(total, self.cells[:, 1], self.counts)
         counts = torch.from_numpy(total).movedim(0, 1)
@@ -96,17 +95,17 @@ class Evaluation:
         """Return one row for each method and protocol, or for each setting of a sweep.
 
         Args:
-            score: the score that gets intervals: one of `SCORES`, or a metric of one's own.
+            score: the score with intervals: one of `SCORES`, or a custom metric.
             level: of the intervals.
-            reference: the row that gains are measured from; the first one of the same protocol if None.
-            simultaneous: widen the intervals of gains (Bonferroni), so that all of them hold together at this level.
-                Choose it where many rows are ranked.
+            reference: the baseline row of gains; the first one of the same protocol if None.
+            simultaneous: widen the intervals of gains to simultaneous coverage at this level (Bonferroni), for rankings
+                of many rows.
 
         Returns:
-            Columns model, those of the row, the score with low and high (jackknife interval over images), of evaluated
-            methods and where a reference is given also gain (score minus that of the reference, on the same images)
-            with gain_low, gain_high and comparisons (number of rows that the gain's interval allows for), then the
-            other scores (0..1), images and skipped.
+            Columns model, those of the row, the score with low and high (jackknife interval over images), for evaluated
+            methods or with a reference also gain (score minus that of the reference, on the same images) with gain_low,
+            gain_high and comparisons (number of rows in the gain's correction), then the other scores (0..1), images
+            and skipped.
 
         Raises:
             InputError: an unknown score or reference.
@@ -134,13 +133,13 @@ class Evaluation:
         )
 
     def verdict(self, a: Row, b: Row, score: str = "mIoU", *, level: float = 0.95, comparisons: int = 1) -> str:
-        """Word the comparison of two rows on the same images.
+        """Describe the comparison of two rows on the same images.
 
         Args:
             a, b: rows, for instance names of methods, or {"layer": 4} and {"layer": 7} of a sweep.
-            score: one of `SCORES`, or a metric of one's own.
+            score: one of `SCORES`, or a custom metric.
             level: of the interval of the difference.
-            comparisons: number of comparisons that are to hold together (Bonferroni).
+            comparisons: as in `metrics.interval`.
 
         Returns:
             See `metrics.verdict`.
@@ -156,10 +155,10 @@ class Evaluation:
         return metrics.verdict(self._name(one), self._name(other), gain, float(low), float(high), unit)
 
     def confusion(self, row: Row = None, *, share: bool = False) -> pd.DataFrame:
-        """Return what is taken for what: pixels of each true class (rows) by predicted class (columns).
+        """Return the confusion matrix: pixels of each true class (rows) by predicted class (columns).
 
         Args:
-            row: whose; the only one if None.
+            row: of the table; the only one if None.
             share: divide by the pixels of the true class (0..1).
 
         Raises:
@@ -188,16 +187,16 @@ class Evaluation:
         return table[[*self.rows.names, "class", *columns]]
 
     def by_size(self) -> pd.DataFrame:
-        """Return IoU of objects by the share of the image that they cover.
+        """Return IoU of objects by their share of the image.
 
         Returns:
-            The row, size (`SIZES`), IoU (0..1, mean over objects), objects. An object is what an image shows of a
+            The row, size (`SIZES`), IoU (0..1, mean over objects), objects. An object is all pixels in an image of a
             class that is not stuff.
         """
         things = [name for name in self.class_names if name not in self.background]
         pixels = self.pixels
         hits, true, predicted = (pixels.sel({"class": things, "count": c}, drop=True) for c in pixels["count"].values)
-        # the share of the pixels that count: what is to be ignored is no part of the image
+        # the share of the pixels that are not ignored
         share = true / pixels.sel(count="true", drop=True).sum("class")
         objects = xr.Dataset({"IoU": hits / (true + predicted - hits), "share": share.where(true > 0)})
         table = objects.to_dataframe().dropna(subset=["share"])
@@ -208,10 +207,10 @@ class Evaluation:
         return found.reindex(order).fillna({"objects": 0}).reset_index()
 
     def of_images(self) -> pd.DataFrame:
-        """Return scores of each image on its own, over the classes that it shows, for best and worst cases.
+        """Return scores of each image, over its own classes, for best and worst cases.
 
         Returns:
-            Columns image, class_names (joined by a comma), the row, `SCORES` and metrics of one's own.
+            Columns image, class_names (joined by a comma), the row, `SCORES` and custom metrics.
         """
         named, tables = self._shown_names(), []
         for place, row in enumerate(self.rows):
@@ -223,7 +222,7 @@ class Evaluation:
         return pd.concat(tables, ignore_index=True).sort_values("image", kind="stable", ignore_index=True)
 
     def throughput(self) -> str:
-        """Word the images a second, and the share of the time of each kind of work."""
+        """Report the images per second, and the share of time of each kind of work."""
         total = sum(self.seconds.values())
         if not self.done or not total:
             return "all images were done before"
@@ -240,7 +239,7 @@ class Evaluation:
         return f"<div>{repr(self).replace('<', '&lt;')}, in %</div>{scores.to_html(index=False, max_rows=20)}"
 
     def _classes(self, score: str) -> list[int] | None:
-        """Return places of the classes that a score averages over."""
+        """Return the positions of the classes that a score averages over."""
         if score not in ("object_mIoU", "background_mIoU"):
             return None
         stuff = score == "background_mIoU"
@@ -254,7 +253,7 @@ class Evaluation:
     def _of_score(
         self, score: str, images: Sequence[int] | None = None
     ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row image"]]:
-        """Return a score of each row, and without each of the images (places of them; all if None)."""
+        """Return a score of each row, and without each of the images (given by position; all if None)."""
         places = list(range(len(self.images))) if images is None else list(images)
         one_of(score, "score", (*SCORES, *self.values), "score='mIoU'")
         if score in self.values:
@@ -269,7 +268,7 @@ class Evaluation:
         return np.array(found), np.stack(left)
 
     def _place(self, row: Row) -> int:
-        """Return the place of a row."""
+        """Return the position of a row."""
         names, chosen = list(self.rows.names), row
         if isinstance(row, Integral) and not isinstance(row, bool) and 0 <= int(row) < len(self.rows):
             return int(row)
@@ -296,7 +295,7 @@ class Evaluation:
         return places[0]
 
     def _name(self, place: int) -> str:
-        """Name a row by what tells it from the others."""
+        """Name a row by the values that distinguish it."""
         own = dict(zip(self.rows.names, self.rows[place], strict=True))
         differing = [name for name in self.rows.names if self.rows.get_level_values(name).nunique() > 1]
         if "method" in own:
@@ -320,18 +319,16 @@ def compare(
     simultaneous: bool = False,
     names: tuple[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Compare two evaluations row by row on the images that they share, for instance those of two models.
+    """Compare two evaluations row by row on their common images, for instance those of two models.
 
     Args:
         a, b: evaluations of the same samples; rows of the same method and protocol are compared, or the only rows.
-        score: one of `SCORES`, or a metric of one's own.
-        level: of the intervals.
-        simultaneous: widen the intervals, so that all of them hold together at this level (Bonferroni).
-        names: what to call a and b; their models by default.
+        score, level, simultaneous: as in `Evaluation.table`.
+        names: of a and b; their models by default.
 
     Returns:
         The row, a and b (scores, 0..1), gain (a minus b) with low and high (jackknife interval over images, paired),
-        images, and verdict in words.
+        images, and the verdict in words.
 
     Raises:
         InputError: no row or image in common, other images under the same index, or an unknown score.
@@ -380,7 +377,7 @@ def compare(
 
 
 def _mean(values: Float[np.ndarray, "*shape"], axis: int) -> Float[np.ndarray, "*less"]:
-    """Return the mean without NaN; NaN where there is nothing else."""
+    """Return the mean without NaN; NaN where all values are NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis))

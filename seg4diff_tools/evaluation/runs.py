@@ -1,4 +1,4 @@
-"""Run evaluations and sweeps over the images of a data set, in a folder or without one, and read them again."""
+"""Run evaluations and sweeps over the images of a data set, with or without a folder, and read them."""
 
 import json
 import os
@@ -31,11 +31,11 @@ AXES = {
     "layer": "layers",
     "head": "heads",
 }
-"""Columns of a sweep's rows, in the order of its loops, and the settings that hold their values."""
+"""Columns of a sweep's rows, in loop order, and the settings with their values."""
 
 
 def refuse_other_run(folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder of a run with other settings; they need no model, so that none is loaded in vain."""
+    """Refuse a folder of a run with other settings, before the model is loaded."""
     if folder is not None and (as_path(folder, "out") / SETTINGS).exists():
         check_settings(as_path(folder, "out"), settings, RUN, whole=False)
 
@@ -59,9 +59,8 @@ def run_counts(
     Args:
         work: with the model.
         samples, indices, at_once, skip: as in `count_images`.
-        compute: from a group of samples to their counts; calls its second argument with the part of an image that is
-            done.
-        plan: settings besides those of the model.
+        compute: from a group of samples to their counts; calls its second argument with the finished part of an image.
+        plan: settings other than the model's.
         folder: of the run.
         progress, about: as in `evaluate`.
         kind: for the progress bar.
@@ -137,7 +136,7 @@ def rows_of(settings: Mapping[str, Any]) -> pd.MultiIndex:
 
 
 def _write_table(folder: Path, result: Evaluation, about: Mapping[str, Any]) -> None:
-    """Write the table, and all that determines it."""
+    """Write the table and its settings."""
     table = result.table()
     replace_file(folder / "table.csv", table.to_csv(index=False).encode())
     content = {

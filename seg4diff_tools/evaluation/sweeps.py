@@ -36,7 +36,7 @@ from seg4diff_tools.segmentation.workbench import Workbench, label_frame
 
 NORMALIZATIONS = ("softmax", "softmax+minmax", "scores", "scores+minmax")
 PIXELS_AT_ONCE = 1 << 22
-"""Label maps of this many pixels are made at once; more is no faster and needs more memory."""
+"""Pixels of label maps to compute at once; more is no faster and needs more memory."""
 USED = ("steps", "seeds", "merge_scaled", "classes_per_prompt", "cut_prompt", "zero_tokens", "fit", "size")
 """Fields of the options that a sweep reads."""
 
@@ -63,28 +63,28 @@ def layer_step_sweep(
     Args:
         model: a backbone, a pipeline or a name.
         samples: images with label maps, such as `scenes.Scenes` or `datasets.folder`.
-        options: what all rows share: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, fit and
-            size. Other fields stay at their defaults; methods that use them go through `evaluate`.
+        options: shared by all rows: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, fit and
+            size. Other fields keep their defaults; use `evaluate` for them.
         layers: 0-based; all by default.
         steps_from_end: noise levels; 8 (of 28 steps) is the paper's.
-        heads: "mean" for the mean over heads, "all" for each head on its own, or a list of "mean" and indices.
+        heads: "mean" for the mean over heads, "all" for each head, or a list of "mean" and indices.
         directions: "i2t", "t2i" or both (Fig 16).
         normalize: any of "softmax", "softmax+minmax", "scores", "scores+minmax" (Table 5).
-        vocabulary: class names of the prompt. None gives each image the classes that it shows, as the paper's released
-            evaluation does (protocol "present"); a list is given whole to each image (protocol "full").
-        out: folder for the counts of each image. A run that was killed goes on from there and ends with the identical
-            table; a folder of other settings, another model or other images is refused. More images may be appended.
-        batch: forwards to run at once (images times steps); a run in `out` keeps to its own.
+        vocabulary: class names of the prompt. None gives each image its own classes, as the paper's released evaluation
+            does (protocol "present"); a list is used for each image (protocol "full").
+        out: folder for the counts of each image. A killed run resumes from there and ends with the identical table; a
+            folder of other settings, another model or other images is refused. More images may be appended.
+        batch: forwards to run at once (images times steps); a run in `out` keeps its own.
         progress: show a progress bar.
 
     Returns:
         An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction,
         normalize, layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped.
-        `background` of the samples tells stuff from objects: without it all classes are objects.
+        `background` of the samples names the stuff classes: without it all classes are objects.
 
     Raises:
         InputError: no samples, a label map of another size than its image, a class outside the vocabulary, a layer,
-            step or head out of range, options that a sweep does not use, or an `out` folder of another run.
+            step or head out of range, unsupported options, or an `out` folder of another run.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8, 15, 16, 17 and table 5; scores as in appendix A.4.
     """
@@ -109,7 +109,7 @@ def layer_step_sweep(
     plan |= {"layers": check_layers(backbone, wanted), "heads": check_heads(backbone, _heads(heads))}
     work, at_once = Workbench(backbone), max(1, plan["batch"] // len(steps))
     if plan["vocabulary"] is not None:
-        # a vocabulary that no prompt can hold is refused before anything is computed
+        # refuse a vocabulary that no prompt can hold before any computation
         work.prompts(plan["vocabulary"], options)
     compute = partial(_counts, work, options, plan)
     shared = {"folder": folder, "at_once": at_once, "skip": False, "progress": progress, "kind": "sweep"}
@@ -118,7 +118,7 @@ def layer_step_sweep(
 
 def _check_options(options: Any, steps_from_end: Any) -> None:
     instance_of(options, OpenVocabulary, "options", "options=OpenVocabulary(...), and layers=... by name")
-    # a schedule of fewer than 8 steps needs its own step in the options, too
+    # a schedule of fewer than 8 steps also needs a step in the options
     usual = replace(OpenVocabulary(), steps=options.steps, steps_from_end=steps_from_end)
     usual = usual if options.steps_from_end == usual.steps_from_end else OpenVocabulary()
     others = [each.name for each in fields(OpenVocabulary) if each.name not in USED]
@@ -142,11 +142,11 @@ def _counts(
     group: Sequence[OpenedSample],
     tick: Callable[[float], Any],
 ) -> list[ImageCounts]:
-    """Count the pixels of a few images in every configuration."""
+    """Count the pixels of a group of images in every configuration."""
     work.forget()
     work.images += len(group)
     vocabulary = plan["vocabulary"]
-    # an image without a class has nothing to score, and no prompt of its own
+    # an image without a class has no score and no prompt
     shown = [each for each in group if vocabulary or len(each.sample.class_names)]
     nothing = np.zeros((prod(len(plan[axis]) for axis in AXES.values()), 0, 0), np.int64)
     records = [
@@ -193,7 +193,7 @@ def _counts(
 
 
 def _kinds(plan: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Return what is read of the attention: both rows of a min-max pair come from the same maps."""
+    """Return the maps to read: both rows of a min-max pair come from the same maps."""
     kinds = dict.fromkeys(variant.partition("+")[0] for variant in plan["normalize"])
     return list(product(plan["directions"], kinds))
 

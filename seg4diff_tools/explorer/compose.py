@@ -1,4 +1,4 @@
-"""Place things on a background by hand, and see what the model makes of the scene."""
+"""Compose a scene interactively, and explore the model's attention on it."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Objects = Sequence[tuple[str, tuple[float, float], float]]
 
 
 class Composer(LiveExplorer):
-    """An explorer of a scene that can be changed, made by `compose_scene`.
+    """An explorer of an editable scene, made by `compose_scene`.
 
     Attributes:
         objects: a dictionary for each thing, back to front: its name, and x, y and side as shares of the picture's
@@ -48,7 +48,7 @@ class Composer(LiveExplorer):
 
     @property
     def scene(self) -> Scene:
-        """The scene as it is, with its exact masks."""
+        """The current scene, with its exact masks."""
         return self._scene
 
     def _phrases(self) -> Sequence[str]:
@@ -85,14 +85,14 @@ def compose_scene(
     store: int = 1 << 20,
     **settings: Any,
 ) -> Composer:
-    """Show a scene whose things can be dragged, resized, added and removed, with masks that follow.
+    """Show a scene whose things can be dragged, resized, added and removed; masks are updated.
 
     Args:
-        backbone: the model that looks at the scene.
+        backbone: the model.
         objects: (name, (x, y), side) each, back to front, as for `scenes.compose`.
         background: one of `scenes.BACKGROUNDS`.
         steps: length of the schedule.
-        steps_from_end: noise level at which the model sees the scene; a single step, so that the masks keep up.
+        steps_from_end: noise level of the scene; a single step, for fast updates of the masks.
         seed: of the noise.
         store: see `explore`.
         settings: attributes of `Explorer`.
@@ -101,7 +101,7 @@ def compose_scene(
         The viewer. `view.scene` is the scene with its exact masks, `view.objects = [...]` changes it.
 
     Raises:
-        InputError: an unknown name or background, no object, or a side that is not in 0..1.
+        InputError: an unknown name or background, no object, or a side outside 0..1.
 
     Example: `compose_scene(load_backbone("mini"), [("dog", (0.5, 0.5), 0.6)], "snow")`.
     """

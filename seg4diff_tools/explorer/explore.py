@@ -1,4 +1,4 @@
-"""Pick layer, step, head and word, and see what image tokens attend to; in JupyterLab and in a page."""
+"""Explore the attention of image tokens by layer, step, head and word, in JupyterLab and in a page."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from seg4diff_tools.images import ImageLike, open_image, open_images
 
 @runtime_checkable
 class Segmented(Protocol):
-    """A `segmentation.Segmentation`, which stands on this package's floor."""
+    """Interface of `segmentation.Segmentation`, which this package cannot import."""
 
     class_maps: xr.DataArray
     image: Any
@@ -46,31 +46,31 @@ def explore(
     show: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Explorer:
-    """Show what image tokens attend to: choose layer, step, head and word, point at a place and see its words ranked.
+    """Show the attention of image tokens by layer, step, head and word, and the ranked words of a position.
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
-            image, branch, layer, step, head and token (or class); a dictionary of several, by name, to see them side by
-            side; a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`,
-            also a name), which records what `prompt`, `seed` and the picture say.
-        image: the picture that the maps belong to, one for each of axis image; None shows the maps alone. With a
-            backbone, the picture that it looks at, at every step's noise; None lets it draw one.
-        prompt: what the backbone reads; a prompt may also stand in the place of the image.
+            image, branch, layer, step, head and token (or class); a dictionary of several, by name, for comparison; a
+            segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
+            name), which is recorded with `prompt`, `seed` and `image`.
+        image: the picture of the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
+            its input picture, with every step's noise; None generates one.
+        prompt: of the backbone; may also be passed as `image`.
         seed: of the backbone's noise.
         steps: of the backbone's schedule.
-        record: more arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t",
+        record: further arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t",
             "t2i"]}.
-        store: characters of maps that a saved notebook keeps for the report, where there is no Python; 0 for none.
-        show: more settings, of which one has the name of another argument: show={"image": 2} begins with that picture.
+        store: characters of maps that a saved notebook keeps, for display without Python; 0 for none.
+        show: further settings, for those with the name of another argument: show={"image": 2} starts with that picture.
         settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
 
     Returns:
-        The viewer; the last line of a cell shows it. `view.layer = 9` moves it, `view.observe(function, "token")`
-        follows it, `view.data` has what it shows and `view.save_html("view.html")` writes it as a page.
+        The viewer; the last line of a cell shows it. `view.layer = 9` changes a setting, `view.observe(function,
+        "token")` observes one, `view.data` has the shown maps and `view.save_html("view.html")` writes a page.
 
     Raises:
-        InputError: nothing to show, a setting that was not recorded, or recordings that do not belong together.
-        RecordingError: a file that is no recording, is damaged, or is of another version.
+        InputError: nothing to show, a setting that was not recorded, or incompatible recordings.
+        RecordingError: a file that is no recording, is damaged, or has another version.
 
     Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, "a cat and a tree on grass")`,
     `explore({"before": first, "after": second}, image, beside={"recording": "after"})`.
@@ -109,7 +109,7 @@ def explore(
 
 
 def _blocks(source: Any) -> dict[str, xr.DataArray]:
-    """Recorded maps by direction."""
+    """Return recorded maps by direction."""
     if isinstance(source, (str, os.PathLike)):
         source = open_recording(source)
     if isinstance(source, AttentionRecorder):
@@ -127,7 +127,7 @@ def _blocks(source: Any) -> dict[str, xr.DataArray]:
 
 
 def _source_name(source: Source) -> str:
-    """What the source is called in a line of code."""
+    """Return the variable name of the source for a line of code."""
     if isinstance(source, (str, os.PathLike)):
         return json.dumps(str(source))
     if isinstance(source, Segmented):

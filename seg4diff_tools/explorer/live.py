@@ -1,4 +1,4 @@
-"""The explorer with the model behind it: what it attends to while it looks at a picture, or draws one."""
+"""Explorer of a live model: its attention on a given or generated picture."""
 
 import json
 import threading
@@ -23,24 +23,24 @@ from seg4diff_tools.images import ImageLike, open_image
 from seg4diff_tools.indices import as_indices, as_int
 
 STEPS = 28
-"""Length of the schedule where none is asked for."""
+"""Default length of the schedule."""
 
 
 class LiveExplorer(Explorer):
-    """An explorer with the model behind it, which records anew whenever prompt, seed or picture change.
+    """An explorer of a live model, which is recorded again when prompt, seed or picture change.
 
     Attributes:
-        prompt: what the model reads.
+        prompt: of the model.
         seed: of the noise.
-        picture: what it looks at; None for what it draws.
-        progress: 0 to 1 while it records, 1 when it has.
+        picture: the input picture; None to generate one.
+        progress: of the recording, 0 to 1.
     """
 
     prompt = traitlets.Unicode().tag(sync=True)
     seed = traitlets.Int().tag(sync=True)
     progress = traitlets.Float(1.0).tag(sync=True)
     picture = traitlets.Any()
-    # there even in one whose construction failed, which is closed too
+    # defined even if construction fails, for `close`
     _cancelled = traitlets.Instance(threading.Event, ())
     _ended = traitlets.Bool()
 
@@ -56,7 +56,7 @@ class LiveExplorer(Explorer):
         **settings: Any,
     ):
         seed, steps, store = as_int(seed, "seed", 0), as_int(steps, "steps", 1, 1000), as_int(store, "store", 0)
-        # pictures need all layers, so that none can stop early
+        # generation needs all layers: no forward may stop early
         known = [name for name in signature(AttentionRecorder).parameters if name not in ("model", "stop_after")]
         for name in options:
             one_of(name, "keys of record", known, "arguments of AttentionRecorder, such as record={'layers': [9]}")
@@ -79,16 +79,16 @@ class LiveExplorer(Explorer):
         self.observe(self._record_again, ["prompt", "seed", "picture"])
 
     def wait(self) -> None:
-        """Returns when the recording that runs in the background has ended."""
+        """Wait for the background recording to end."""
         if self._thread is not None:
             self._thread.join()
 
     def cancel(self) -> None:
-        """Ends the recording that runs in the background after its present step; the maps stay as they were."""
+        """Cancel the background recording after its current step; the maps stay unchanged."""
         self._cancelled.set()
 
     def close(self) -> None:
-        """Ends what runs in the background, and the widget."""
+        """Cancel the background recording and close the widget."""
         self._ended = True
         self.cancel()
         super().close()
@@ -102,7 +102,7 @@ class LiveExplorer(Explorer):
             super()._answer(_, question, buffers)
 
     def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
-        """The line that makes this view, up to the settings."""
+        """Return the line of code for this view, up to the settings."""
         arguments = [
             "backbone",
             *(["image"] if picture is not None else []),
@@ -111,12 +111,12 @@ class LiveExplorer(Explorer):
         return f"explore({', '.join(arguments)}, seed={seed}{self._told_recipe()}"
 
     def _told_recipe(self) -> str:
-        """Arguments of the schedule and the recorder, as far as they are not the usual ones."""
+        """Return the arguments of the schedule and the recorder that differ from the defaults."""
         _, steps, options = self._recipe
         return (f", steps={steps}" if steps != STEPS else "") + (f", record={dict(options)!r}" if options else "")
 
     def _phrases(self) -> Sequence[str]:
-        """Words that are shown as one."""
+        """Return phrases that are shown as one word."""
         return ()
 
     def _source(self, recording: Recording) -> MapSource:
@@ -147,7 +147,7 @@ class LiveExplorer(Explorer):
             except _CancelledError:
                 if cancelled is self._cancelled:
                     self.message = "Stopped: the maps are those from before."
-            except Exception as error:  # noqa: BLE001 - nobody sees what a thread raises
+            except Exception as error:  # noqa: BLE001 - exceptions of a thread are not shown
                 self.message = str(error) or type(error).__name__
             finally:
                 if cancelled is self._cancelled:
@@ -155,7 +155,7 @@ class LiveExplorer(Explorer):
 
     @contextmanager
     def _turn(self, cancelled: threading.Event) -> Iterator[None]:
-        """Waits until nobody else runs or watches the model, or until nobody waits for this any more."""
+        """Wait until no one else runs or records the model, or until this recording is cancelled."""
         turn = model_lock(self._recipe[0])
         while not turn.acquire(timeout=0.05):
             if cancelled.is_set():
@@ -166,11 +166,11 @@ class LiveExplorer(Explorer):
             finally:
                 turn.release()
             return
-        # the recording sees at once that it is not wanted
+        # the recording stops at once
         yield
 
     def _replace(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> None:
-        """Shows other maps, with the settings as far as they are still there."""
+        """Show other maps, and keep the settings that are still valid."""
         told = described(atlas, pictures)
         before = content_words(self._atlas.words)[:CLASSES]
         with self.hold_sync(), self.hold_trait_notifications():
@@ -179,7 +179,7 @@ class LiveExplorer(Explorer):
             labels = {word.label for word in (*atlas.words, *atlas.tokens)}
             kept = {axis: now[axis] for axis in AXES if now[axis] in atlas.axes[axis]}
             kept |= {"token": now["token"]} if now["token"] in labels else {}
-            # what was taken out stays out, what was added stays; words that are new compete too
+            # removed classes stay removed, added ones stay; new words are included
             usual = [name for name in told["classes"] if name not in before or name in now["classes"]]
             added = [name for name in now["classes"] if name not in before and name in labels and name not in usual]
             if classes := [*usual, *added]:
@@ -193,7 +193,7 @@ class LiveExplorer(Explorer):
 
 
 class _CancelledError(Exception):
-    """Raised out of a recording that nobody waits for any more."""
+    """Raised to stop a cancelled recording."""
 
 
 def record_live(
@@ -205,20 +205,20 @@ def record_live(
     seed: int,
     report: Callable[[int, int], None],
 ) -> tuple[Recording, PIL.Image.Image]:
-    """Records a backbone while it looks at a picture, or draws one.
+    """Record a backbone on a picture, or while it generates one.
 
     Args:
         backbone: the model.
         steps: length of the schedule.
-        options: arguments of `AttentionRecorder`. Without any, all layers and steps are recorded, the mean of heads,
-            and every token that was read; padding is left out where there are more than CLIP's 77.
-        picture: what it looks at, with the noise of each wanted step; None for what it draws.
-        prompt: what it reads.
+        options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads, and every token
+            are recorded; padding is omitted if there are more tokens than CLIP's 77.
+        picture: the input, with the noise of each wanted step; None to generate one.
+        prompt: of the model.
         seed: of the noise.
-        report: called after each step with the number of steps that are done and that there are; may raise to stop.
+        report: called after each step with the numbers of finished and of all steps; may raise to stop.
 
     Returns:
-        The recording, its steps counted from the beginning of the schedule, and the picture.
+        The recording, its steps counted from the start of the schedule, and the picture.
     """
     encoded = backbone.encode_prompt(prompt)
     read = encoded.indices("start", "word", "end", "template")

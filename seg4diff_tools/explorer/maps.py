@@ -1,4 +1,4 @@
-"""Recorded maps as a viewer reads them: all words of one setting at a time, in 8 bits."""
+"""Recorded maps for a viewer: all words of one setting at a time, in 8 bits."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from seg4diff_tools.errors import InputError, shown
 from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words_of
 
 AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
-"""What a viewer chooses from, in this order; whatever was recorded beside words and places."""
-# What is given up first where the maps do not fit, and how many of it stay before the next is given up.
+"""Axes of a viewer's settings, in order: all recorded ones except words and positions."""
+# Axes to thin out where the maps do not fit, in order, each with the number of entries to keep before the next axis.
 LADDER = (
     *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("image", 1), ("layer", 8)),
     *(("step", 1), ("layer", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
@@ -26,10 +26,10 @@ Selection = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """Maps in 8 bits, each with a scale of its own: value = low + code / 254 * (high - low).
+    """Maps in 8 bits, each with its own scale: value = low + code / 254 * (high - low).
 
     Args:
-        codes: 0 for the smallest value of a map, 254 for its largest, 255 where there is none (NaN or infinite).
+        codes: 0 for the smallest value of a map, 254 for its largest, 255 for NaN or infinite values.
         low, high: smallest and largest value of each map; both NaN for one that was not recorded.
     """
 
@@ -39,12 +39,12 @@ class Quantized:
 
     @property
     def content(self) -> bytes:
-        """All lows, all highs (float32, little-endian), then the codes."""
+        """Return all lows, all highs (float32, little-endian), then the codes."""
         return b"".join(part.tobytes() for part in (self.low.astype("<f4"), self.high.astype("<f4"), self.codes))
 
 
 def quantize(maps: Float[np.ndarray, "map y x"]) -> Quantized:
-    """Brings maps to 8 bits; no value moves by more than 1/508 of its map's range."""
+    """Quantize maps to 8 bits, with errors of at most 1/508 of each map's range."""
     maps = maps.astype(np.float32, copy=False)
     there = np.isfinite(maps)
     low = np.where(there, maps, np.float32(np.inf)).min((1, 2))
@@ -56,26 +56,26 @@ def quantize(maps: Float[np.ndarray, "map y x"]) -> Quantized:
 
 
 class MapSource:
-    """The maps of one or several recordings, found by the values of their axes.
+    """The maps of one or several recordings, indexed by the values of their axes.
 
     Args:
         recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x,
             and any of image, branch, layer, step, head and token (or class).
-        phrases: words that are shown as one, such as "night sky", where the prompt has them.
-        schedule: how many steps the whole schedule has; None takes those of a recording that has all from 0 on.
+        phrases: phrases that are shown as one word, such as "night sky", where the prompt has them.
+        schedule: length of the whole schedule; None infers it from a recording of all steps from 0 on.
 
     Attributes:
-        axes: for each of `AXES` the values that all recordings have; [None] for an axis that there is not. "mean" among
-            heads is the mean over them.
+        axes: for each of `AXES` the values that all recordings have; [None] for a missing axis. "mean" among heads is
+            the mean over them.
         tokens: one `Word` for each token.
-        words: the same, sub-words and phrases put together, and padding in one.
+        words: `tokens` with sub-words and phrases joined, and all padding as one.
         grid: rows and columns of image tokens.
-        schedule: as given, 0 where it is not known.
-        sentence: the prompt, "" where it is not known or the images have several.
+        schedule: as given or inferred, 0 if unknown.
+        sentence: the prompt, "" if unknown or if the images have several.
 
     Raises:
-        InputError: nothing to show, an unknown axis, or recordings that have not the same words, grid or any layer or
-            step in common.
+        InputError: nothing to show, an unknown axis, or recordings with different words or grids, or without a common
+            layer or step.
     """
 
     def __init__(
@@ -118,8 +118,7 @@ class MapSource:
         self.sentence = str(prompts[0]) if len(prompts) == 1 else ""
 
     def default(self) -> dict[str, Any]:
-        """A setting to begin with: the conditional branch, and the layer and step of the paper's depth (9 of 24, 20 of
-        28)."""
+        """Return the initial setting: conditional branch, layer and step at the paper's depth (9 of 24, 20 of 28)."""
         start = {axis: values[0] for axis, values in self.axes.items()}
         if "cond" in self.axes["branch"]:
             start["branch"] = "cond"
@@ -127,10 +126,10 @@ class MapSource:
         return start | {"layer": layers[len(layers) * 3 // 8], "step": steps[len(steps) * 5 // 7]}
 
     def find(self, label: str) -> Word:
-        """The word or token of this label.
+        """Return the word or token with this label.
 
         Raises:
-            InputError: there is none; the message names those that there are.
+            InputError: an unknown label; the message names the known ones.
         """
         for word in (*self.words, *self.tokens):
             if word.label == label:
@@ -139,10 +138,10 @@ class MapSource:
         raise InputError(f"expected a word of {known}, got {label!r}: choose one of these")
 
     def check(self, axis: str, value: Any) -> Any:
-        """The value of an axis as it is written in `axes`.
+        """Return the value of an axis in the form of `axes`.
 
         Raises:
-            InputError: a value that is not there.
+            InputError: an unknown value.
         """
         values = self.axes[axis]
         if getattr(value, "ndim", 0) or value not in values:
@@ -151,20 +150,20 @@ class MapSource:
         return values[values.index(value)]
 
     def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
-        """The maps of one setting.
+        """Return the maps of one setting.
 
         Args:
             selection: a value for each of `AXES`.
-            tokens: places of the wanted tokens; None for all.
+            tokens: positions of the wanted tokens; None for all.
 
         Raises:
-            InputError: a value that is not there.
+            InputError: an unknown value.
         """
         selection = {axis: self.check(axis, selection[axis]) for axis in AXES}
         key = selection["recording"], selection["direction"]
         places = self._places[key]
         *index, head = ((places[axis].get(selection[axis])) for axis in AXES[2:])
-        # of an array that is computed as it is asked for, this part alone
+        # of a lazily computed array, only this part
         found = np.asarray(self._maps[key].data[tuple(index)])
         found = found if tokens is None else found[:, list(tokens)]
         if head is not None:
@@ -173,27 +172,27 @@ class MapSource:
         return found[shared or slice(None)].mean(0, dtype=np.float32)
 
     def word_map(self, selection: Selection, label: str) -> Float[np.ndarray, "y x"]:
-        """The map of one word: the mean over its tokens."""
+        """Return the map of one word: the mean over its tokens."""
         return self.maps(selection, self.find(label).tokens).mean(0)
 
     def along(self, axis: str, selection: Selection, tokens: Sequence[int]) -> Float[np.ndarray, "value y x"]:
-        """The mean map of some tokens for each value of an axis, for small multiples."""
+        """Return the mean map of tokens for each value of an axis, for small multiples."""
         return np.stack([self.maps({**selection, axis: value}, tokens).mean(0) for value in self.axes[axis]])
 
     def stored(self, limit: int, *panels: Selection) -> dict[str, Any]:
-        """As much as fits into a page, for a viewer without Python.
+        """Return the maps that fit into a page, for a viewer without Python.
 
-        Padding is kept as its mean, and of heads, steps, layers and image tokens as many as fit; the selection is
-        always among them.
+        Padding is kept as its mean; heads, steps, layers and image tokens are thinned out to fit. The selection is
+        always kept.
 
         Args:
             limit: of all maps together, in characters of base64.
-            panels: a value for each of `AXES`, for each panel that is shown; what they show is kept in any case.
+            panels: a value for each of `AXES`, for each shown panel; these are always kept.
 
         Returns:
-            axes, tokens and words as they are left, as `listed` gives them; "slices": contents of `Quantized` in base64
-            by the places of the selection's values on the axes that are left, such as "0,0,0,1,4,20,0"; "shape": of
-            each; "kept": what was left out, as a sentence, or "".
+            The kept axes, tokens and words, in the form of `listed`; "slices": contents of `Quantized` in base64 by the
+            positions of the selection's values on the kept axes, such as "0,0,0,1,4,20,0"; "shape": of each; "kept":
+            what was omitted, as a sentence, or "".
         """
         columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
@@ -237,7 +236,7 @@ class MapSource:
         }
 
     def _parts(self, word: Word) -> list[Word]:
-        """What a page keeps of a word: its tokens, or all padding as one."""
+        """Return the parts of a word that a page keeps: its tokens, or all padding as one."""
         return [word] if word.kind in GROUPS else [self.tokens[i] for i in word.tokens]
 
     def _kept(self, kept: Mapping[str, list], tokens: int, grid: tuple[int, int]) -> str:
@@ -253,7 +252,7 @@ class MapSource:
 
 
 def _canonical(maps: xr.DataArray) -> xr.DataArray:
-    """Maps with all axes in one order; those that there were not have length 1 and no values."""
+    """Return maps with all axes in one order; missing ones get length 1 and no values."""
     maps = maps.rename({"class": "token"}) if "class" in maps.dims and "token" not in maps.dims else maps
     order = (*AXES[2:], "token", "y", "x")
     if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
@@ -280,14 +279,14 @@ def _values(maps: xr.DataArray, axis: str) -> list:
 
 
 def _schedule(maps: xr.DataArray) -> int:
-    """How many steps the schedule has, where maps of all of them are there; 0 where that cannot be told."""
+    """Return the length of the schedule if the maps have all of its steps; 0 if unknown."""
     steps = _values(maps, "step")
     count = len(steps)
     if count < 2 or steps != list(range(count)):
         return 0
     if "timestep" in maps.coords:
         times = np.asarray(maps["timestep"].values, np.float64).reshape(count, -1)[:, 0]
-        # a whole schedule falls from pure noise to its last step, which no shift up to 6 lifts above this
+        # a whole schedule falls from pure noise to a last step below this, for shifts up to 6
         whole = np.isclose(times[0], (1, 1000)).any() and (np.diff(times) < 0).all()
         return count if whole and times[-1] / times[0] <= 6 / (count + 5) else 0
     return count

@@ -1,4 +1,4 @@
-"""The explorer without Python: its script and style as a page loads them from a file, with no network and no server."""
+"""The explorer without Python: script and style for a page in a file, without network or server."""
 
 import json
 from collections.abc import Mapping
@@ -8,41 +8,41 @@ from typing import Any
 
 STATIC = Path(__file__).parent / "static"
 PARTS = ("elements", "maps", "questions", "panel", "controls", "live", "explorer")
-"""Its scripts, each of which needs those before it alone."""
+"""Its scripts, in order of dependency."""
 STORED = "application/vnd.seg4diff.explorer+json"
-"""MIME type under which a notebook's output keeps what a page needs."""
+"""MIME type of a page's content in a notebook's output."""
 
 
 def module() -> str:
-    """The widget's module: the files of `static`, joined."""
+    """Return the widget's module: the files of `static`, joined."""
     return "\n".join((STATIC / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
 
 
 def script() -> str:
-    """The widget's module as a classic script, since a browser imports no module from a file: page."""
+    """Return the widget's module as a classic script, since a browser imports no module from a file: page."""
     explorer = module().replace("export default", "const explorer =")
     return f"(() => {{\n{explorer}\n{(STATIC / 'page.js').read_text(encoding='utf-8')}\n}})();\n"
 
 
 def style() -> str:
-    """The widget's style sheet."""
+    """Return the widget's style sheet."""
     return (STATIC / "explorer.css").read_text(encoding="utf-8")
 
 
 def fragment(stored: Mapping[str, Any]) -> str:
-    """HTML that `script` turns into an explorer; escaping `<` keeps the JSON from closing its own tag."""
+    """Return HTML that `script` turns into an explorer; `<` is escaped, so that the JSON cannot close its tag."""
     content = json.dumps(stored, separators=(",", ":")).replace("<", "\\u003c")
     return f'<div class="explorer-page"><script type="application/json">{content}</script></div>'
 
 
 def page(stored: Mapping[str, Any], title: str) -> str:
-    """A whole page in one file.
+    """Return a whole page in one file.
 
     Args:
-        stored: as `Explorer.stored` gives it.
+        stored: from `Explorer.stored`.
         title: of the page.
     """
-    # a script would end at its own closing tag, wherever that stood
+    # a closing tag anywhere in the script would end it
     code = script().replace("</script", "<\\/script")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

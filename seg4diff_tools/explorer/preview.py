@@ -1,4 +1,4 @@
-"""What a notebook shows of an explorer before its cells have run: a picture of the view."""
+"""Static picture of an explorer for a notebook whose cells have not run."""
 
 import io
 
@@ -14,10 +14,10 @@ HINT = "Run this cell to choose layer, step and word."
 
 
 def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x"], opacity: float) -> bytes:
-    """A map over its picture, or the class of the highest map at each place, with a line that says what to do.
+    """Draw a map over its picture, or the class of the highest map at each position, with a line of instructions.
 
     Args:
-        picture: what the maps belong to; None shows them alone.
+        picture: of the maps; None shows them alone.
         maps: one map, or one for each class.
         opacity: of the colors, 0 to 1.
 

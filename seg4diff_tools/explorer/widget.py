@@ -1,5 +1,4 @@
-"""The viewer of recorded maps: a widget whose Python side holds the maps and sends what is looked at, one setting at a
-time.
+"""The viewer of recorded maps: a widget whose Python side holds the maps and sends one setting at a time.
 
 The scripts in `static` draw.
 """
@@ -35,29 +34,31 @@ with named_extra():
 
 
 class SettingError(InputError, traitlets.TraitError):
-    """A setting that the maps do not have; the viewer keeps the one that it had."""
+    """A setting that the maps do not have; the viewer keeps the previous one."""
 
 
 EXAMPLES = {"token": "'cat'", "beside": "{'layer': 9}", "classes": "['cat', 'grass']", "cell": "[2, 3]"}
-"""Settings without a default that holds for any maps."""
+"""Settings without a default for all maps."""
 COLORS = ("viridis", "magma", "cividis", "gray")
 SIDE, CLASSES, OPACITY = 512, 24, 0.5
 
 
 class Explorer(anywidget.AnyWidget):
-    """A viewer of recorded maps, made by `explore`; a widget like any other, to be put into an HBox or a tab.
+    """A viewer of recorded maps, made by `explore`: an ipywidget, for use in an HBox or a tab.
+
+    All attributes can be set and observed.
 
     Attributes:
-        layer, step, head, direction, branch, image, recording: what is chosen, as it is named in the recording; None
-            for what was not recorded. To set and to observe, as all that follow.
+        layer, step, head, direction, branch, image, recording: the selection, with the recording's values; None for
+            axes that were not recorded.
         token: the word or token whose map is shown.
-        beside: what the second panel has of its own, such as {"layer": 9}; {} for one panel.
-        defaults: settings that a line of code need not name.
-        mode: "map", or "masks" for the most attended of `classes` at every place (Seg4Diff, Eq 12).
-        classes: the words that masks choose from.
+        beside: settings of the second panel that differ, such as {"layer": 9}; {} for one panel.
+        defaults: settings to omit from a line of code.
+        mode: "map", or "masks" for the most attended of `classes` at every position (Seg4Diff, Eq 12).
+        classes: the words of the masks.
         cell: row and column of the pinned image token, or None.
         colors: "viridis", "magma", "cividis" or "gray"; all perceptually uniform.
-        opacity: of the map over the image, 0 to 1; at 0 the image stands alone.
+        opacity: of the map over the image, 0 to 1; 0 shows the image alone.
         shared: one scale for both panels.
         pieces: tokens in place of words.
         multiples: axis along which small multiples are shown, "" for none.
@@ -81,7 +82,7 @@ class Explorer(anywidget.AnyWidget):
         {"mode": "map", "colors": COLORS[0], "opacity": OPACITY, "shared": False, "pieces": False, "multiples": "layer"}
     ).tag(sync=True)
 
-    # what the front end is told
+    # state of the front end
     axes = traitlets.Dict().tag(sync=True)
     schedule = traitlets.Int().tag(sync=True)
     tokens: traitlets.List = traitlets.List().tag(sync=True)
@@ -107,19 +108,19 @@ class Explorer(anywidget.AnyWidget):
         "multiples",
     )
     TOLD = ("pictures", "palette", "call", "defaults", "schedule", "sentence")
-    """What a page is told beside the settings and the maps."""
+    """Content of a page other than the settings and the maps."""
 
     def __init__(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
         self.check_names(settings)
         self._atlas, self._store = atlas, as_int(store, "store", 0)
-        # shared with neighbors in an HBox
+        # the width is shared with neighbors in an HBox
         layout = ipywidgets.Layout(width="100%")
         super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
         self.on_msg(self._answer)
 
     @classmethod
     def check_names(cls, settings: Iterable[str]) -> None:
-        """Raises: InputError for a name that is no setting."""
+        """Raise an InputError for a name that is no setting."""
         if unknown := [str(name) for name in settings if name not in cls.SETTINGS]:
             raise InputError(f"expected settings from {', '.join(cls.SETTINGS)}, got {', '.join(unknown)}: use these")
 
@@ -141,11 +142,11 @@ class Explorer(anywidget.AnyWidget):
         try:
             return self._checked(proposal["trait"].name, proposal["value"])
         except InputError as error:
-            # of the kind after which traitlets goes back to the value before
+            # traitlets restores the previous value on an error of this class
             raise SettingError(str(error)) from None
 
     def _checked(self, name: str, value: Any) -> Any:
-        """A setting as the atlas writes it."""
+        """Return a setting in the atlas's form."""
         if name in AXES:
             return self._atlas.check(name, value)
         if name == "opacity":
@@ -179,9 +180,9 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def data(self) -> xr.DataArray:
-        """What is shown, unreduced, as the map [y x] of the word or, with masks, the maps [class y x] of the classes.
+        """The shown maps, unquantized: [y x] of the word or, with masks, [class y x] of the classes.
 
-        With a second panel, both, along an axis with the name of what differs. The settings stand in `attrs`.
+        With a second panel, both, along an axis with the name of the differing setting. `attrs` has the settings.
         """
         labels = self.classes if self.mode == "masks" else [self.token]
         panels = [self.selection, *([self.selection | self.beside] if self.beside else [])]
@@ -189,7 +190,7 @@ class Explorer(anywidget.AnyWidget):
         found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
         for axis in self.beside:
             shown = [panel[axis] for panel in panels]
-            # "mean" beside head 2: as they are, not both as words
+            # keep types: "mean" beside head 2, not beside "2"
             mixed = len({isinstance(value, str) for value in shown}) > 1
             found = found.rename(panel=axis).assign_coords({axis: np.array(shown, dtype=object if mixed else None)})
         found.attrs = {
@@ -201,7 +202,7 @@ class Explorer(anywidget.AnyWidget):
         return found if self.beside else found.isel(panel=0)
 
     def stored(self, limit: int | None = None) -> dict[str, Any]:
-        """Return what a page needs to show this view without Python; see `MapSource.stored`.
+        """Return the content of a page that shows this view without Python; see `MapSource.stored`.
 
         Args:
             limit: of the maps, in characters; None for `store` of `explore`.
@@ -212,7 +213,7 @@ class Explorer(anywidget.AnyWidget):
         labels = {word["label"] for word in (*kept["words"], *kept["tokens"])}
         group = {
             self._atlas.tokens[i].label: word.label for word in self._atlas.words for i in word.tokens
-        }  # of padding a page keeps the mean alone
+        }  # a page keeps only the mean of padding
         told["token"] = self.token if self.token in labels else group[self.token]
         told["classes"] = list(dict.fromkeys(name if name in labels else group[name] for name in self.classes))
         if len(self.pictures) > 1:
@@ -225,17 +226,17 @@ class Explorer(anywidget.AnyWidget):
         return told | kept
 
     def save_html(self, path: str | os.PathLike, store: int = 1 << 23) -> Path:
-        """Write the view as a page in one file, which needs no Python and no network.
+        """Write the view as a page in one file, for use without Python or network.
 
         Args:
             path: of the page; "~" is expanded.
-            store: characters of maps that the page keeps; 8 MiB hold all steps' worth of one full-size recording.
+            store: characters of maps that the page keeps; 8 MiB hold all steps of one full-size recording.
 
         Returns:
             The path.
 
         Raises:
-            InputError: no path, or no number of characters.
+            InputError: an invalid path or number of characters.
             CheckpointError: the file cannot be written.
         """
         path, store = as_path(path), as_int(store, "store", 0)
@@ -250,7 +251,7 @@ class Explorer(anywidget.AnyWidget):
         return bundle
 
     def _preview(self) -> bytes:
-        """The first panel as a picture, for a notebook whose cells have not run."""
+        """Return the first panel as a picture, for a notebook whose cells have not run."""
         picture = None
         if self.pictures:
             url = self.pictures[self.axes["image"].index(self.image) if len(self.pictures) > 1 else 0]
@@ -261,7 +262,7 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer(layer={self.layer}, step={self.step}, head={self.head!r}, token={self.token!r})"
 
     def _answer(self, _: Any, question: dict, buffers: list) -> None:
-        """Answers the front end; every answer holds its question."""
+        """Answer a request of the front end; every answer includes its request."""
         try:
             if question["ask"] == "slice":
                 self._send_maps(question, self._atlas.maps(question["selection"]))
@@ -270,7 +271,7 @@ class Explorer(anywidget.AnyWidget):
                 self._send_maps(question, maps)
             elif question["ask"] == "file":
                 self.send({"question": question}, [_netcdf(self.data)])
-        except Exception as error:  # noqa: BLE001 - whoever asked would wait for nothing
+        except Exception as error:  # noqa: BLE001 - the front end waits for an answer
             self.send({"question": question, "error": str(error) or type(error).__name__})
 
     def _send_maps(self, question: dict, maps: Float[np.ndarray, "map y x"]) -> None:
@@ -278,7 +279,7 @@ class Explorer(anywidget.AnyWidget):
 
 
 def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str, Any]:
-    """What the front end is told of an atlas, and the settings to begin with."""
+    """Return the front end's description of an atlas, and the initial settings."""
     # as many as there are colors
     telling = content_words(atlas.words)[:CLASSES]
     return {
@@ -295,7 +296,7 @@ def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str
 
 
 def _palette() -> dict[str, list[str]]:
-    """Color maps at 33 places, which a browser blends in between, and the colors of classes."""
+    """Return color maps at 33 points, which a browser interpolates, and the colors of classes."""
     palette = {name: [to_hex(c) for c in matplotlib.colormaps[name](np.linspace(0, 1, 33))] for name in COLORS}
     return palette | {"classes": [to_hex(color / 255) for color in class_colors(CLASSES)]}
 
@@ -309,7 +310,7 @@ def _data_url(picture: PIL.Image.Image) -> str:
 
 
 def _netcdf(array: xr.DataArray) -> bytes:
-    # numbers beside words are words in a file
+    # in a file, numbers among words become words
     array = array.assign_coords({n: c.astype(str) for n, c in array.coords.items() if c.dtype == object})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "view.nc")

@@ -1,4 +1,4 @@
-"""The words of recorded maps: tokens put together to what a reader would click."""
+"""The words of recorded maps: tokens joined into selectable words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import regex
 import xarray as xr
 
 GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
-# They join words, and have a map, but name nothing that a picture shows.
+# Function words have a map, but name nothing in a picture.
 JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
 JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
 
 
 @dataclass(frozen=True)
 class Word:
-    """Something to click: a word, a part of one, or all padding.
+    """A selectable item: a word, a part of one, or all padding.
 
     Args:
-        label: what it is called; no two words or tokens share one.
-        tokens: places of its tokens on the axis of tokens; its map is the mean of theirs (Seg4Diff, Eq 10).
-        kind: as `prompts.Token.kind`, "word" where that is not known.
+        label: unique among words and tokens.
+        tokens: positions of its tokens on the token axis; its map is the mean of theirs (Seg4Diff, Eq 10).
+        kind: as `prompts.Token.kind`, "word" if unknown.
     """
 
     label: str
@@ -35,7 +35,7 @@ def tokens_of(maps: xr.DataArray) -> tuple[Word, ...]:
 
 
 def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...]:
-    """Tokens put together that follow each other in the prompt without a gap, padding, and the words of phrases."""
+    """Join tokens that are contiguous in the prompt, padding, and the words of phrases."""
     tokens = tokens_of(maps)
     starts, stops = (
         maps[name].values.tolist() if name in maps.coords else [None] * len(tokens)
@@ -46,7 +46,7 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
         last = groups[-1][-1] if groups else 0
         joined = groups and token.kind == tokens[last].kind
         if joined and token.kind == "word":
-            # tokens of one letter's bytes have the same range; no word holds a part of a letter
+            # byte tokens of one letter have the same range; a word has whole letters only
             start, stop = starts[i], stops[last]
             overlap = start is not None and stop is not None and start < stop
             joined = overlap or (starts[i] == stops[last] is not None and _spells(tokens[last]) and _spells(token))
@@ -65,7 +65,7 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
 
 
 def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
-    """Put the first words that spell a phrase into one, unless something else is called like it."""
+    """Join the first words that spell a phrase, unless its label is taken."""
     parts = phrase.split()
     for at in range(len(words) - len(parts) + 1):
         group = words[at : at + len(parts)]
@@ -94,7 +94,7 @@ def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[s
 
 
 def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
-    """Return the letters of some tokens in order, those that several tokens share once."""
+    """Return the letters of tokens in order, shared ones once."""
     text, end = "", ranges[0][0]
     for part, (start, stop) in zip(parts, ranges, strict=True):
         text += part.label.split("#")[0][max(0, end - start) :]
@@ -103,18 +103,18 @@ def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
 
 
 def content_words(words: Sequence[Word]) -> list[str]:
-    """Labels of the words that may name something in a picture: not articles, prepositions or punctuation."""
+    """Return the labels of words that may name something in a picture: no articles, prepositions or punctuation."""
     named = [word.label for word in words if word.kind == "word"]
     telling = [n for n in named if regex.search(r"\p{L}", n) and n.split("#")[0].lower() not in JOINING]
     return telling or named or [word.label for word in words]
 
 
 def listed(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Words as the front end reads them.
+    """Return words for the front end.
 
     Returns:
-        Of each word label, tokens and kind; "count": how many tokens its map is the mean of; "color": its place among
-            the colors of masks, of which words that may name something get the first.
+        For each word label, tokens and kind; "count": number of tokens in the mean of its map; "color": its index in
+            the colors of masks, content words first.
     """
     telling = content_words(words)
     order = sorted(words, key=lambda word: word.label not in telling)

@@ -1,6 +1,6 @@
-"""Supported architectures, one frozen record each: the only package that knows the inside of diffusers' models.
+"""Supported architectures, one frozen record each: the only package that depends on the internals of diffusers' models.
 
-`book/add_your_model.md` describes how to add one; `register` makes a record of your own known.
+`book/add_your_model.md` describes how to add one; `register` adds a record at run time.
 """
 
 from typing import Any
@@ -43,10 +43,10 @@ __all__ = [
 
 
 def register(family: Family) -> None:
-    """Make a family known, before all others: its record decides for transformers that an older one covers too.
+    """Register a family, ahead of all others that cover the same transformer.
 
     Args:
-        family: the record; another one of the same name is replaced.
+        family: the record; replaces one of the same name.
 
     Raises:
         InputError: not a Family.
@@ -56,7 +56,7 @@ def register(family: Family) -> None:
 
 
 def refuse_split(model: Any, name: str) -> None:
-    """Refuse a model or pipeline that `device_map` spread over several accelerators: maps would lie on all of them.
+    """Refuse a model or pipeline that `device_map` spread over several accelerators.
 
     Raises:
         InputError: it is on more than one.

@@ -1,6 +1,6 @@
-"""Every touch of private API of diffusers, PyTorch and accelerate: the one file that an upgrade may have to change.
+"""Access to private APIs of diffusers, PyTorch and accelerate: the one file that an upgrade may have to change.
 
-`tests/test_private.py` tests each private name, says what breaks without it, and finds such names in other modules.
+`tests/test_private.py` tests each private name and finds such names in other modules.
 """
 
 import sys
@@ -21,7 +21,7 @@ _COMPUTING = tuple(str(Path(torch.__file__).parent / name) for name in ("nn", "a
     str(Path(sys.modules["diffusers"].__file__ or "").parent),
 )
 CONFIG_ATTRIBUTE = "_internal_dict"
-"""Attribute in which diffusers' models keep their configuration."""
+"""Configuration attribute of diffusers' models."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
@@ -31,10 +31,10 @@ class SamplingLoop:
     """The sampling loop of a pipeline, while it runs.
 
     Args:
-        weight: of classifier-free guidance in this forward; None where it runs without.
+        weight: of classifier-free guidance in this forward; None without guidance.
         perturbed: whether the batch ends with a branch of perturbed attention guidance (PAG).
         steps: number of forwards of each branch; None if unknown.
-        prompt: the text that the pipeline was called with; None if it was called with embeddings.
+        prompt: text argument of the pipeline call; None if it was called with embeddings.
     """
 
     weight: float | None
@@ -51,7 +51,7 @@ def unwrapped(transformer: Any) -> Any:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run compiled modules eagerly: compiled code silently skips hooks that were added later."""
-    # a module that was never imported has compiled nothing, and its import takes seconds
+    # if torch._dynamo was never imported, nothing is compiled; its import takes seconds
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -62,8 +62,7 @@ def uncompiled() -> Iterator[None]:
 def sampling_loop(transformer: nn.Module) -> SamplingLoop | None:
     """Return the state of the pipeline whose `__call__` runs this transformer in this thread; None if none does.
 
-    The pipeline is found on the stack, not passed: pipelines that share a transformer (`from_pipe`) each keep the
-    settings of their own last call.
+    The pipeline is read from the call stack, because several pipelines can share a transformer (`from_pipe`).
     """
     for frame in _callers(sys._getframe(1)):
         if frame.f_code.co_name == "__call__":
@@ -74,7 +73,7 @@ def sampling_loop(transformer: nn.Module) -> SamplingLoop | None:
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and those of its callers, innermost first."""
+    """Yield a frame and those of its callers, innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -90,7 +89,7 @@ def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
 
 
 def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
-    # guidance-distilled models have a true_cfg_scale beside the guidance_scale that they read; Z-Image can stop midway
+    # guidance-distilled models read guidance_scale and add true_cfg_scale; Z-Image can stop guidance midway
     flags = (
         ("do_true_cfg", "true_cfg_scale"),
         ("apply_cfg", "current_guidance_scale"),
@@ -105,12 +104,12 @@ def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
 
 
 def is_computing(thread: int) -> bool:
-    """Whether a thread, given by its ident, runs PyTorch's modules or diffusers at this moment."""
+    """Return whether the thread with this ident is running PyTorch's modules or diffusers."""
     return any(frame.f_code.co_filename.startswith(_COMPUTING) for frame in _callers(sys._current_frames().get(thread)))
 
 
 class _Hook(partial):
-    """A hook of this package, which copies of its module do not get; called without a frame of its own."""
+    """A hook of this package, left out of copies of its module; adds no stack frame."""
 
 
 def add_hook(module: nn.Module, function: Callable, *, before: bool = False, **options: bool) -> Callable[[], None]:
@@ -151,7 +150,7 @@ def _reduced(module: nn.Module, protocol: int) -> tuple:
 
 @contextmanager
 def native_processors(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Make diffusers' attention processors use PyTorch's own attention: other backends cannot be seen."""
+    """Make diffusers' attention processors use PyTorch's attention: other backends cannot be intercepted."""
     processors: list[Any] = [getattr(module, "processor", None) for module in modules]
     changed = [
         (processor, processor._attention_backend)
@@ -168,20 +167,20 @@ def native_processors(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def native_dispatch() -> AbstractContextManager:
-    """Return a context manager in which diffusers dispatches attention to PyTorch's own."""
+    """Return a context manager in which diffusers dispatches attention to PyTorch's."""
     # entering diffusers' own costs as much as a small operator
     native = _AttentionBackendRegistry._active_backend == AttentionBackendName.NATIVE
     return nullcontext() if native else attention_backend("native")
 
 
 def sdp_choice(*args: Any, **kwargs: Any) -> int | None:
-    """Return the number of the SDPBackend that `scaled_dot_product_attention` takes; None if PyTorch does not tell."""
+    """Return the number of the SDPBackend that `scaled_dot_product_attention` would use; None if unknown."""
     choose = getattr(torch, "_fused_sdp_choice", None)
     return None if choose is None else choose(*args, **kwargs)
 
 
 def sdp_operator(name: str) -> Callable[..., Any]:
-    """Return an attention operator that also gives the log-sum-exp, such as "flash_attention_for_cpu"."""
+    """Return an attention operator that also returns the log-sum-exp, such as "flash_attention_for_cpu"."""
     return getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
 
 
@@ -206,12 +205,12 @@ def ovis_message(pipe: Any, text: str) -> str:
 
 
 def execution_device(pipe: Any) -> torch.device:
-    """Return the device that a pipeline computes on, offloaded or not."""
+    """Return the compute device of a pipeline, offloaded or not."""
     return pipe._execution_device
 
 
 def scheduler_shift(scheduler: Any) -> float | None:
-    """Return the shift that `scheduler.set_shift` sets beside the configuration; None if it has none."""
+    """Return the shift set by `scheduler.set_shift`, which the configuration lacks; None if there is none."""
     return getattr(scheduler, "_shift", None)
 
 
@@ -240,16 +239,16 @@ def diffusers_hooks(module: nn.Module) -> dict[str, Any]:
 
 
 def foreach(name: str) -> Callable[..., Any]:
-    """Return an operator on lists of tensors, such as "lerp_"; PyTorch's optimizers use the same ones."""
+    """Return an operator on lists of tensors, such as "lerp_", as PyTorch's optimizers use."""
     return getattr(torch, f"_foreach_{name}")
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16 matrices."""
+    """Return whether the CPU has instructions for bfloat16 matrix products."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def allow_precision(precision: str) -> None:
-    """Let the next Accelerator use this mixed precision; accelerate keeps that of a process's first one otherwise."""
+    """Set the mixed precision of the next Accelerator; accelerate would keep that of the process's first one."""
     if AcceleratorState._shared_state.get("_mixed_precision") != precision:
         AcceleratorState._reset_state()

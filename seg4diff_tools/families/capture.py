@@ -17,16 +17,16 @@ from seg4diff_tools.prompts import Prompt
 
 
 class _Captured(Exception):
-    """Ends the pipeline's call."""
+    """Raised to end the pipeline's call."""
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedInputs:
-    """What a pipeline prepared.
+    """Inputs that a pipeline prepared for its transformer.
 
     Args:
-        inputs: the arguments of its transformer's first forward, by name.
-        scheduler: a scheduler of its kind with the timesteps and noise levels set.
+        inputs: arguments of the first forward, by name.
+        scheduler: a copy of the pipeline's scheduler, with timesteps and noise levels set.
     """
 
     inputs: Mapping[str, Any]
@@ -38,8 +38,8 @@ def capture_inputs(
 ) -> CapturedInputs:
     """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
-    Position ids, masks, prompt templates and shifts of the schedule are thus the pipeline's own in every version. Its
-    scheduler and progress bar stay as they were.
+    Position ids, masks, prompt templates and schedule shifts are thus the pipeline's own. Its scheduler and progress
+    bar are restored.
 
     Args:
         pipe: the pipeline.
@@ -47,7 +47,7 @@ def capture_inputs(
         prompt: for one image.
         size: height and width of the image in pixels.
         steps: sampling steps.
-        arguments: more of the pipeline's arguments.
+        arguments: further arguments of the pipeline.
     """
     found: dict[str, Any] = {}
 
@@ -55,7 +55,7 @@ def capture_inputs(
         found.update(family.forward_inputs(module, args, kwargs))
         raise _Captured
 
-    # a pipeline keeps the settings of its last call, and this one shall leave no trace
+    # a pipeline keeps the settings of its last call: restore them
     before = dict(vars(pipe))
     pipe.scheduler = copy.deepcopy(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -65,7 +65,7 @@ def capture_inputs(
             pipe(
                 prompt=prompt,
                 num_inference_steps=steps,
-                # the noise is thrown away, but drawing it must not disturb the user's random numbers
+                # the noise is discarded; drawing it must not advance the user's random state
                 generator=torch.Generator().manual_seed(0),
                 output_type="latent",
                 **family.sized(pipe, size),
@@ -82,7 +82,7 @@ def capture_inputs(
 
 
 def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
-    """Encode a prompt with the pipeline's own text encoders; words that do not fit are left out, as the pipeline does.
+    """Encode a prompt with the pipeline's own text encoders; words past the limit are dropped, as the pipeline does.
 
     Args:
         pipe: a pipeline of the family, or of its components (image to image, inpainting, PAG).
@@ -90,7 +90,7 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
         text: the prompt, in Unicode NFC.
 
     Raises:
-        InputError: the pipeline has no text encoder, or has a part that the family leaves out.
+        InputError: the pipeline has no text encoder, or has a part that the family omits.
     """
     parts = getattr(pipe, "components", None)
     if not parts:
@@ -119,6 +119,6 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
 
 
 def prompt_of(pipe: Any, family: Family, text: str, captured: CapturedInputs) -> Prompt:
-    """Return the prompt with which a pipeline was captured."""
+    """Return the encoded prompt of a captured call."""
     inputs = {name: captured.inputs[name] for name in family.text_inputs if captured.inputs.get(name) is not None}
     return Prompt(text, family.label(pipe, text, family.text_length(inputs)), inputs)

@@ -1,4 +1,4 @@
-"""Prompts that stand in the chat template of a language model."""
+"""Prompts inside the chat template of a language model."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,16 @@ from seg4diff_tools.errors import PromptError
 from seg4diff_tools.prompts import Token, label_template
 
 Render = Callable[[str], str]
-"""From a prompt to the whole text that the pipeline's text encoder reads."""
+"""Function from a prompt to the full input text of the text encoder."""
 
 
 def chat_room(tokenizer: PreTrainedTokenizerBase, render: Render, tokens: int) -> int:
-    """Return how many tokens of a prompt fit into a template.
+    """Return the number of prompt tokens that fit into a template.
 
     Args:
         tokenizer: of the text encoder.
         render: puts a prompt into the template.
-        tokens: what the text encoder reads in all.
+        tokens: total token limit of the text encoder.
     """
     return tokens - len(tokenizer(render(""), add_special_tokens=False).input_ids)
 
@@ -38,8 +38,8 @@ def label_chat(
         render: puts a prompt into the template.
         text: the prompt, in Unicode NFC.
         length: number of text tokens.
-        skipped: tokens at the start of the template whose features the pipeline cuts off.
-        room: how many tokens of the whole text the encoder reads; `length` where None.
+        skipped: tokens at the start of the template whose features the pipeline drops.
+        room: token limit of the encoder for the whole text; None for `length`.
 
     Raises:
         PromptError: the prompt is too long, or the template changes it.

@@ -1,5 +1,4 @@
-"""Chroma: [T5 tokens, image], FLUX.1's blocks, with a mask over the text: what stands after its first pad counts
-less."""
+"""Chroma: [T5 tokens, image], FLUX.1's blocks, with a mask that down-weights text tokens after the first pad."""
 
 from typing import Any
 
@@ -10,7 +9,7 @@ from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, label_alon
 
 
 def _with_mask_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline's mask covers text and image, and is as long as the image that it was made for."""
+    """Rebuild the pipeline's mask over text and image for the number of image tokens."""
     text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
     mask = inputs["attention_mask"][:, :text]
     return inputs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), image)], dim=1)}

@@ -1,5 +1,5 @@
-"""ERNIE-Image: [image, language model's tokens] in single blocks; as many text tokens as the longest prompt has, pads
-are masked."""
+"""ERNIE-Image: [image, language model's tokens] in single blocks, text padded to the longest prompt; pads are
+masked."""
 
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ def _reader(pipe: Any) -> tuple[Any, int]:
     return pipe.tokenizer, pipe.tokenizer.model_max_length - pipe.tokenizer.num_special_tokens_to_add()
 
 
-# The prompt enhancer is left out: it would replace the words that are looked for.
+# The prompt enhancer is omitted: it would replace the prompt's words.
 ERNIE_IMAGE = Family(
     name="ernie-image",
     pipelines=("ErnieImagePipeline",),
@@ -33,7 +33,7 @@ ERNIE_IMAGE = Family(
     patch_size=1,
     latents_as_given=True,
     channels=lambda pipe: pipe.transformer.config.in_channels,
-    # the pipeline's own number, not that of the VAE's configuration
+    # the pipeline's value, not that of the VAE's configuration
     encode=partial(encode_patches, eps=EPS),
     decode=partial(decode_patches, eps=EPS),
     guidance_scale=4.0,

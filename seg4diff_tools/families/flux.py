@@ -11,10 +11,10 @@ T5_TOKENS = 512
 
 
 def packed_layout(transformer: nn.Module, inputs: Inputs) -> Layout:
-    """The layout of a forward whose position ids say where image tokens stand: (image number, row, column)."""
+    """Return the layout of a forward from its image position ids: (image number, row, column)."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    # a reference image has another number in the first column
+    # reference images have another number in the first column
     own = ids[ids[:, 0] == 0]
     rows, columns = (int(own[:, axis].max()) + 1 for axis in (1, 2))
     text, references = inputs["encoder_hidden_states"].shape[1], len(ids) - len(own)

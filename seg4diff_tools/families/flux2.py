@@ -15,7 +15,7 @@ TOKENS = 512
 
 
 def _chat(pipe: Any) -> tuple[Any, Render]:
-    """The tokenizer, and what puts a prompt into the template: dev has a system message, klein none."""
+    """Return the tokenizer and the template function: dev has a system message, klein none."""
     if hasattr(pipe, "system_message"):
         format_input = module_function(pipe, "format_input")
 
@@ -23,7 +23,7 @@ def _chat(pipe: Any) -> tuple[Any, Render]:
             messages = format_input([text], pipe.system_message)
             return pipe.tokenizer.apply_chat_template(messages, tokenize=False)[0]
 
-        # the pipeline calls a processor of text and images its tokenizer
+        # the pipeline's tokenizer can be a text and image processor
         return getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer), render
 
     def render_alone(text: str) -> str:
@@ -52,12 +52,12 @@ def _statistics(pipe: Any, like: Tensor, eps: float | None) -> tuple[Tensor, Ten
 
 
 def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps: float | None = None) -> Latents:
-    """Latents of FLUX.2's VAE, cut into patches of 2 x 2 cells and normalized by its running statistics.
+    """Encode images with FLUX.2's VAE: patches of 2 x 2 cells, normalized by its running statistics.
 
     Args:
         pipe: the pipeline.
         pixels: from -1 to 1.
-        eps: what the pipeline adds to the variance; None for what the VAE's configuration says.
+        eps: added to the variance; None for the value of the VAE's configuration.
     """
     latents = patchify(pipe, pipe.vae.encode(pixels).latent_dist.mode())
     mean, deviation = _statistics(pipe, latents, eps)
@@ -65,12 +65,12 @@ def encode_patches(pipe: Any, pixels: Float[Tensor, "image 3 height width"], eps
 
 
 def decode_patches(pipe: Any, latents: Latents, eps: float | None = None) -> Float[Tensor, "image 3 height width"]:
-    """Pixels from -1 to 1 of what `encode_patches` gave."""
+    """Decode latents of `encode_patches` to pixels from -1 to 1."""
     mean, deviation = _statistics(pipe, latents, eps)
     return pipe.vae.decode(unpatchify(pipe, latents * deviation + mean), return_dict=False)[0]
 
 
-# Its latents are cut into patches of 2 x 2 cells and normalized by the VAE: one cell for a token.
+# Latents are patches of 2 x 2 cells, normalized by the VAE: one cell per token.
 FLUX2 = Family(
     name="flux2",
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
@@ -88,7 +88,7 @@ FLUX2 = Family(
     channels=lambda pipe: pipe.transformer.config.in_channels,
     encode=encode_patches,
     decode=decode_patches,
-    # dev reads the scale; klein's first forward is the prompt's in any case
+    # dev reads the scale; klein's first forward is always that of the prompt
     no_guidance_kwargs={},
     guidance_scale=4.0,
     branches=("cond", "uncond"),

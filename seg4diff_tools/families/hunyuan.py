@@ -20,7 +20,7 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
     glyphs = pipe.tokenizer_2_max_length
     template, skipped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
     words = label_template(pipe.tokenizer, text, length - glyphs, template, skipped=skipped)
-    # the pipeline's own search for text in quotes, which ByT5 reads letter by letter
+    # the pipeline's own search for quoted text, which ByT5 reads by letters
     quoted = module_function(pipe, "extract_glyph_text")(text)
     ids = [] if quoted is None else pipe.tokenizer_2(quoted, truncation=True, max_length=glyphs).input_ids
     letters = [Token(0, pipe.tokenizer_2.decode([number]), "template", reader="ByT5") for number in ids]
@@ -36,10 +36,9 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 
 
 def _at_an_instant(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The distilled model predicts the mean velocity of the time until `timestep_r`; of no time, it is the velocity
-    itself.
+    """Set `timestep_r` to the timestep, so that the distilled model predicts the instantaneous velocity.
 
-    A departure from the pipeline, which gives it the next timestep of its schedule; a timestep alone has none.
+    The pipeline passes the next timestep of its schedule, for the mean velocity up to it.
     """
     return inputs if inputs.get("timestep_r") is None else inputs | {"timestep_r": inputs["timestep"]}
 

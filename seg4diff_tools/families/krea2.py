@@ -1,5 +1,5 @@
-"""Krea 2: [language model's tokens, image] in single blocks with grouped keys; pads, before the template's end, are
-masked."""
+"""Krea 2: [language model's tokens, image] in single blocks with grouped-query attention; pads, before the template's
+end, are masked."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _reader(pipe: Any) -> tuple[Any, int]:
 
 
 def _with_places_of_the_image(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Position ids are those of text and image together, and the text may be longer than the captured one."""
+    """Rebuild the position ids of text and image, since the text may be longer than the captured one."""
     text, image = inputs["encoder_hidden_states"].shape[1], inputs["hidden_states"].shape[1]
     places = inputs["position_ids"][-image:]
     return inputs | {"position_ids": torch.cat([places.new_zeros(text, 3), places])}

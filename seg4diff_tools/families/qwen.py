@@ -1,4 +1,4 @@
-"""Qwen-Image: [language model's tokens, image, reference images]; as many text tokens as the prompt has."""
+"""Qwen-Image: [language model's tokens, image, reference images], without padding."""
 
 from typing import Any
 
@@ -38,14 +38,14 @@ def _statistics(pipe: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_frame(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
-    """Latents of a VAE for videos, of images as single frames, normalized by the mean and deviation of each channel."""
+    """Encode images as single frames with a video VAE, normalized by each channel's mean and deviation."""
     latents = pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)
     mean, deviation = _statistics(pipe, latents)
     return (latents - mean) / deviation
 
 
 def decode_frame(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
-    """Pixels from -1 to 1 of what `encode_frame` gave."""
+    """Decode latents of `encode_frame` to pixels from -1 to 1."""
     mean, deviation = _statistics(pipe, latents)
     return pipe.vae.decode((latents * deviation + mean).unsqueeze(2), return_dict=False)[0].squeeze(2)
 

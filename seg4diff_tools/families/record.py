@@ -1,4 +1,4 @@
-"""What a family is: everything that sets one architecture apart from another, as data and a few small functions."""
+"""Record of a family: the differences between architectures, as data and a few small functions."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from seg4diff_tools.prompts import Token, label_template
 
 Inputs = Mapping[str, Any]
-"""What a pipeline hands to its transformer, by name."""
+"""Arguments of a transformer's forward, by name."""
 Latents = Float[Tensor, "image channels rows columns"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of one forward stand in its joint sequence.
+    """Token positions in the joint sequence of one forward.
 
     Args:
         grid: rows and columns of the image tokens.
         image: positions of the image tokens.
         text: positions of the text tokens.
-        tokens: length of the joint sequence; what is neither image nor text are registers, reference images or filling.
+        tokens: length of the joint sequence, with registers, reference images and padding.
     """
 
     grid: tuple[int, int]
@@ -47,21 +47,21 @@ def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, ref
         grid: rows and columns of the image tokens.
         text: number of text tokens.
         registers: learned tokens before the text.
-        references: tokens of images that are given beside the prompt, after the image.
+        references: tokens of reference images, after the image.
     """
     start, image = registers + text, grid[0] * grid[1]
     return Layout(grid, slice(start, start + image), slice(registers, start), start + image + references)
 
 
 def patch_grid(transformer: nn.Module, latents: Tensor) -> tuple[int, int]:
-    """Return rows and columns of image tokens of a transformer that cuts latents [... rows columns] into patches."""
+    """Return rows and columns of image tokens where the transformer patchifies latents [... rows columns] itself."""
     patch = transformer.config.patch_size
     down, across = (patch, patch) if isinstance(patch, int) else patch
     return latents.shape[-2] // down, latents.shape[-1] // across
 
 
 def label_alone(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
-    """Label the text tokens of a pipeline whose one tokenizer reads the prompt without a template."""
+    """Label the text tokens where the pipeline's one tokenizer reads the plain prompt."""
     return label_template(pipe.tokenizer, text, length)
 
 
@@ -72,63 +72,60 @@ def native_side(pipe: Any) -> int:
 
 
 DOUBLE_AND_SINGLE = (("transformer_blocks", "attn"), ("single_transformer_blocks", "attn"))
-"""The stacks of blocks with two streams, then of those with one, as FLUX.1 names them."""
+"""Double-stream blocks, then single-stream blocks, as FLUX.1 names them."""
 
 
 def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
-    """Encode pixels with an AutoencoderKL into scaled latents: the mean of its posterior, (z - shift) * scale."""
+    """Encode pixels with an AutoencoderKL to scaled latents: the posterior's mean, (z - shift) * scale."""
     config = pipe.vae.config
     return (pipe.vae.encode(pixels).latent_dist.mode() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
-    """Decode scaled latents with an AutoencoderKL into pixels from -1 to 1."""
+    """Decode scaled latents with an AutoencoderKL to pixels from -1 to 1."""
     config = pipe.vae.config
     return pipe.vae.decode(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), return_dict=False)[0]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: where its joint attention lives, in which order tokens stand, and what its pipeline wants.
+    """One architecture: its joint attention modules, token order and pipeline arguments.
 
     Args:
         name: short name, for example "sd3".
         pipelines: names of the diffusers pipeline classes that run it.
         transformer: name of the diffusers transformer class.
-        layout: from the transformer and a forward's inputs to where the tokens stand.
-        label: from the pipeline, a prompt and the number of text tokens to a name for each of them.
-        tokenizer_and_limit: from the pipeline to the tokenizer that reads the prompt, and how many tokens of a
-            prompt fit.
-        block_lists: attributes of the transformer that list its MM-DiT blocks, each with the attribute of a block that
-            holds its joint attention; a `layer` is an index through all stacks. Image-only attention lives elsewhere.
+        layout: from the transformer and a forward's inputs to the `Layout`.
+        label: from the pipeline, a prompt and the number of text tokens to a label for each of them.
+        tokenizer_and_limit: from the pipeline to the tokenizer of the prompt and its limit in tokens.
+        block_lists: attributes of the transformer that list its MM-DiT blocks, each with the block's attribute for
+            joint attention; a `layer` is an index through all stacks. Image-only attention is another attribute.
         latents, timestep: names of the transformer's arguments.
         timestep_affine: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.
-        streams: those of `text_inputs` that hold features of text tokens; the first one alone where none are named.
+        streams: those of `text_inputs` that hold features of text tokens; the first if empty.
         patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
-        takes_packed: whether the `latents` that the pipeline takes are cut too.
-        latents_as_given: whether the pipeline hands the `latents` that it takes to its transformer without casting
-            them.
-        finalize_inputs: from a forward's inputs, put together of what the prompt and what the image gives, to what
-            fits together.
+        takes_packed: whether the pipeline's `latents` argument is packed too.
+        latents_as_given: whether the pipeline passes its `latents` argument to the transformer without a cast.
+        finalize_inputs: makes a forward's inputs from the prompt and from the image consistent.
         default_size: from the pipeline to the side in pixels of the square images that it was trained on.
-        max_tokens_per_side: from the transformer to the most image tokens along a side, None where any number will do.
+        max_tokens_per_side: from the transformer to the most image tokens along a side; None for no limit.
         latent_cell_px: from the pipeline to the side of a latent cell in pixels.
         channels: from the pipeline to the number of latent channels.
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
-        decode: the way back.
-        velocity: from the transformer's prediction to noise minus image, as it is packed.
+        decode: the inverse of `encode`.
+        velocity: from the transformer's prediction to noise minus image, packed alike.
         no_guidance_kwargs: arguments of a pipeline call without classifier-free guidance.
         scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
         guidance_scale: default of it.
-        guidance_offset: what has to be added to that scale to make it the weight w of uncond + w (cond - uncond).
-        negative: negative prompt that the pipeline gets where the user has none; None leaves that to the pipeline.
+        guidance_offset: added to that scale gives the weight w of uncond + w (cond - uncond).
+        negative: default negative prompt; None for the pipeline's own.
         branches: order of the branches of classifier-free guidance.
-        sequential: whether branches come one forward after the other, and not in one batch.
-        zero_text: whether zero vectors can stand for the tokens of a text encoder that was left out.
+        sequential: whether branches run in successive forwards, not in one batch.
+        zero_text: whether zero vectors can replace the tokens of an omitted text encoder.
         clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
-        omitted_parts: names of parts of the pipeline that are left out.
+        omitted_parts: names of pipeline components that are omitted.
         expert_layers: layers that segment best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers; the
             first is `Backbone.expert_layer`.
     """
@@ -170,18 +167,18 @@ class Family:
     expert_layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
-        """Return the joint-attention modules with their layer index, first layer first."""
+        """Return the joint-attention modules with their layer index, in order."""
         modules = [
             getattr(block, attention) for stack, attention in self.block_lists for block in getattr(transformer, stack)
         ]
         return list(enumerate(modules))
 
     def layers(self, transformer: nn.Module) -> int:
-        """Return the number of layers with joint attention, of all stacks together."""
+        """Return the number of joint-attention layers of all stacks."""
         return sum(len(getattr(transformer, stack)) for stack, _ in self.block_lists)
 
     def double_layers(self, transformer: nn.Module) -> list[int]:
-        """Return the layers of double-stream blocks, in which text tokens have projections of their own."""
+        """Return the layers of double-stream blocks, where text tokens have separate projections."""
         modules = self.joint_attention(transformer)
         return [layer for layer, attention in modules if getattr(attention, "add_k_proj", None) is not None]
 
@@ -191,24 +188,24 @@ class Family:
         return config.num_attention_heads if "num_attention_heads" in config else config.n_heads
 
     def forward_inputs(self, transformer: nn.Module, args: tuple, kwargs: Inputs) -> dict[str, Any]:
-        """Return the inputs of a transformer call by name, those passed by position included."""
+        """Return the inputs of a transformer call by name, positional ones included."""
         names = [*inspect.signature(type(transformer).forward).parameters][1:]
         return dict(zip(names, args, strict=False)) | dict(kwargs)
 
     def sized(self, pipe: Any, size: tuple[int, int]) -> dict[str, int]:
-        """Return arguments of a pipeline call that ask for an image of this height and width in pixels."""
+        """Return the arguments of a pipeline call for an image of this height and width in pixels."""
         arguments = {"height": size[0], "width": size[1]}
-        # Kontext keeps the shape alone, and takes the size from here
+        # Kontext reads only the aspect ratio from height and width, and the size from here
         if "max_area" in inspect.signature(type(pipe).__call__).parameters:
             arguments["max_area"] = size[0] * size[1]
         return arguments
 
     def text_length(self, inputs: Inputs) -> int:
-        """Return the number of text tokens in what a prompt gives to the transformer."""
+        """Return the number of text tokens in a prompt's transformer inputs."""
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:
-        """Return latents as the transformer reads them: unchanged, or cut into tokens [image token channels]."""
+        """Return latents as the transformer reads and predicts them: unchanged, or as tokens [image token channels]."""
         if not self.packed:
             return latents
         return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch_size, q=self.patch_size)
@@ -217,7 +214,7 @@ class Family:
         """Undo `pack`.
 
         Args:
-            packed: what the transformer reads or predicts; tokens of reference images, at the end, are left out.
+            packed: input or prediction of the transformer; tokens of reference images, at the end, are dropped.
             grid: rows and columns of image tokens.
         """
         if not self.packed:

@@ -24,7 +24,7 @@ SD3 = Family(
     layout=_layout,
     label=_label,
     tokenizer_and_limit=lambda pipe: (pipe.tokenizer, pipe.tokenizer.model_max_length - 2),
-    # it cuts its position table from a square of this many tokens
+    # side in tokens of the square position table
     max_tokens_per_side=lambda transformer: transformer.config.pos_embed_max_size,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     negative="",

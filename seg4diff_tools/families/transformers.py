@@ -1,4 +1,4 @@
-"""The transformer behind a backbone or a pipeline, and the lock with which threads take turns."""
+"""The transformer of a backbone or a pipeline, and the lock that serializes threads."""
 
 import threading
 import time
@@ -13,12 +13,11 @@ from seg4diff_tools.errors import RecordingError
 from seg4diff_tools.families._private import is_computing, unwrapped
 
 PATIENCE = 3.0
-"""Seconds for which the holder of a lock may compute nothing before a waiting thread gives up."""
+"""Seconds without computation by the lock's holder after which a waiting thread gives up."""
 
 
 def transformer_of(model: Any) -> nn.Module:
-    """Return the transformer of a backbone or a pipeline, or the transformer itself; of a compiled one, the module
-    inside."""
+    """Return the transformer of a backbone or a pipeline, or the transformer itself, without torch.compile's wrap."""
     return unwrapped(getattr(model, "transformer", model))
 
 
@@ -32,7 +31,7 @@ class ModelLock:
         self._entered: list[AbstractContextManager] = []
 
     def acquire(self, timeout: float = -1, use: str = "a forward") -> bool:
-        """Take the lock within `timeout` seconds (-1: wait for ever); return whether it was taken."""
+        """Acquire the lock within `timeout` seconds (-1: no limit); return whether it was acquired."""
         if not self._lock.acquire(timeout=timeout):
             return False
         self._uses.append(use)
@@ -40,7 +39,7 @@ class ModelLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._uses.pop()
         if not self._uses:
             self._thread = None
@@ -48,10 +47,10 @@ class ModelLock:
 
     @contextmanager
     def hold(self, use: str) -> Iterator[None]:
-        """Hold the lock inside the `with`; wait for a thread that computes, but not for one that only holds on.
+        """Hold the lock inside the `with`; wait only while its holder computes.
 
         Args:
-            use: what for, to name it to threads that wait.
+            use: purpose, for the error of waiting threads.
 
         Raises:
             RecordingError: another thread holds the lock and has computed nothing for `PATIENCE` seconds.

@@ -1,4 +1,4 @@
-"""Z-Image: [image, filling, language model's tokens, filling], each side filled up to a multiple of 32 tokens."""
+"""Z-Image: [image, padding, language model's tokens, padding], each part padded to a multiple of 32 tokens."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def _velocity(output: list[Tensor]) -> Tensor:
     return -torch.stack(output).squeeze(2)
 
 
-# It predicts image minus noise, at a time that runs from 0 (noise) to 1.
+# It predicts image minus noise, at times from 0 (noise) to 1.
 Z_IMAGE = Family(
     name="z-image",
     pipelines=("ZImagePipeline",),

@@ -1,4 +1,4 @@
-"""Pictures for GenEval and T2I-CompBench++, in the folders that the benchmarks' own judges read."""
+"""Pictures for GenEval and T2I-CompBench++, in the folder layouts of the benchmarks' own evaluations."""
 
 import hashlib
 import io
@@ -22,12 +22,12 @@ from seg4diff_tools.prompts import check_prompt
 
 Layout = Literal["geneval", "t2i-compbench"]
 IMAGES: dict[Layout, int] = {"geneval": 4, "t2i-compbench": 10}
-"""Pictures of each prompt that a benchmark asks for."""
+"""Number of pictures for each prompt, by benchmark."""
 
 
 @dataclass(frozen=True)
 class BenchmarkPrompt:
-    """A prompt of a benchmark: its text, its line in the file (from 1), and what GenEval's judge needs to know."""
+    """A prompt of a benchmark: its text, its line in the file (from 1), and GenEval's metadata."""
 
     text: str
     line: int
@@ -39,12 +39,11 @@ def read_prompts(path: str | Path, layout: Layout) -> list[BenchmarkPrompt]:
 
     Args:
         path: GenEval's `evaluation_metadata.jsonl`, one JSON object with "prompt" a line; or a text file of
-            T2I-CompBench++, such as `color_val.txt`, one prompt a line (up to a tab, if there is one). Empty lines are
-            left out.
-        layout: of which benchmark.
+            T2I-CompBench++, such as `color_val.txt`, one prompt a line (up to the first tab). Empty lines are skipped.
+        layout: the benchmark.
 
     Raises:
-        InputError: no such file, none or broken lines, or a prompt that cannot be part of a file's name.
+        InputError: no such file, no or malformed lines, or a prompt that cannot be part of a file's name.
     """
     one_of(layout, "layout", get_args(Layout))
     path = as_path(path, "prompts")
@@ -68,7 +67,7 @@ def _from_json(line: str, number: int, path: Path) -> BenchmarkPrompt:
 
 def _from_text(line: str, number: int, path: Path) -> BenchmarkPrompt:
     text = line.split("\t", maxsplit=1)[0].strip()
-    # the benchmark's judge takes what stands before the first "_" of a file's name for the prompt
+    # the benchmark's evaluation reads the prompt from a file's name up to the first "_"
     if not text or set(text) & set("/\\_\0") or len(_name(text, 0).encode()) > 251:
         raise InputError(
             "expected a prompt that can be a file's name, short and without '/', '\\' and '_', "
@@ -90,30 +89,30 @@ def generate_benchmark(
     batch: int = 8,
     progress: bool = True,
 ) -> Path:
-    """Generate the pictures of a benchmark, or those that a run which was stopped has not made yet.
+    """Generate the pictures of a benchmark, or the missing ones of an interrupted run.
 
     Under `accelerate launch`, process i of n makes the pictures of prompts i, i + n, i + 2n and so on. Picture k of
-    every prompt starts from the noise of seed + k, whichever process or batch makes it, as the benchmarks' own scripts
-    begin anew for every prompt; but a batch of another size may change the last bits of a picture.
+    every prompt starts from the noise of seed + k in any process or batch, since the benchmarks' own scripts reseed for
+    every prompt; another batch size may change the last bits of a picture.
 
     Args:
         backbone: the model, with its LoRA if it has one.
         layout: "geneval" writes OUT/00000/metadata.jsonl and OUT/00000/samples/0000.png; "t2i-compbench" writes
-            OUT/samples/{prompt}_000000.png, numbered through all prompts as the benchmark's own script does it.
+            OUT/samples/{prompt}_000000.png, numbered through all prompts as in the benchmark's own script.
         prompts: file for `read_prompts`.
-        out: folder; files in it are there as a whole or not at all. Readable pictures are kept.
-        images: of each prompt; None for the benchmark's own number, 4 or 10.
+        out: folder; files are written atomically. Readable pictures are kept.
+        images: per prompt; None for the benchmark's own number, 4 or 10.
         steps: of sampling.
         guidance_scale: None for the backbone's own.
         seed: of each prompt's first picture.
         batch: pictures at once.
-        progress: show a progress bar, that of the first process.
+        progress: show a progress bar, in the first process.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: as in `read_prompts`; or the folder holds something else, or pictures with other settings.
+        InputError: as in `read_prompts`; or the folder holds other files, or pictures with other settings.
         PromptError: a prompt does not fit; the message names its line.
     """
     out, prompts = as_path(out, "out"), as_path(prompts, "prompts")
@@ -167,7 +166,7 @@ def _name(prompt: str, number: int) -> str:
 
 
 def _check_length(backbone: Backbone, prompts: list[BenchmarkPrompt], path: Path) -> None:
-    """Before hours of work, not in their midst."""
+    """Check that all prompts fit, before generation."""
     for prompt in prompts:
         try:
             check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), unicodedata.normalize("NFC", prompt.text))

@@ -1,4 +1,4 @@
-"""How well pictures and captions match, judged by the small CLIP that an embedded model carries beside its pipeline."""
+"""Similarity of pictures and captions, by the small CLIP beside an embedded model's pipeline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ TextVectors = Float[Tensor, "text dim"]
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Image and text towers whose embeddings can be compared.
+    """Image and text towers with a common embedding space.
 
     Args:
         model: both towers, in evaluation mode.
         tokenizer: of the text tower.
-        mean, std: of red, green and blue (0 to 1) in the pictures that it was trained on.
+        mean, std: of red, green and blue (0 to 1) in its training pictures.
     """
 
     model: CLIPModel
@@ -43,14 +43,14 @@ class Clip:
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these.
-            normalize: bring the vectors to length 1.
+            normalize: scale the vectors to length 1.
         """
         features = self.model.get_image_features(pixel_values=self._pixels(images)).pooler_output.float().cpu()
         return torch.nn.functional.normalize(features, dim=-1) if normalize else features
 
     @torch.no_grad()
     def embed_patches(self, images: ImageLike | Sequence[ImageLike]) -> Float[Tensor, "image patch dim"]:
-        """Features of the patches of each image, before the projection to the space of texts.
+        """Return the patch features of each image, before the projection to the common space.
 
         Args:
             images: as for `embed_images`.
@@ -62,7 +62,7 @@ class Clip:
         """Return unit vectors of texts.
 
         Args:
-            texts: captions; what does not fit into the tower's positions is cut.
+            texts: captions, truncated to the tower's positions.
         """
         texts = list_of(texts, str, "texts", "texts=['a cat on grass']", "captions")
         # the tokenizer's own limit may be larger than the tower's positions
@@ -82,15 +82,15 @@ class Clip:
 
 
 def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """Load the CLIP that an embedded model carries beside its pipeline, or any CLIP of transformers.
+    """Load the CLIP beside an embedded model's pipeline, or any CLIP of transformers.
 
     Args:
-        name: a model folder as `pretrain export` writes it, with the CLIP in `clip` and the pipeline's tokenizer; or a
-            folder or hub name of a CLIP, such as "openai/clip-vit-large-patch14".
-        device: where to compute.
+        name: a model folder of `pretrain export`, with the CLIP in `clip` and the pipeline's tokenizer; or a folder or
+            hub name of a CLIP, such as "openai/clip-vit-large-patch14".
+        device: for computation.
 
     Raises:
-        CheckpointError: there is no CLIP, or a damaged one.
+        CheckpointError: no CLIP, or a damaged one.
     """
     folder, device = as_path(name, "name"), as_device(device)
     hub = folder if folder.is_dir() else str(name)
@@ -113,32 +113,32 @@ def load_clip(name: str | Path, device: str | torch.device = "cpu") -> Clip:
 
 
 def clip_scores(images: ImageVectors, texts: TextVectors) -> Float[Tensor, " image"]:
-    """CLIPScore of each image with the text in the same row: 2.5 max(cos, 0).
+    """Return the CLIPScore of each image with the text in the same row: 2.5 max(cos, 0).
 
     Args:
-        images: from `Clip.embed_images`; any length will do.
+        images: from `Clip.embed_images`, of any length.
         texts: from `Clip.embed_texts`, as many.
 
     Returns:
         Values from 0 to 2.5.
 
-    Source: Hessel et al., "CLIPScore", EMNLP 2021, equation 1, there with OpenAI's CLIP.
+    Source: Hessel et al., "CLIPScore", EMNLP 2021, equation 1, with OpenAI's CLIP.
     """
     _check_vectors(images, texts)
     return WEIGHT * torch.nn.functional.cosine_similarity(images, texts, dim=-1).clamp(min=0)
 
 
 def retrieval_accuracy(images: ImageVectors, texts: TextVectors, captions: Sequence[str], group: int = 64) -> float:
-    """Share of captions whose own image matches best among the images of a group (text-to-image retrieval, top 1).
+    """Return the top-1 text-to-image retrieval accuracy within groups of images.
 
     Args:
         images: unit vectors, as many as texts.
         texts: unit vectors.
-        captions: the texts themselves; an image with the very same caption is as good as the own one.
-        group: how many images each caption chooses from; a last group that is not full is left out.
+        captions: the texts; an image with an identical caption counts as correct.
+        group: number of candidate images for each caption; an incomplete last group is dropped.
 
     Returns:
-        Between 0 and 1; 1 / group is chance.
+        Between 0 and 1; chance is 1 / group.
 
     Raises:
         InputError: vectors of other shapes, another number of captions, or fewer images than a group.
@@ -158,7 +158,7 @@ def retrieval_accuracy(images: ImageVectors, texts: TextVectors, captions: Seque
 
 
 def _check_vectors(images: Tensor, texts: Tensor) -> None:
-    """Check that there are vectors of as many texts as images, of one length."""
+    """Check that images and texts have equally many vectors, of one length."""
     for name, each in (("images", images), ("texts", texts)):
         instance_of(each, Float[Tensor, "_ _"], name, f"what Clip.embed_{name} returns")
     if len(images) != len(texts):

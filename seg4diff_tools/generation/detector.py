@@ -1,9 +1,9 @@
-"""Scene detector, which reads a picture of a scene: which things are where, in which color, over which background.
+"""Scene detector: positions, concepts and colors of things in a picture of a scene, and its background.
 
-A small convolutional network in the manner of CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures
-of 96 x 96 pixels go down to 6 x 6 cells and up again to 24 x 24; in each of these cells it tells, for each of the 32
-concepts, whether the center of such a thing lies there, and the color of what lies there; the mean over all cells
-tells the background. Peaks of the concepts' maps are the things. `scripts/train_parser.py` trained it.
+A small convolutional network similar to CenterNet (Zhou et al., "Objects as Points", arXiv 1904.07850). Pictures of
+96 x 96 pixels are reduced to 6 x 6 cells and upsampled to 24 x 24. Each cell has a center score for each of the 32
+concepts, and color scores; the mean over all cells gives the background. Things are the peaks of the concepts' maps.
+`scripts/train_parser.py` trained it.
 """
 
 import json
@@ -31,7 +31,7 @@ from seg4diff_tools.scenes.drawings import COLORS, concepts
 
 FOLDER = Path(__file__).parents[1] / "models" / "scene-parser"
 NEAR = 0.15
-"""Share of the image side within which a found center is that of a thing."""
+"""Largest distance of a detected center from a thing's, as a share of the image side."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class DetectorConfig:
     """Words, size and thresholds of a detector.
 
     Attributes:
-        concepts, colors, backgrounds: words in the order of the network's outputs; before the colors comes "its own".
-        side: pixels of the square pictures that it reads; others are stretched to it.
+        concepts, colors, backgrounds: words in the order of the network's outputs; "its own" precedes the colors.
+        side: of the square input pictures in pixels; others are stretched to it.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the side.
-        threshold: least score of a thing, 0 to 1.
-        apart: of two peaks less than so many cells of 4 pixels apart, only the higher one is a thing.
+        threshold: lowest score of a thing, 0 to 1.
+        apart: smallest distance of two peaks in cells of 4 pixels; of closer ones, only the higher is a thing.
     """
 
     concepts: tuple[str, ...] = BASE_CONCEPTS
@@ -57,7 +57,7 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class Found:
-    """A thing in a picture: its center (x, y) in shares of the side, its color (None: its own) and score (0 to 1)."""
+    """A detected thing: center (x, y) in shares of the side, color (None: its own) and score (0 to 1)."""
 
     concept: str
     center: tuple[float, float]
@@ -67,7 +67,7 @@ class Found:
 
 @dataclass(frozen=True)
 class DetectedScene:
-    """What a picture shows: its things, the surest first, and its background."""
+    """Detected things of a picture, highest score first, and its background."""
 
     objects: tuple[Found, ...]
     background: str
@@ -87,12 +87,12 @@ class DetectorNet(nn.Module):
         self.center = nn.Conv2d(64, len(config.concepts), 1)
         self.color = nn.Conv2d(64, 1 + len(config.colors), 1)
         self.background = nn.Linear(64, len(config.backgrounds))
-        nn.init.constant_(self.center.bias, -4.0)  # few cells are centers: no loss is spent on learning that
+        nn.init.constant_(self.center.bias, -4.0)  # prior: few cells are centers
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch concept y x"], Float[Tensor, "batch color y x"], Float[Tensor, "batch background"]]:
-        """Logits; images are in 0..1, y and x count cells of 4 pixels."""
+        """Return logits; images are in 0..1, y and x count cells of 4 pixels."""
         fine = self.quarter(images * 2 - 1)
         middle = self.eighth(fine)
         middle = middle + _doubled(self.from_sixteenth(self.sixteenth(middle)))
@@ -128,15 +128,15 @@ class SceneDetector:
 
     @torch.no_grad()
     def detect(self, images: ImageLike | Sequence[ImageLike], batch: int = 64) -> list[DetectedScene]:
-        """Return what each picture shows.
+        """Detect the things and the background of each picture.
 
         Args:
             images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, or lists of these; each
-                is stretched to the square that the detector reads.
+                is stretched to the detector's square.
             batch: pictures at once.
 
         Raises:
-            InputError: an image that cannot be read.
+            InputError: an unreadable image.
         """
         pictures, device, batch = open_images(images), next(self.net.parameters()).device, as_int(batch, "batch", 1)
         found = []
@@ -149,7 +149,7 @@ class SceneDetector:
         return found
 
     def _things(self, scores: Float[Tensor, "concept y x"], colors: Float[Tensor, "color y x"]) -> tuple[Found, ...]:
-        """Return the peaks of square maps, the highest first."""
+        """Return the peaks of square maps, highest first."""
         highest = nn.functional.max_pool2d(scores, 3, 1, 1)
         peaks = torch.nonzero((scores == highest) & (scores > self.config.threshold)).tolist()
         things: list[Found] = []
@@ -158,7 +158,7 @@ class SceneDetector:
         for number, y, x in sorted(peaks, key=lambda peak: -scores[tuple(peak)].item()):
             rows, columns = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
             near = scores[number, rows, columns] / scores[number, rows, columns].sum()
-            # the center of mass of a peak tells its place within the cell
+            # the center of mass of a peak gives its position within the cell
             center = ((near.sum(0) @ middles[columns]).item(), (near.sum(1) @ middles[rows]).item())
             if any(_distance(center, thing.center) * cells < self.config.apart for thing in things):
                 continue
@@ -171,11 +171,11 @@ def load_detector(folder: str | Path | None = None, device: str | torch.device =
     """Load a scene detector.
 
     Args:
-        folder: as `save_detector` writes it; None for the one that comes with the package.
-        device: where to compute.
+        folder: from `save_detector`; None for the packaged detector.
+        device: for computation.
 
     Raises:
-        CheckpointError: there is none, or a damaged one.
+        CheckpointError: no detector, or a damaged one.
     """
     folder, device = FOLDER if folder is None else as_path(folder, "folder"), as_device(device)
     try:
@@ -183,7 +183,7 @@ def load_detector(folder: str | Path | None = None, device: str | torch.device =
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
         config = DetectorConfig(**plain)
         net = DetectorNet(config)
-        # taken as they are and then widened, whatever the default dtype of new layers is
+        # weights are assigned and then widened, independent of the default dtype
         net.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -198,7 +198,7 @@ def save_detector(detector: SceneDetector, folder: str | Path) -> None:
 
     Args:
         detector: to write.
-        folder: made if it is not there.
+        folder: created if missing.
 
     Raises:
         InputError: no detector, or a path that cannot be a folder.
@@ -215,20 +215,20 @@ def save_detector(detector: SceneDetector, folder: str | Path) -> None:
 def detector_accuracy(
     detector: SceneDetector, plans: Sequence[Plan], images: Sequence[ImageLike] | None = None
 ) -> pd.DataFrame:
-    """Measure how often a detector is right about scenes of which everything is known.
+    """Measure the accuracy of a detector on scenes with known content.
 
     Args:
         detector: to test.
-        plans: of the scenes, from `scenes.plan`; things that are too hidden to be listed do not count.
+        plans: of the scenes, from `scenes.plan`; mostly hidden things do not count.
         images: pictures of them, such as after a VAE; None draws them.
 
     Returns:
-        A row for each measure, with the columns measure, value (0 to 1) and of (how many cases it is the mean of).
-        precision, recall: of things; a thing is found by one of its concept within `NEAR` of its center.
-        counting: pictures in which the number of things of every kind is right.
-        color: found things that can be recolored, whose color (or that it is their own) is right.
-        relation: pictures of two things of two kinds in which both are found, and lie as a caption would say.
-        background: pictures.
+        A row for each measure, with the columns measure, value (0 to 1) and of (number of cases).
+        precision, recall: of things; a detection matches a thing of its concept within `NEAR` of its center.
+        counting: pictures with the right number of things of every kind.
+        color: found recolorable things with the right color (or none).
+        relation: pictures of two things of two kinds that are both found, with the right spatial relation.
+        background: pictures with the right background.
 
     Raises:
         InputError: no plans, or not one image for each.
@@ -262,7 +262,7 @@ def detector_accuracy(
 
 
 def _pairs(true: Sequence[Placement], found: Sequence[Found]) -> list[tuple[Placement, Found]]:
-    """Pair things with what was found of them, the nearest first."""
+    """Pair things with detections, nearest first."""
     near = [(_distance(a.center, b.center), i, j) for i, a in enumerate(true) for j, b in enumerate(found)]
     pairs: dict[int, int] = {}
     for distance, i, j in sorted(near):

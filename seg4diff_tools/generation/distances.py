@@ -1,8 +1,8 @@
-"""How far apart two sets of pictures are, told by the features that a CLIP sees in them.
+"""Distances between two sets of pictures in the feature space of a CLIP.
 
-The formulas are those of FID and KID, but the features are those of the CLIP that is given, not of Inception: the
-numbers compare sets seen by the same CLIP, and never with published FIDs. CLIP's features in place of Inception's:
-Jayasumana et al., "Rethinking FID", arXiv 2401.09603.
+The formulas are those of FID and KID, but on features of the given CLIP, not of Inception: values are comparable for
+the same CLIP only, never with published FIDs. Source of CLIP features: Jayasumana et al., "Rethinking FID", arXiv
+2401.09603.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ with named_extra():
 
 
 def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> ImageVectors:
-    """Features of images as CLIP's projection gives them, before they are brought to length 1.
+    """Return CLIP's projected features of images, before normalization.
 
     Args:
-        clip: whose features.
+        clip: the feature extractor.
         images: paths, PIL images, uint8 arrays [y x 3] or float tensors [3 y x] from 0 to 1.
         batch: images at once.
     """
@@ -36,16 +36,16 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
 
 
 def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
-    """Fréchet distance of the Gaussians that have the means and covariances of two sets of features.
+    """Return the Fréchet distance of Gaussians with the means and covariances of two sets of features.
 
-    The squared length of m1 - m2, plus trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It
-    shrinks as sets grow: compare sets of the same sizes only, and best of many more features than `dim`.
+    |m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It decreases with the sizes of
+    the sets: compare equal sizes only, preferably with many more features than `dim`.
 
     Args:
         one, other: features, at least two each.
 
     Returns:
-        From 0 on, up to rounding.
+        0 or more, up to rounding.
 
     Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017, equation 6.
     """
@@ -59,15 +59,15 @@ def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other 
 
 
 def kernel_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
-    """Squared maximum mean discrepancy of two sets of features under the kernel (x y / dim + 1)^3, without bias.
+    """Return the unbiased squared maximum mean discrepancy of two sets of features, kernel (x y / dim + 1)^3.
 
-    All pairs count, where KID takes the mean over random subsets. Sets of any size can be compared, small ones too.
+    It uses all pairs, KID the mean over random subsets. Sets of different and small sizes are comparable.
 
     Args:
         one, other: features, at least two each.
 
     Returns:
-        Around 0 for sets of the same kind (also below it), larger for others.
+        Around 0 (possibly negative) for sets of the same distribution, larger otherwise.
 
     Source: Bińkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4; Gretton et al., "A Kernel Two-Sample Test",
     JMLR 2012, equation 3.
@@ -88,18 +88,18 @@ def kernel_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other o
 def picture_distances(
     clip: Clip, images: Sequence[ImageLike], reference: Sequence[ImageLike], batch: int = 64
 ) -> pd.DataFrame:
-    """Both distances between pictures and reference pictures, by the features of a CLIP.
+    """Return both distances between pictures and reference pictures, on the features of a CLIP.
 
-    What this CLIP does not see does not count: the embedded model's sees things and colors, but hardly blur and noise.
+    They are only as sensitive as the CLIP: the embedded model's encodes things and colors, but hardly blur and noise.
 
     Args:
-        clip: whose features.
+        clip: the feature extractor.
         images: such as a model's, at least two.
         reference: such as real ones, at least two.
         batch: images at once.
 
     Returns:
-        One row for each distance, with the columns distance (its name), value, images and reference (how many).
+        One row for each distance, with the columns distance (its name), value, images and reference (numbers of both).
     """
     one, other = (clip_features(clip, each, batch) for each in (images, reference))
     values = {

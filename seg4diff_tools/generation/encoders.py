@@ -23,18 +23,18 @@ from seg4diff_tools.indices import as_int
 DINO = "facebook/dinov2-base"
 DETECTOR = "scene detector"
 CLASS_TOKEN = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
-"""Types of transformers' models whose first output token stands for the whole picture; DINO of 2021 is a "vit"."""
+"""Model types of transformers whose first output token is a class token; DINO of 2021 is a "vit"."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEncoder:
-    """A network that makes one vector of each picture.
+    """A network that encodes each picture as one vector.
 
     Attributes:
         name: of the measure in tables, such as "dinov2-base" or "scene detector".
         model: from pixels to vectors, in evaluation mode.
         settings: of the preprocessing.
-        preprocess: from PIL images to the pixels that the model reads; follows from the settings.
+        preprocess: from PIL images to the model's pixels, by the settings.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ImageEncoder:
             batch: images at once.
 
         Raises:
-            InputError: an image that cannot be read, or none.
+            InputError: an unreadable image, or none.
         """
         pictures, batch = open_images(images), as_int(batch, "batch", 1)
         device = next(self.model.parameters()).device
@@ -63,7 +63,7 @@ class ImageEncoder:
 
 
 class _ClassToken(nn.Module):
-    """The class token of a vision transformer, after the last layer norm."""
+    """Class token of a vision transformer, after the last layer norm."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _ClassToken(nn.Module):
 
 
 class _DetectorFeatures(nn.Module):
-    """Mean over places of the features from which the scene detector reads things, colors and background."""
+    """Spatial mean of the scene detector's features before its output layers."""
 
     def __init__(self, net: DetectorNet) -> None:
         super().__init__()
@@ -91,13 +91,13 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
     """Load a DINO through transformers, or the scene detector that comes with this package.
 
     Args:
-        name: "scene detector" for the features of the packaged detector, which knows drawn scenes alone; else the hub
-            name or the folder of a DINO, such as "facebook/dinov2-base". Weights are read from safetensors; code that
-            lies beside them is never run.
-        device: where to compute.
+        name: "scene detector" for the features of the packaged detector, trained on drawn scenes only; else the hub
+            name or the folder of a DINO, such as "facebook/dinov2-base". Weights are read from safetensors; code beside
+            them is never run.
+        device: for computation.
 
     Raises:
-        CheckpointError: no such model, one that is neither here nor can be downloaded, or of another kind.
+        CheckpointError: no such model, one that cannot be downloaded, or one of another kind.
     """
     device = as_device(device)
     if name == DETECTOR:
@@ -114,7 +114,7 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
         model, info = AutoModel.from_pretrained(
             where, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        # the class token is read before the pooler, which DINO does not train
+        # the class token is read before the pooler, which DINO leaves untrained
         if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -130,7 +130,7 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
 
 
 def _square(side: int, images: list[PIL.Image.Image]) -> dict[str, Tensor]:
-    """The pixels that the scene detector reads."""
+    """Return the scene detector's input pixels."""
     return {"pixel_values": square_pixels(images, side)}
 
 
@@ -139,10 +139,10 @@ def image_similarity(
     after: ImageLike | Sequence[ImageLike],
     encoder: ImageEncoder | str | Path = DINO,
 ) -> Float[Tensor, " image"]:
-    """Compare pictures with what became of them: the cosine of an encoder's vectors.
+    """Return the cosine similarity of an encoder's vectors of pictures before and after an edit.
 
     Args:
-        before: pictures, one or several, as `ImageEncoder.embed` takes them.
+        before: pictures, one or several, as for `ImageEncoder.embed`.
         after: as many.
         encoder: from `load_image_encoder`, or its name.
 
@@ -150,10 +150,10 @@ def image_similarity(
         From -1 to 1; 1 for equal pictures.
 
     Raises:
-        InputError: another number of pictures after than before.
+        InputError: numbers of pictures that differ.
         CheckpointError: an encoder that cannot be loaded.
 
-    Source: Seg4Diff, arXiv 2509.18096, figures 18, 20 and 23, by DINO.
+    Source: Seg4Diff, arXiv 2509.18096, figures 18, 20 and 23, with DINO.
     """
     pairs = [open_images(before), open_images(after)]
     if len(pairs[0]) != len(pairs[1]):

@@ -1,7 +1,7 @@
-"""Train a very small Stable Diffusion 3 on captioned scenes: the embedded model, or one of your own.
+"""Train a very small Stable Diffusion 3 on captioned scenes: the embedded model, or another one.
 
 `run_stage` trains one part (clip, then vae, then transformer), `export` writes the diffusers pipeline, and
-`report.measure` says how good it is.
+`report.measure` measures its quality.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from seg4diff_tools.pretrain.watch import Watch, images_of
 __all__ = ["RunConfig", "Speed", "export", "images_of", "pin", "pool_size", "preset", "run_stage", "start_from"]
 
 WORTH_COMPILING = 500
-"""Steps from which on compiling the blocks pays."""
+"""Smallest number of steps for which compiling the blocks saves time."""
 
 
 def run_stage(
@@ -42,29 +42,29 @@ def run_stage(
     compiled: bool | None = None,
     cache: str | Path | None = None,
 ) -> Path:
-    """Train one part of the model, or go on with it, and save its averaged weights.
+    """Train one part of the model, or resume its training, and save its averaged weights.
 
     Args:
         name: "clip", "vae" or "transformer"; the last needs the others.
-        run: folder of the whole run. An existing run goes on with its own configuration, unless `config` is given.
+        run: folder of the whole run. An existing run resumes with its own configuration, unless `config` is given.
         config: sizes and steps; for a new run "cpu" of `preset` by default.
-        device: by default the best at hand.
+        device: by default the best available.
         save_every: steps between checkpoints.
-        init: folder of a model or of a run whose finished weights of this part a new run starts from, with fresh
-            optimizers; a run with a checkpoint goes on from that.
+        init: folder of a model or a run with finished weights of this part; a new run starts from them with fresh
+            optimizers, a run with a checkpoint ignores them.
         keep: numbers of images at which the transformer's averaged weights are kept.
-        watch_every: images between two looks at the transformer: object mIoU by layer, and pictures; 0 for none.
-        speed: how to compute; by default the fastest way for the device.
-        compiled: whether blocks are compiled, if `speed` does not say; by default where a compiler is found and the run
-            is long enough to be worth the minutes that it takes.
-        cache: folder for the transformer's latents; several runs on the same scenes may share it one after another.
+        watch_every: images between two evaluations of the transformer (object mIoU by layer, pictures); 0 for none.
+        speed: settings of computation; by default the fastest for the device.
+        compiled: whether blocks are compiled, without `speed`; by default where a compiler is found and the run is long
+            enough.
+        cache: folder for the transformer's latents; successive runs on the same scenes may share it.
 
     Returns:
         The folder of the finished part.
 
     Raises:
         InputError: an unknown part, or an argument of another type or out of range.
-        CheckpointError: an earlier part is missing, or a checkpoint cannot be read.
+        CheckpointError: an earlier part is missing, or a checkpoint is unreadable.
     """
     one_of(name, "name", list(STAGES))
     run, save_every = as_path(run, "run"), as_int(save_every, "save_every", 1)
@@ -110,7 +110,7 @@ def start_from(model: nn.Module, folder: str | Path, part: str) -> None:
     """Load finished weights of one part into a model of the same sizes.
 
     Args:
-        model: whose weights are replaced.
+        model: gets the weights.
         folder: a model or a run, with a folder for each part, or the folder of the part itself.
         part: "clip", "vae" or "transformer".
 

@@ -1,4 +1,4 @@
-"""What a small Stable Diffusion 3 is made of, and how long each part is trained."""
+"""Sizes of a small Stable Diffusion 3, and training settings of its parts."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from seg4diff_tools.scenes.drawings import concepts
 
 
 def _check_fields(config: Any, counts: Mapping[str, int], rates: Mapping[str, float | None]) -> None:
-    """Check whole numbers, each with its smallest value, and numbers from 0, each with its largest value."""
+    """Check integers against smallest values, and numbers of 0 or more against largest values."""
     for name, low in counts.items():
         as_int(getattr(config, name), name, low)
     for name, high in rates.items():
@@ -23,16 +23,16 @@ def _check_fields(config: Any, counts: Mapping[str, int], rates: Mapping[str, fl
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the transformer is trained, beside sizes and rates.
+    """Training settings of the transformer, other than sizes and rates.
 
     Attributes:
-        shift: of the noise levels that are drawn in training; a pipeline's scheduler has its own.
+        shift: of the noise levels in training; a pipeline's scheduler has its own.
         direction: weight of 1 - cosine between predicted and true velocity over channels, beside the squared error
             (LightningDiT, arXiv 2501.01423).
         lists: share of prompts, in the batches with all text columns, that name the classes among many absent ones.
-        easy: the scenes before this one hold one large object each; they come first.
-        pool: different scenes to train on, a power of two whose latents are kept on disk; 0 for a new one each time.
-        columns: text columns in which the words of almost all prompts fit; batches with longer prompts get all 77.
+        easy: number of initial scenes with one large object each.
+        pool: number of different training scenes, a power of two, with latents on disk; 0 for a new scene each time.
+        columns: text columns, enough for almost all prompts; batches with longer prompts get all 77.
         modulation: whether Muon also trains the blocks' modulation (CMuon, arXiv 2608.02502), in place of AdamW.
     """
 
@@ -58,7 +58,7 @@ class ModelConfig:
     scenes: SceneConfig = field(default_factory=SceneConfig)
     text_width: int = 128
     text_layers: int = (
-        1  # token states are those before the last layer: a deeper tower writes the prompt into every pad
+        1  # token states come from the layer before the last: with a deeper tower, every pad encodes the prompt
     )
     text_heads: int = 4
     image_layers: int = 4
@@ -87,7 +87,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One run of optimization. `cooldown` is the number of last steps in which the rate falls to zero."""
+    """One run of optimization. In the last `cooldown` steps the rate falls to zero."""
 
     steps: int
     batch: int
@@ -122,19 +122,19 @@ class RunConfig:
             instance_of(getattr(self, name), StageConfig, name, f"{name}=StageConfig(1000, 64, 1e-3)")
 
     def save(self, folder: str | Path) -> None:
-        """Write the configuration into the folder of a run, which is made."""
+        """Write the configuration into the folder of a run, created if missing."""
         path = make_folder(as_path(folder, "folder")) / "config.json"
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunConfig":
-        """Read the configuration that a run was started with.
+        """Read the configuration of a run.
 
         Args:
             folder: of the run.
 
         Raises:
-            CheckpointError: the folder holds no run, or its configuration is damaged.
+            CheckpointError: the folder holds no run, or a damaged configuration.
         """
         path = as_path(folder, "folder") / "config.json"
         if not path.is_file():
@@ -193,7 +193,7 @@ def preset(name: str) -> RunConfig:
             scenes with more things of one kind and more colors.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
     """
     one_of(name, "name", list(PRESETS))
     return PRESETS[name]

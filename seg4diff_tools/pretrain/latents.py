@@ -1,4 +1,4 @@
-"""Training scenes as latents: encoded when they are first needed, then read from disk."""
+"""Latents of training scenes: encoded at first use, then read from disk."""
 
 import hashlib
 import json
@@ -19,18 +19,18 @@ from seg4diff_tools.indices import as_float
 from seg4diff_tools.pretrain.config import ModelConfig
 
 BLOCK = 32
-"""Scenes that are drawn and encoded together: always the same ones, so that a latent depends on its number alone."""
+"""Scenes drawn and encoded together: fixed blocks, so that a latent depends on its number only."""
 
 
 def pool_size(gigabytes: float | int, config: ModelConfig) -> int:
-    """How many different scenes to train on so that their latents fit: a power of two, at least one block.
+    """Return the number of scenes whose latents fit on disk: a power of two, at least one block.
 
     Args:
         gigabytes: largest size on disk, in 10^9 bytes.
         config: of the model.
 
     Raises:
-        InputError: no such number or configuration.
+        InputError: an invalid number or configuration.
     """
     instance_of(config, ModelConfig, "config", "config=RunConfig().model")
     gigabytes = as_float(gigabytes, "gigabytes")
@@ -39,9 +39,9 @@ def pool_size(gigabytes: float | int, config: ModelConfig) -> int:
 
 
 def slots(indices: Sequence[int], pool: int) -> list[int]:
-    """The scenes to train on as the samples with these indices.
+    """Return the scene numbers of the training samples with these indices.
 
-    Scenes come in order at first and in another order on each further pass; a pool of 0 never repeats one.
+    The first pass is in order, each further pass in another order; a pool of 0 never repeats a scene.
 
     Args:
         indices: of training samples, from 0.
@@ -52,7 +52,7 @@ def slots(indices: Sequence[int], pool: int) -> list[int]:
 
     def slot(index: int) -> int:
         turn, place = divmod(index, pool)
-        # an odd stride visits every place once, the number of places being a power of two
+        # an odd stride visits every number of a power of two once
         stride = 1 if turn == 0 else int(np.random.default_rng(turn).integers(pool)) | 1
         return place * stride % pool
 
@@ -62,15 +62,15 @@ def slots(indices: Sequence[int], pool: int) -> list[int]:
 class LatentCache:
     """Latents in half precision in one file, filled block by block.
 
-    Files of another VAE or of other scenes are emptied. A block counts as filled only after its latents were written,
-    so that a killed process leaves nothing wrong behind.
+    Files of another VAE or of other scenes are emptied. A block is marked as filled only after its latents are written,
+    so that a killed process leaves a valid cache.
 
     Args:
         folder: gets `latents.f16`, `filled.u8` and `latents.json`.
         pool: number of scenes.
         shape: of one latent.
-        key: tells apart what must not be mixed, see `cache_key`.
-        encode: draws and encodes the scenes with these numbers.
+        key: identifies the settings, see `cache_key`.
+        encode: draws and encodes the scenes with given numbers.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LatentCache:
         self._encode = encode
 
     def __call__(self, numbers: Sequence[int]) -> Float[Tensor, "batch channels y x"]:
-        """The latents of scenes, in fp32 on the CPU."""
+        """Return the latents of scenes, in fp32 on the CPU."""
         for block in sorted({number // BLOCK for number in numbers}):
             if not self._filled[block]:
                 first, last = block * BLOCK, min((block + 1) * BLOCK, len(self._data))
@@ -104,7 +104,7 @@ class LatentCache:
 
 
 def cache_key(config: ModelConfig, vae: AutoencoderKL, dtype: torch.dtype) -> str:
-    """A hash of everything that decides latents."""
+    """Return a hash of the settings that determine latents."""
     found = hashlib.sha256(repr((asdict(config.scenes), config.recipe.easy, str(dtype), dict(vae.config))).encode())
     for value in vae.state_dict().values():
         found.update(value.float().cpu().numpy().tobytes())

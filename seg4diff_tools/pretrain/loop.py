@@ -30,16 +30,16 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Stage(Protocol):
-    """What the loop needs to know of a stage."""
+    """Interface of a stage for the training loop."""
 
     model: nn.Module
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Losses on the scenes with these indices; the first is minimized, the others are logged."""
+        """Return losses on the scenes with these indices; the first is minimized, the others are logged."""
         ...
 
     def prepare(self, speed: Speed) -> None:
-        """Set `model` up for fast training, after its average was copied from it."""
+        """Prepare `model` for fast training, after its average was copied from it."""
         ...
 
 
@@ -54,28 +54,28 @@ def train(
     modulation: bool = False,
     visit: Visit | None = None,
 ) -> nn.Module:
-    """Train a stage, or go on where an earlier run of it stopped.
+    """Train a stage, or resume an interrupted run of it.
 
-    Every random number follows from the seed and the step, so that a run that was killed and started again ends with
-    the same weights as one that was not, where the operators add in a fixed order. Weights, moments and averages are
-    fp32; the forward runs in bf16 where the hardware is fast at it.
+    Every random number follows from the seed and the step, so that a resumed run ends with the same weights as an
+    uninterrupted one, given deterministic operators. Weights, moments and averages are fp32; the forward runs in bf16
+    where the hardware is fast at it.
 
     Args:
         stage: model and losses.
         config: steps, rates and batch size.
-        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, in a file of its own
-            since it differs from run to run, `speed.csv` with images a second.
-        device: where the model is.
+        folder: gets `state.pt` (replaced atomically every `save_every` steps), `log.csv` and, separately since it
+            differs between runs, `speed.csv` with images per second.
+        device: of the model.
         save_every: steps between two checkpoints.
-        speed: how to compute; by default the fastest way for the device.
-        modulation: whether Muon trains the blocks' modulation, too.
-        visit: looks at the average after each step, before the checkpoint.
+        speed: settings of computation; by default the fastest for the device.
+        modulation: whether Muon also trains the blocks' modulation.
+        visit: called with the average after each step, before the checkpoint.
 
     Returns:
-        The moving average of the weights, as a module of the model's own class.
+        The moving average of the weights, as a module of the model's class.
 
     Raises:
-        CheckpointError: `state.pt` cannot be read or belongs to another model.
+        CheckpointError: `state.pt` is unreadable or belongs to another model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     speed = Speed.best(device) if speed is None else speed
@@ -126,7 +126,7 @@ def train(
 
 
 def _moving_average(decay: float) -> Callable[[Iterable[Tensor], Iterable[Tensor], Tensor | int], None]:
-    """An exponential average that forgets the start: its decay grows with the number of updates up to `decay`."""
+    """Return an exponential moving average whose decay grows with the number of updates up to `decay`."""
 
     def update(averaged: Iterable[Tensor], current: Iterable[Tensor], updates: Tensor | int) -> None:
         done = int(updates)
@@ -136,7 +136,7 @@ def _moving_average(decay: float) -> Callable[[Iterable[Tensor], Iterable[Tensor
 
 
 def _optimizers(model: nn.Module, config: StageConfig, speed: Speed, modulation: bool = False) -> list[Optimizer]:
-    """AdamW, or Muon for the matrices of attention and MLPs (and of modulation, in chunks) with AdamW for the rest."""
+    """Return AdamW, or Muon for attention and MLP matrices (and modulation, in chunks) with AdamW for the rest."""
     groups: dict[int, list[nn.Parameter]] = {}
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -165,7 +165,7 @@ def _optimizers(model: nn.Module, config: StageConfig, speed: Speed, modulation:
 
 
 def _rate(step: int, config: StageConfig) -> float:
-    """Linear warm-up, a plateau, and a linear fall over the last `cooldown` steps."""
+    """Return the learning rate: linear warm-up, plateau, linear decay over the last `cooldown` steps."""
     return min(1.0, (step + 1) / config.warmup, (config.steps - step) / config.cooldown)
 
 
@@ -188,9 +188,9 @@ def _resume(path: Path, model: nn.Module, average: AveragedModel, optimizers: li
             optimizer.load_state_dict(saved)
         for optimizer, own in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, own, strict=True):
-                group["peak"] = peak  # the rate of this run, not of the one that was saved
+                group["peak"] = peak  # the rate of this run, not of the checkpoint
     except Exception as error:
-        # torch's own message on such a file advises to load it unsafely
+        # torch's own message advises loading such a file unsafely
         unreadable = isinstance(error, (UnpicklingError, EOFError))
         reason = "it is no whole checkpoint" if unreadable else " ".join(str(error).split())
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The model card of a small trained model: `model_card.json` for programs, `README.md` and `gallery.png` for people."""
+"""The model card of a small trained model: `model_card.json`, `README.md` and `gallery.png`."""
 
 import csv
 import io
@@ -42,12 +42,12 @@ GALLERY = (
     "a frog and a sunflower on grass",
     "a turtle, a cactus and an umbrella on sand",
 )
-"""Prompts of the gallery; picture number i is drawn with seed i."""
+"""Prompts of the gallery; picture i has seed i."""
 GALLERY_BYTES = 400_000
 LAST_ROWS = 25
-"""Losses are means of this many last rows of a log: one row is one small batch."""
+"""Number of last log rows (one small batch each) over which losses are averaged."""
 GOALS = {"test": 0.60, "test-style": 0.40}
-"""Object mIoU to reach with prompts of the classes present."""
+"""Target object mIoU with prompts of the present classes."""
 
 _SCORES = {"object_mIoU": "object mIoU", "background_mIoU": "background mIoU", "mIoU": "mIoU", "pACC": "pixel accuracy"}
 
@@ -65,17 +65,17 @@ def write_card(
 
     Args:
         folder: of the exported model.
-        backbone: the model, to draw the gallery with.
+        backbone: the model, for the gallery.
         quality: from `report.measure`.
         run: folder of its pretraining run, for data, sizes, steps and losses.
         guidance_scale: default of `Backbone.generate` for this model.
-        compute: what it was trained on and for how long, in words, such as "2 CPU cores, 3 hours".
+        compute: hardware and time of its training, such as "2 CPU cores, 3 hours".
 
     Returns:
         The content of `model_card.json`.
 
     Raises:
-        CheckpointError: no run there, or a part without a log.
+        CheckpointError: no run, or a part without a log.
     """
     folder, run = as_path(folder, "folder"), as_path(run, "run")
     instance_of(quality, Quality, "quality", "what report.measure returns")
@@ -100,7 +100,7 @@ def write_card(
 
 
 def gallery(backbone: Backbone, guidance_scale: float, *, steps: int = 28, columns: int = 6) -> bytes:
-    """Pictures for the fixed prompts and seeds of `GALLERY`, as a PNG file of at most `GALLERY_BYTES`."""
+    """Return pictures for the prompts and seeds of `GALLERY`, as a PNG file of at most `GALLERY_BYTES`."""
     pictures: list[PIL.Image.Image] = []
     for start in range(0, len(GALLERY), columns):
         numbers = range(start, min(start + columns, len(GALLERY)))
@@ -139,7 +139,7 @@ def _drawings() -> list[dict[str, Any]]:
 
 
 def _stage(run: Path, name: str, config: RunConfig) -> dict[str, Any]:
-    """Settings of one part's training, how far it came, and its last losses."""
+    """Return the settings, progress and last losses of one part's training."""
     path = run / name / "log.csv"
     if not path.is_file():
         raise CheckpointError(f"expected the log of a finished part, got no {path}: run `pretrain {name}` first")

@@ -1,4 +1,4 @@
-"""Muon for many matrices at once: those of one shape are orthogonalized as a stack."""
+"""Batched Muon: matrices of one shape are orthogonalized as a stack."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,17 +17,17 @@ class BatchedMuon(Optimizer):
     """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, equal to it up to rounding and several times as fast.
 
     Args:
-        params: matrices, or groups of them. A group's `chunks` (1 by default) says into how many matrices of equal
-            height each of its weights is cut, such as the six of a block's modulation.
+        params: matrices, or groups of them. A group's `chunks` (1 by default) is the number of matrices of equal height
+            into which each weight is split, such as the six of a block's modulation.
         lr: learning rate, as of AdamW.
         weight_decay: decoupled.
         momentum: of the running mean of gradients, with Nesterov's step.
         dtype: of the iteration; bf16 as in `torch.optim.Muon`, or fp32 where the hardware is slow at bf16.
 
-    Its state is that of `torch.optim.Muon`: checkpoints of either load into the other.
+    Its state is that of `torch.optim.Muon`: checkpoints are interchangeable.
 
-    Source: https://kellerjordan.github.io/posts/muon/; the scale is that of "Muon is Scalable for LLM Training"
-    (arXiv 2502.16982), chunks are those of CMuon (arXiv 2608.02502).
+    Source: https://kellerjordan.github.io/posts/muon/; scale: "Muon is Scalable for LLM Training" (arXiv 2502.16982);
+    chunks: CMuon (arXiv 2608.02502).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BatchedMuon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all matrices that have a gradient."""
+        """Update all matrices with a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
@@ -72,10 +72,10 @@ class BatchedMuon(Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack rows columns"]:
-    """Bring the singular values of wide matrices near 1 by five Newton-Schulz steps, as Muon does.
+    """Orthogonalize wide matrices (singular values near 1) by five Newton-Schulz steps, as in Muon.
 
     Args:
-        matrices: of at most as many rows as columns, in the type to compute in.
+        matrices: with at most as many rows as columns, in the dtype of the computation.
     """
     a, b, c = _COEFFICIENTS
     x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=_EPS)[:, None, None]

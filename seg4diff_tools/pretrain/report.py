@@ -1,6 +1,6 @@
-"""How good a small model trained on scenes is: segmentation by its attention, its pictures, its VAE and its CLIP.
+"""Quality of a small model trained on scenes: segmentation by its attention, pictures, VAE and CLIP.
 
-The layer and step are chosen on scenes of their own; every reported number is from other scenes.
+The layer and step are chosen on separate scenes; every reported number is from other scenes.
 """
 
 import hashlib
@@ -31,24 +31,23 @@ with named_extra():
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
 PAPER_STEP = 8
-"""Steps from the end, of 28, at which the paper segments."""
+"""The paper's step for segmentation, from the end of 28."""
 SEARCH_STEPS = (2, 5, 8, 11, 14, 17, 20)
 SEARCH_FROM = 10_000
-"""Index of the first test scene that the layer and step are chosen on; scores are from scenes before it."""
+"""Index of the first test scene for the choice of layer and step; scores are from scenes before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """What `measure` found.
+    """Results of `measure`.
 
     Attributes:
-        layer: 0-based layer with the best object mIoU where it was chosen.
-        steps_from_end: step with the best object mIoU where it was chosen.
-        search: scores at every layer and step on the scenes where the best was chosen.
+        layer: 0-based layer with the best object mIoU on the search scenes.
+        steps_from_end: step with the best object mIoU on the search scenes.
+        search: scores at every layer and step on the search scenes.
         layers: scores at every layer on the test scenes, at the paper's step and the best one.
-        scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (drawings of a style that
-            the model never saw) or "novel" (concepts that it never saw), `protocol` says whether the prompt names the
-            present classes or all of the vocabulary.
+        scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (a drawing style not in
+            training) or "novel" (concepts not in training); `protocol` as for `evaluate`.
         pictures: CLIPScores, retrieval accuracy of the CLIP and PSNR of the VAE, with the number of images of each.
     """
 
@@ -60,7 +59,7 @@ class Quality:
     pictures: dict[str, int | float]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for a JSON file, scores rounded to four digits."""
+        """Return all results for a JSON file, scores rounded to four digits."""
         rounded = {name: getattr(self, name).drop(columns="model").round(4) for name in ("search", "layers", "scores")}
         tables = {name: table.to_dict("records") for name, table in rounded.items()}
         pictures = {name: round(value, 4) for name, value in self.pictures.items()}
@@ -82,25 +81,25 @@ def measure(
     batch: int = 8,
     progress: bool = True,
 ) -> Quality:
-    """Measure a model on scenes that it was not trained on.
+    """Measure a model on held-out scenes.
 
     Args:
         backbone: the model.
-        clip: its CLIP, which judges pictures.
-        config: of the scenes that it was trained on.
-        scenes: how many test scenes of each kind.
-        search_scenes: how many further test scenes the layer and step are chosen on, by object mIoU.
+        clip: its CLIP, which scores pictures.
+        config: of its training scenes.
+        scenes: number of test scenes of each kind.
+        search_scenes: number of further test scenes for the choice of layer and step, by object mIoU.
         search_steps: steps from the end to choose from.
-        generated: how many captions of test scenes to make pictures of.
+        generated: number of captions of test scenes to generate pictures for.
         guidance_scale: of these pictures; None for the backbone's own.
-        steps: of sampling, and of the schedule that steps from the end count in.
-        out: folder where a killed run's segmentation counts wait for the next run; several models may share it.
+        steps: of sampling, and of the schedule for steps from the end.
+        out: folder for segmentation counts, from which a killed run resumes; several models may share it.
         batch: forwards to run at once.
         progress: show progress bars.
 
     Raises:
-        InputError: fewer scenes than two, more pictures than scenes, or so many scenes that they reach the ones for
-            choosing.
+        InputError: fewer than two scenes, more pictures than scenes, or so many scenes that they overlap the search
+            scenes.
     """
     instance_of(clip, Clip, "clip", "load_clip(...)")
     check_config(config)
@@ -149,7 +148,7 @@ def measure(
 
 
 def _key(backbone: Backbone, config: SceneConfig, steps: int) -> str:
-    """Tells apart what one folder of counts must not mix."""
+    """Return a key of the settings of a folder of counts."""
     parts = (backbone.name, model_fingerprint(backbone), backbone.dtype, config, steps)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
@@ -178,7 +177,7 @@ def _pictures(
         psnr.append(_psnr(backbone.decode(backbone.encode_image(real)), real))
     drawn = torch.cat([clip.embed_images(part) for part in _batches(made, 64)])
     real, asked, group = images[:generated], texts[:generated], min(64, len(captions))
-    # every picture with the caption of the one before it
+    # every picture with the caption of the previous one
     return {
         "generated": generated,
         "CLIPScore_generated": clip_scores(drawn, asked).mean().item(),
@@ -196,6 +195,6 @@ def _batches(items: list, size: int) -> list[list]:
 
 
 def _psnr(decoded: Sequence[Image], images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each image in decibels."""
+    """Return the peak signal-to-noise ratio of each image in decibels."""
     pair = [torch.from_numpy(np.stack([np.asarray(image) for image in each])).float() for each in (decoded, images)]
     return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))

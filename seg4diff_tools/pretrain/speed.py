@@ -1,4 +1,4 @@
-"""How a training step runs on the hardware at hand: precision, compiler and attention, decided in one place."""
+"""Precision, compilation and attention of a training step, by the available hardware."""
 
 import os
 import shutil
@@ -19,15 +19,15 @@ from seg4diff_tools.indices import as_indices
 
 @dataclass(frozen=True)
 class Speed:
-    """How to compute a step. The defaults are PyTorch's own ways; `best` chooses.
+    """Computation settings of a training step. The defaults are PyTorch's; `best` chooses the fastest.
 
     Attributes:
         dtype: of matrix products in the forward and backward, and of Muon's iteration; weights, moments and averages
             stay in fp32.
         compiled: whether the transformer's blocks are compiled.
-        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products, which a CPU
-            runs several times as fast in the backward where sequences are short.
-        batched: whether Muon treats matrices of one shape together.
+        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products, whose backward
+            is several times as fast on a CPU for short sequences.
+        batched: whether Muon processes matrices of one shape together.
     """
 
     dtype: torch.dtype = torch.float32
@@ -43,14 +43,14 @@ class Speed:
 
     @classmethod
     def best(cls, device: torch.device | str, compiled: bool | None = None) -> "Speed":
-        """Return the fastest way on this machine; `compiled` overrules the search for a compiler."""
+        """Return the fastest settings on this machine; `compiled` overrides the search for a compiler."""
         device = as_device(device)
         found = has_compiler(device) if compiled is None else compiled
         dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
         return cls(dtype, found, "matrix" if device.type == "cpu" else "native", batched=True)
 
     def describe(self, device: torch.device) -> str:
-        """What was chosen and what follows for a run that is resumed, in sentences for the log."""
+        """Describe the settings and their effect on resumed runs, for the log."""
         name = str(self.dtype).removeprefix("torch.")
         compiled = "blocks are compiled" if self.compiled else "blocks run uncompiled"
         if not self.compiled and not has_compiler(device):
@@ -65,14 +65,14 @@ class Speed:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 matrices faster than fp32 ones."""
+    """Return whether the hardware multiplies bf16 matrices faster than fp32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and cpu_has_bf16()
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether `torch.compile` can build kernels for the device: a C++ compiler, or Triton on a GPU."""
+    """Return whether `torch.compile` can build kernels for the device: a C++ compiler, or Triton on a GPU."""
     if device.type == "cuda":
         return find_spec("triton") is not None
     names = [os.environ.get("CXX", "g++"), "g++", "clang++"]
@@ -80,7 +80,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def pin(cores: list[int]) -> None:
-    """Run this process on some CPU cores alone, one thread on each; outside Linux, set the number of threads alone.
+    """Pin this process to CPU cores, one thread each; outside Linux, only set the number of threads.
 
     Args:
         cores: numbers of the cores, from 0.
@@ -95,11 +95,11 @@ def pin(cores: list[int]) -> None:
 
 
 class TrainingAttention:
-    """An attention processor for SD3's blocks that takes a bias for each key, without hooks.
+    """An attention processor for SD3's blocks with a bias for each key, without hooks.
 
-    Same result as diffusers' own processor under `intercept(model, key_bias=...)`, but nothing can be recorded from it:
-    for training only. States are [batch tokens width], `key_bias` is [keys], image before text; shapes are not checked
-    here, or a compiler could not read through.
+    Same result as diffusers' own processor under `intercept(model, key_bias=...)`, but it cannot be recorded: for
+    training only. States are [batch tokens width], `key_bias` is [keys], image before text; shapes are not checked, so
+    that it can be compiled.
     """
 
     def __init__(self, matrix: bool) -> None:
@@ -132,7 +132,7 @@ class TrainingAttention:
 
 
 def matrix_attention(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """Attention as two products and a softmax in fp32 or better.
+    """Compute attention as two matrix products and a softmax in fp32 or better.
 
     Args:
         query: [batch heads queries dim].
@@ -148,10 +148,10 @@ def matrix_attention(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor
 
 
 def accelerate(model: SD3Transformer2DModel, speed: Speed) -> None:
-    """Set a transformer up for training, in place: attention that takes `key_bias`, and compiled blocks.
+    """Prepare a transformer for training, in place: attention with `key_bias`, and compiled blocks.
 
-    Blocks are compiled for fixed shapes, one graph for each number of text columns. All blocks share a graph but the
-    last, which ends without a text stream.
+    Blocks are compiled for fixed shapes, one graph for each number of text columns. All blocks share a graph except the
+    last, which has no text output.
     """
     processor: Any = TrainingAttention(speed.joint_attention == "matrix")
     model.set_attn_processor(processor)

@@ -1,4 +1,4 @@
-"""The three parts of a Stable Diffusion 3, each with the losses that it is trained by."""
+"""The three parts of a Stable Diffusion 3, each with its training losses."""
 
 import math
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from seg4diff_tools.scenes import render
 from seg4diff_tools.scenes.planning import Plan, SceneConfig, describe, plan
 
 PLAIN, EMPTY = 0.4, 0.1
-"""Shares of prompts that are plain class names, and empty; the others are captions."""
+"""Shares of plain class names and of empty prompts; the others are captions."""
 
 
 def scene_batch(
     indices: range, config: SceneConfig, device: torch.device
 ) -> tuple[Float[Tensor, "batch 3 side side"], list[Plan]]:
-    """Training scenes as images in -1..1. Masks are drawn and dropped here: no loss of these models sees them."""
+    """Return training scenes as images in -1..1, without masks: no loss of these models uses them."""
     plans = [plan("train", index, config) for index in indices]
     return render(plans, config.size, device)[0] * 2 - 1, plans
 
 
 def prompt_of(p: Plan, draw: float, order: np.random.Generator, rich: bool = False) -> str:
-    """The caption, the shuffled class names, or nothing, as `draw` (uniform in 0..1) falls.
+    """Return the caption, the shuffled class names, or an empty prompt, chosen by `draw` (uniform in 0..1).
 
-    A rich caption is drawn anew each time, so that a scene that is seen again comes with other details.
+    A rich caption is drawn anew each time, so that a repeated scene gets other details.
     """
     if draw < EMPTY:
         return ""
@@ -47,7 +47,7 @@ def prompt_of(p: Plan, draw: float, order: np.random.Generator, rich: bool = Fal
 
 
 def list_of(p: Plan, config: SceneConfig, order: np.random.Generator) -> str:
-    """The class names among absent ones, shuffled: eight names or more, up to the whole vocabulary."""
+    """Return present and absent class names, shuffled: eight or more, up to the whole vocabulary."""
     names = _names(p)
     absent = [name for name in (*config.concepts, *config.backgrounds) if name not in names]
     most = min(len(names) + len(absent), 40)
@@ -60,7 +60,7 @@ def _names(p: Plan) -> list[str]:
 
 
 class ClipStage:
-    """Text and image towers, trained contrastively; the text tower then stays as it is."""
+    """Text and image towers, trained contrastively; the text tower is then frozen."""
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -91,7 +91,7 @@ class ClipStage:
         self.model: nn.Module = CLIPModel(
             CLIPConfig(text_config=tower | text, vision_config=tower | image, projection_dim=config.text_width)
         ).to(device)
-        # From CLIP's own small start, a short training writes a prompt's other words over each token's word.
+        # With CLIP's own small initialization, a short training mixes a prompt's words in each token's state.
         nn.init.normal_(self.model.text_model.embeddings.token_embedding.weight)
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
@@ -104,11 +104,11 @@ class ClipStage:
         return {"contrastive": self.model(input_ids=tokens, pixel_values=images, return_loss=True).loss}
 
     def prepare(self, speed: Speed) -> None:
-        """Leave the model as it is."""
+        """Leave the model unchanged."""
 
 
 class VaeStage:
-    """Images to 16-channel latents and back: absolute and squared error, with a light pull towards unit Gaussians."""
+    """Autoencoder with 16-channel latents: absolute and squared error, with a small KL loss to unit Gaussians."""
 
     kl_weight, square_weight = 2e-4, 2.0
 
@@ -131,7 +131,7 @@ class VaeStage:
 
     def losses(self, indices: range, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         images, _ = scene_batch(indices, self.config.scenes, self.device)
-        side = images.shape[-1] // 2  # convolutions learn from crops what they need, at a quarter of the cost
+        side = images.shape[-1] // 2  # crops suffice for convolutions, at a quarter of the cost
         top, left = torch.randint(side + 1, (2,), generator=generator).tolist()
         images = images[..., top : top + side, left : left + side].contiguous(memory_format=torch.channels_last)
         posterior = self.model.encode(images).latent_dist
@@ -143,11 +143,11 @@ class VaeStage:
         return {"loss": loss, "error": error, "divergence": divergence}
 
     def prepare(self, speed: Speed) -> None:
-        """Leave the model as it is: its convolutions are fast already."""
+        """Leave the model unchanged: its convolutions are fast already."""
 
     @torch.no_grad()
     def calibrate(self, vae: AutoencoderKL, images: int = 256) -> None:
-        """Set the shift and scale that give latents mean 0 and deviation 1, as SD3's VAE has them."""
+        """Set the shift and scale that give latents mean 0 and deviation 1, as in SD3's VAE."""
         scenes, _ = scene_batch(range(images), self.config.scenes, self.device)
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in scenes.split(32)])
         vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
@@ -157,27 +157,27 @@ class TransformerStage:
     """The MM-DiT, trained by flow matching alone.
 
     Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
-    blocks, so one of them with log(n) added to its key's score stands for n: the number that it stands for is drawn
-    anew for every batch, and the trained model does not mind it. Most batches (`THINNED`) treat CLIP's pads likewise:
-    `PADS` of them, drawn at random, stand for all, which costs a quarter less. A prompt has few words among so many
-    pads, and a small model would never find them: every key stands for itself alone at first, and for its full number
-    after `CROWDED` images. SD3 was trained with its text encoders dropped at random; here most samples (`UNPOOLED`)
-    lack the pooled text, or a small model takes all it needs from that and hardly reads words.
+    blocks, so one of them with log(n) added to its key's score represents n. This number is drawn for every batch, so
+    that the trained model is robust to it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` random ones
+    represent all, which costs a quarter less. A prompt has few words among many pads, and a small model would not learn
+    to attend to them: every key has weight 1 at first, and its full weight after `CROWDED` images. SD3 was trained with
+    its text encoders dropped at random; here most samples (`UNPOOLED`) lack the pooled text, since a small model that
+    gets it hardly attends to words.
     """
 
     THINNED, PADS, CROWDED, UNPOOLED = 0.8, 8, 30_000, 0.75
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device, cache: Path | None = None) -> None:
-        """Load the finished parts and make a new transformer.
+        """Load the finished parts and initialize a transformer.
 
         Args:
             config: sizes and recipe.
             folder: of the run.
-            device: where to train.
-            cache: folder for the latents of a pool of scenes; by default `latents` in the run's.
+            device: for training.
+            cache: folder for the latents of a pool of scenes; by default `latents` in the run's folder.
         """
         self.config, self.device = config, device
-        self.speed: Speed | None = None  # until `prepare`, attention is diffusers' own
+        self.speed: Speed | None = None  # before `prepare`, attention is diffusers' own
         self._cache_folder = cache or folder / "latents"
         self._cache: LatentCache | None = None
         clip = CLIPModel.from_pretrained(_finished(folder / "clip"), dtype=torch.float32)
@@ -205,7 +205,7 @@ class TransformerStage:
                 nn.init.zeros_(module.bias)
 
     def prepare(self, speed: Speed) -> None:
-        """Take the training attention, and compile."""
+        """Set the training attention, and compile."""
         self.speed = speed
         accelerate(self.model, speed)
 
@@ -251,7 +251,7 @@ class TransformerStage:
             return self.model(**inputs)[0]
 
     def plans(self, numbers: Sequence[int]) -> list[Plan]:
-        """The scenes with these numbers: the first `recipe.easy` have one large object each."""
+        """Return the plans of the scenes with these numbers: the first `recipe.easy` have one large object each."""
         scenes = self.config.scenes
         low, high = scenes.object_side
         easy = replace(scenes, objects=(1, 1), object_side=((low + high) / 2, high))
@@ -261,7 +261,7 @@ class TransformerStage:
     def latents(
         self, numbers: Sequence[int], plans: Sequence[Plan] | None = None
     ) -> Float[Tensor, "batch channels y x"]:
-        """Scaled latents of these scenes: from the cache where there is a pool, else drawn and encoded."""
+        """Return scaled latents of these scenes: with a pool from the cache, else drawn and encoded."""
         if not self.config.recipe.pool:
             return self._draw(self.plans(numbers) if plans is None else plans)
         if self._cache is None:
@@ -283,7 +283,7 @@ class TransformerStage:
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def _prompts(self, plans: Sequence[Plan], first: int, generator: torch.Generator) -> tuple[list[str], bool]:
-        """Prompts of a batch, and whether its pads are thinned; lists of classes stand in the other batches alone."""
+        """Return prompts of a batch, and whether its pads are thinned; class lists are in unthinned batches only."""
         order, scenes, recipe = np.random.default_rng(first), self.config.scenes, self.config.recipe
         draws = torch.rand(len(plans), generator=generator, dtype=torch.float32).tolist()
         crowd = min(1.0, first / self.CROWDED)
@@ -301,7 +301,7 @@ class TransformerStage:
     def _encode(
         self, prompts: list[str], thinned: bool, crowd: float, generator: torch.Generator
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch pooled"], Float[Tensor, " tokens"]]:
-        """Text states, pooled text, and how many tokens each column stands for: from one (`crowd` 0) to all (1)."""
+        """Return text states, pooled text, and the number of tokens of each column: from one (`crowd` 0) to all (1)."""
         ids = self.tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         encoded = self.text(ids.to(self.device), output_hidden_states=True)
         text = encoded.hidden_states[-2]
@@ -318,13 +318,13 @@ class TransformerStage:
         return text, pooled, torch.cat([counts, torch.tensor([zeros], dtype=torch.float32)]).to(self.device) ** crowd
 
     def _words(self, ids: Int[Tensor, "batch tokens"]) -> int:
-        """Columns up to the end of the longest prompt."""
-        return int((ids != self.tokenizer.pad_token_id).sum(1).max()) + 1  # the end token looks like a pad
+        """Return the number of columns up to the end of the longest prompt."""
+        return int((ids != self.tokenizer.pad_token_id).sum(1).max()) + 1  # the end token is also the pad token
 
     def _thin(self, generator: torch.Generator) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
-        """Columns to keep: the first ones, which hold all words, and a few pads that stand for all others.
+        """Return the columns to keep, and their weights: the first ones, with all words, and a few pads for all others.
 
-        Their number is always the same, so that compiled blocks see one shape.
+        Their number is constant, so that compiled blocks have one shape.
         """
         words = self.config.recipe.columns
         pads = words + torch.randperm(MAX_TOKENS - words, generator=generator)[: self.PADS].sort().values
@@ -337,7 +337,7 @@ STAGES = {"clip": ClipStage, "vae": VaeStage, "transformer": TransformerStage}
 
 
 def text_encoder(clip: CLIPModel) -> CLIPTextModelWithProjection:
-    """The text tower as diffusers wants it."""
+    """Return the text tower in diffusers' form."""
     text = CLIPTextModelWithProjection(clip.config.text_config)
     wanted = text.state_dict()
     text.load_state_dict({name: value for name, value in clip.state_dict().items() if name in wanted})
@@ -362,7 +362,7 @@ def export(run: str | Path, out: str | Path) -> None:
         out: folder of the model.
 
     Raises:
-        InputError: something that is no path.
+        InputError: not a path.
         CheckpointError: a part of the run is not finished.
     """
     run, out = as_path(run, "run"), as_path(out, "out")
@@ -376,7 +376,7 @@ def export(run: str | Path, out: str | Path) -> None:
 
 
 def assemble(run: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
-    """A pipeline of a run's finished text encoder and VAE and any transformer, in fp32.
+    """Return a pipeline of a run's finished text encoder and VAE and any transformer, in fp32.
 
     Raises:
         CheckpointError: a part of the run is not finished.

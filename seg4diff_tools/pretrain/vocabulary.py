@@ -31,10 +31,9 @@ _FUNCTION_WORDS = (
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train a byte-pair tokenizer on the words that scenes use, in CLIP's file format.
+    """Train a byte-pair tokenizer on the words of scenes, in CLIP's file format.
 
-    Every concept, also those kept out of the training vocabulary, becomes few tokens; any other text still splits into
-    letters.
+    Every concept, also those outside the training vocabulary, becomes few tokens; other text splits into letters.
 
     Args:
         folder: gets `vocab.json` and `merges.txt`.
@@ -50,7 +49,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator(words, trainer)
     bpe = json.loads(tokenizer.to_str())["model"]
-    # every byte also as the last letter of a word, or unseen words could not be written
+    # every byte also as the last letter of a word, or unseen words could not be encoded
     pieces = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *bpe["vocab"], _START, _END])
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]

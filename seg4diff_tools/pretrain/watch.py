@@ -1,4 +1,4 @@
-"""What is looked at while the transformer trains: kept weights, object mIoU by layer, and a few fixed pictures."""
+"""Monitoring of the transformer's training: kept weights, object mIoU by layer, and a few fixed pictures."""
 
 import copy
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from seg4diff_tools.scenes import scene
 from seg4diff_tools.segmentation.options import OpenVocabulary
 
 VALIDATE_FROM = 20_000
-"""Index of the first validation scene of the test split: these count in no table."""
+"""Index of the first validation scene of the test split; no table uses these."""
 PICTURES = ("a cat on grass", "a red car and a house on road", "two apples on wood", "a penguin left of a tree in snow")
 
 
@@ -43,16 +43,16 @@ def images_of(text: str) -> int:
 
 
 class Watch:
-    """Looks at the averaged transformer of a run at chosen numbers of images.
+    """Evaluation of a run's averaged transformer at chosen numbers of images.
 
     Args:
         run: folder of the run; `transformer/kept/<images>` gets weights in half precision, `transformer/watch.csv` a
-            row for each look, `transformer/pictures/<images>.png` the pictures.
+            row for each evaluation, `transformer/pictures/<images>.png` the pictures.
         config: of the run.
         keep: numbers of images at which the averaged weights are kept.
-        every: images between two looks; 0 for none.
-        scenes: how many validation scenes are segmented at each look.
-        steps: of generated pictures and of the schedule whose step 8 from the end is segmented at.
+        every: images between two evaluations; 0 for none.
+        scenes: number of validation scenes.
+        steps: of the schedule, for pictures and for segmentation at step 8 from the end.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Watch:
         self._log = run / "transformer" / "watch.csv"
 
     def __call__(self, step: int, images: int, average: nn.Module) -> None:
-        """Look if a number of images was reached by this step; the random numbers of the training stay as they were."""
+        """Evaluate if this step reached a chosen number of images; the training's random state is unchanged."""
         before = images - self.config.transformer.batch
         for wanted in self.keep:
             if before < wanted <= images:
@@ -90,7 +90,7 @@ class Watch:
         best = max(range(len(layers)), key=layers.__getitem__)
         row: dict[str, int | float | str] = {"step": step, "images": images, "best_layer": best, "best": layers[best]}
         row |= {f"layer_{number}": value for number, value in enumerate(layers)}
-        truncate_log(self._log, step - 1)  # a killed run may have looked at this step before
+        truncate_log(self._log, step - 1)  # a killed run may have logged this step
         append_row(self._log, {name: round(value, 4) for name, value in row.items() if not isinstance(value, str)})
         seeds = list(range(len(PICTURES)))
         made = backbone.generate(list(PICTURES), steps=self.steps, guidance_scale=4.0, seed=seeds, progress=False)
@@ -103,7 +103,7 @@ class Watch:
 
     @staticmethod
     def _plain(average: nn.Module) -> SD3Transformer2DModel:
-        """A copy with diffusers' own attention, uncompiled."""
+        """Return a copy with diffusers' own attention, uncompiled."""
         model = SD3Transformer2DModel.from_config(copy.deepcopy(dict(average.config)))
         model.load_state_dict(average.state_dict())
         return model.eval()
