@@ -85,6 +85,7 @@ def refuse_other(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
         InputError: a file, a folder with something else, or a run with other settings.
         CheckpointError: its settings cannot be read.
     """
+    folder = as_path(folder, "out")
     if (folder / SETTINGS).exists():
         check_settings(folder, {"kind": kind, **settings}, kind, whole=False)
     elif folder.exists() and not folder.is_dir():

@@ -34,6 +34,11 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image
     Raises:
         InputError: no such file, not a whole image, or an array of another type, shape or range.
     """
+    return [open_image(image) for image in as_images(images)]
+
+
+def as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """Return one image, a batch or a list of them as a list, without opening files: see `open_images`."""
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         images = list(images)
     elif isinstance(images, (str, Path, PIL.Image.Image, np.ndarray, Tensor)):
@@ -44,7 +49,7 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image
         )
     if not images:
         raise InputError("expected at least one image, got an empty list: pass images=['photo.jpg']")
-    return [open_image(image) for image in images]
+    return list(images)
 
 
 def open_image(image: ImageLike, upright: bool = True) -> PIL.Image.Image:

@@ -443,14 +443,17 @@ def test_wrong_input_is_refused(backbone, samples, arguments, message):
         run(backbone, **({"samples": samples} | arguments))
 
 
-def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples):
+def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples, tmp_path):
     methods, seen = {"one": METHODS["one"]}, []
 
     def share(labels, truth):
         seen.append(truth.shape)
         return 1 / (2 - len(seen))
 
-    with pytest.warns(UserWarning, match=r"1 values are missing .*metrics\['share'\] for sample 1, got ZeroDivision"):
-        found = run(backbone, samples, methods, metrics={"share": share})
+    with pytest.warns(UserWarning, match=r"metrics\['share'\] is NaN for 1 of 3 .*sample 1, got ZeroDiv"):
+        found = run(backbone, samples, methods, metrics={"share": share}, out=tmp_path)
     np.testing.assert_array_equal(found.values["share"][:, 0], [1, np.nan, -1])
+    # nothing is computed again, and the gap is told again
+    with pytest.warns(UserWarning, match=r"metrics\['share'\] is NaN for 1 of 3 images, and its mean leaves them out$"):
+        run(backbone, samples, methods, metrics={"share": share}, out=tmp_path)
     assert_frame_equal(found.table().drop(columns="share"), run(backbone, samples, methods).table())

@@ -408,6 +408,16 @@ def test_a_segmentation_is_shown_as_masks_over_its_image(tmp_path):
     assert "night sky" in view.save_html(tmp_path / "view.html").read_text(encoding="utf-8")
 
 
+def test_masks_without_a_class_can_be_shown(view):
+    view.mode, view.classes = "masks", []
+    assert view.data.sizes["class"] == 0
+    assert "image/png" in str(view._repr_mimebundle_())
+
+
+def test_a_preview_of_a_single_row_of_places():
+    assert preview(None, np.eye(1, 700), 0.5).startswith(b"\x89PNG")
+
+
 def test_a_preview_shows_the_map_over_its_picture():
     maps = np.zeros((4, 4), np.float32)
     maps[0, 0] = 1

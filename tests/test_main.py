@@ -241,6 +241,17 @@ def test_evaluate_without_words(tiny_folder, voc, tmp_path):
     assert "DiffCut" in result.stdout
 
 
+def test_finetune_on_a_folder(tiny_folder, voc, tmp_path):
+    (voc / "JPEGImages").rename(voc / "images")
+    (voc / "SegmentationClass").rename(voc / "masks")
+    (voc / "classes.txt").write_text("\n".join(f"thing {index}" for index in range(13)))
+    words = ["finetune", "--model", tiny_folder, "--dataset", "folder", "--root", voc, "--ignore", 255, "--layers", 1]
+    words += ["--classes", voc / "classes.txt", "--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["samples"] == 2
+
+
 def test_evaluate_a_folder_with_a_list_of_classes(tiny_folder, voc, tmp_path):
     (voc / "JPEGImages").rename(voc / "images")
     (voc / "SegmentationClass").rename(voc / "masks")

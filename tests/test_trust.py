@@ -196,6 +196,23 @@ def test_fp32_products_are_exact_whatever_the_user_allows(precision):
         torch.set_float32_matmul_precision(before)
 
 
+def test_threads_share_exact_products():
+    device, place = torch.device("cpu"), torch.backends.mkldnn.matmul
+    before, allowed = torch.get_float32_matmul_precision(), None
+    try:
+        torch.set_float32_matmul_precision("medium")
+        allowed = place.fp32_precision
+        first, second = (exact.exact_products(device) for _ in range(2))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert place.fp32_precision == "ieee"  # another thread is still inside
+        second.__exit__(None, None, None)
+        assert place.fp32_precision == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_precision_that_was_inherited_is_inherited_again():
     place = torch.backends.cuda.matmul
     before, own = torch.backends.fp32_precision, place.fp32_precision

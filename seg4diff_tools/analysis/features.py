@@ -297,7 +297,7 @@ def attention_budget(
 def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
     """Return one encoded prompt for each of the latents, or raise an InputError."""
     check_latents(backbone, latents, "latents")
-    list_of(prompts, Prompt, "prompts", "backbone.encode_prompt(['a cat'])")
+    prompts = list_of(prompts, Prompt, "prompts", "backbone.encode_prompt(['a cat'])")
     if len(prompts) != len(latents):
         raise InputError(
             f"expected one prompt for each image, got {len(prompts)} for {len(latents)} images: pass as many"

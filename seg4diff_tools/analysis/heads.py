@@ -95,7 +95,7 @@ def part_scores(maps: Sequence[HeadMaps], scenes: Sequence[Scene], least: int = 
         InputError: anything but scenes, another number of maps than scenes, or no large enough thing.
     """
     _check_maps(maps, scenes, "scenes")
-    list_of(scenes, Scene, "scenes", "scenes.Scenes('test')", "scenes with masks of their things")
+    scenes = list_of(scenes, Scene, "scenes", "scenes.Scenes('test')", "scenes with masks of their things")
     least = as_int(least, "least", 1)
     rows = []
     for image_maps, scene in zip(maps, scenes, strict=True):

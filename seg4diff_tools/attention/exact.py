@@ -1,8 +1,10 @@
 """Exact arithmetic on scores, a piece at a time: at least fp32, never TF32, no N x N matrix."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,18 +40,30 @@ def mask_part(mask: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Te
 def exact_products(device: torch.device) -> Iterator[None]:
     """Multiply fp32 matrices in fp32, also where the user lets PyTorch round them to TF32 or bf16."""
     place = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
-    before = place.fp32_precision
-    if before in ("none", "ieee"):
-        yield
-        return
-    place.fp32_precision = "ieee"
+    with _PRECISION:
+        inside, before = _EXACT.get(place, (0, place.fp32_precision))
+        rounded = before not in ("none", "ieee")
+        if rounded:
+            _EXACT[place] = inside + 1, before
+            place.fp32_precision = "ieee"
     try:
         yield
     finally:
-        # a value that was inherited is inherited again
-        place.fp32_precision = "none"
-        if place.fp32_precision != before:
-            place.fp32_precision = before
+        if rounded:
+            with _PRECISION:
+                inside, before = _EXACT.pop(place)
+                if inside > 1:
+                    _EXACT[place] = inside - 1, before
+                else:
+                    # a value that was inherited is inherited again
+                    place.fp32_precision = "none"
+                    if place.fp32_precision != before:
+                        place.fp32_precision = before
+
+
+_PRECISION = threading.Lock()
+_EXACT: dict[Any, tuple[int, str]] = {}
+"""Where PyTorch would round: how many threads need exact products now, and the setting before the first of them."""
 
 
 @lru_cache(maxsize=256)

@@ -42,6 +42,11 @@ class Pieces:
     _sent: list[list[Key]] = field(default_factory=list)
     _transfer: Transfer = field(default_factory=Transfer)
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that are still on the device."""
+        return sum(whole.nbytes for _, whole in self.on_device)
+
     def add(self, keys: list[Key], whole: Tensor) -> None:
         """Keep a map on its device.
 

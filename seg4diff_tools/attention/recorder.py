@@ -25,6 +25,10 @@ from seg4diff_tools.prompts import Prompt
 Indices = int | Iterable[int]
 
 
+WAITING = 256 << 20
+"""Bytes of maps that may lie on the device before the end of a forward."""
+
+
 class AttentionRecorder:
     """Record the joint attention of every forward inside the `with`; the model's output stays bit-identical.
 
@@ -285,6 +289,8 @@ class AttentionRecorder:
             # made contiguous on the device: a copy that turns axes around is slow, and waits
             whole = result.float().contiguous().view(len(forward), pieces.images, *result.shape[1:])
             pieces.add([(direction, self._step, branch, call.layer) for branch in forward], whole)
+        if not self._on_device and pieces.waiting > WAITING:
+            pieces.send()
 
     def _reduced(self, call: JointAttention, direction: str, workspace: int) -> Tensor:
         """Masses [batch head? direction], or maps [batch head? token y x]."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
 
 PUBLISHED = "voc20, voc21, pc59, coco-object, coco-object80, coco-stuff27, ade150, cityscapes, coco-panoptic"
@@ -64,8 +65,9 @@ def open_samples(
     root, split = flags["root"], flags["split"] or usual_split
     if root is None:
         raise InputError(f"expected where {dataset} lies, got no --root: pass the folder of the data set")
+    root = as_path(root, "--root")
     if dataset == "sa1b":
-        return datasets.sa1b(root, flags["captions"])
+        return datasets.sa1b(root, flags.get("captions"))
     if dataset == "coco-panoptic":
         # the official archives unpack into a folder of their own
         where = root / "annotations" if (root / "annotations" / f"panoptic_{split}2017").is_dir() else root
@@ -78,7 +80,8 @@ def open_samples(
     if flags["classes"] is None:
         raise InputError("expected names of classes, got no --classes: pass a text file with a class on each line")
     classes = class_list(flags["classes"])
-    stuff = words(flags["stuff"], "--stuff") if flags["stuff"] is not None else ()
+    given = flags.get("stuff")
+    stuff = () if given is None else words(given, "--stuff")
     if unknown := [name for name in stuff if name not in classes]:
         raise InputError(f"expected --stuff among the classes of {flags['classes']}, got {unknown[0]!r}: correct it")
     ignore = datasets.IGNORE if flags["ignore"] is None else flags["ignore"]
@@ -87,7 +90,6 @@ def open_samples(
 
 def class_list(file: Path) -> list[str]:
     """Read names of classes from a text file, one on each line, each one once."""
-    from seg4diff_tools._runs import as_path
     from seg4diff_tools.datasets.files import read_text
 
     text = read_text(as_path(file, "--classes"), "--classes, a text file with a class on each line,")

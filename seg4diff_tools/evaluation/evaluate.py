@@ -99,12 +99,15 @@ def evaluate(
     compute = partial(_counts, work, options, rows_of(plan), plan["vocabulary"], own, plan["batch"])
     shared = {"folder": folder, "at_once": plan["batch"], "skip": True, "progress": progress, "kind": "evaluation"}
     result = run_counts(work, samples, compute, plan, indices[:limit], about=about, **shared)
-    if own.failed:
-        warnings.warn(
-            f"{len(own.failed)} values are missing (NaN), because a metric raised an error: {own.failed[0]}. Pixel "
-            "counts and other metrics of these images are kept.",
-            stacklevel=2,
-        )
+    missing = {name: int(np.isnan(values).any(1).sum()) for name, values in result.values.items()}
+    for name, count in missing.items():
+        if count:
+            errors = [told for told in own.failed if told.startswith(f"metrics[{name!r}]")]
+            warnings.warn(
+                f"metrics[{name!r}] is NaN for {count} of {len(result.images)} images, and its mean leaves them out"
+                + (f": {errors[0]}" if errors else ""),
+                stacklevel=2,
+            )
     return result
 
 

@@ -26,11 +26,13 @@ def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x
     """
     ground = PIL.Image.new("RGB", maps.shape[:-3:-1]) if picture is None else picture
     scale = SIDE / max(ground.size)
-    ground = ground.resize((round(ground.width * scale), round(ground.height * scale)))
+    ground = ground.resize((max(1, round(ground.width * scale)), max(1, round(ground.height * scale))))
     opacity = 1.0 if picture is None else opacity
     known = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
     if maps.ndim == 2:
         drawn = overlay(ground, known, opacity=opacity)
+    elif not len(known):
+        drawn = np.asarray(ground.convert("RGB"))
     else:
         enlarged = [np.asarray(PIL.Image.fromarray(one).resize(ground.size)) for one in known.astype(np.float32)]
         drawn = label_overlay(ground, np.argmax(enlarged, 0), opacity)

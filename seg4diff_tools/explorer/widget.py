@@ -187,6 +187,7 @@ class Explorer(anywidget.AnyWidget):
         labels = self.classes if self.mode == "masks" else [self.token]
         panels = [self.selection, *([self.selection | self.beside] if self.beside else [])]
         values = np.stack([[self._atlas.word_map(panel, label) for label in labels] for panel in panels])
+        values = values.reshape(len(panels), len(labels), *self._atlas.grid)
         found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
         for axis in self.beside:
             shown = [panel[axis] for panel in panels]

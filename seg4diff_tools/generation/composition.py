@@ -60,7 +60,8 @@ class CompositionPrompt:
 
     def __post_init__(self) -> None:
         one_of(self.category, "category", CATEGORIES)
-        list_of(self.objects, Asked, "objects", "objects=(Asked('cat'),)")
+        asked = list_of(self.objects, Asked, "objects", "objects=(Asked('cat'),)")
+        object.__setattr__(self, "objects", tuple(asked))
 
     @property
     def text(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seg4diff_tools.errors import InputError, instance_of, named_extra
 from seg4diff_tools.generation.clip import Clip, ImageVectors
-from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.images import ImageLike, as_images
 from seg4diff_tools.indices import as_int
 
 with named_extra():
@@ -30,8 +30,8 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
         batch: images at once.
     """
     instance_of(clip, Clip, "clip", "load_clip(...)")
-    pictures, batch = open_images(images), as_int(batch, "batch", 1)
-    parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+    images, batch = as_images(images), as_int(batch, "batch", 1)
+    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     return torch.cat([clip.embed_images(part, normalize=False) for part in parts])
 
 

@@ -19,7 +19,8 @@ def step_bytes(backbone: Backbone, size: int | None = None) -> int:
         size: side of the image in pixels; None for the model's own.
     """
     tokens = ((size or backbone.image_size) // backbone.token_px) ** 2
-    queries = (value.shape[0] for name, value in backbone.transformer.named_parameters() if "to_q" in name)
+    weights = backbone.transformer.named_parameters()
+    queries = (value.shape[0] for name, value in weights if name.endswith((".to_q.weight", ".to_q.base_layer.weight")))
     return VALUES_PER_CHANNEL * tokens * backbone.layers * max(queries, default=1) * backbone.dtype.itemsize
 
 

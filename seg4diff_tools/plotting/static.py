@@ -3,7 +3,9 @@
 Images may be anything that `segment` takes: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x].
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from textwrap import fill
 from typing import Any
 
@@ -64,10 +66,15 @@ def overlay(
     """
     opacity = as_float(opacity, "opacity", 0.0, 1.0)
     grey, shades = _array(image).mean(-1, keepdims=True), numbers(values, 2)
-    ends = (np.nanmin(shades), np.nanmax(shades)) if limits is None else limits
-    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+    finite = shades[np.isfinite(shades)]
+    ends = (finite.min(), finite.max()) if limits is None else limits
+    if (
+        not isinstance(ends, (list, tuple))
+        or len(ends) != 2
+        or not all(isinstance(end, Real) and math.isfinite(float(end)) for end in ends)
+    ):
         raise InputError(f"expected limits as two values of the map, got {limits!r}: pass limits=(0.0, 1.0)")
-    low, high = (as_float(end, "limits", float("-inf")) for end in ends)
+    low, high = map(float, ends)
     scaled = ((shades - low) / (high - low or 1)).astype(np.float32)
     size = grey.shape[1], grey.shape[0]
     enlarged = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BILINEAR))

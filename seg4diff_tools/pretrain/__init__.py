@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run_stage(
     run, save_every = as_path(run, "run"), as_int(save_every, "save_every", 1)
     init = None if init is None else as_path(init, "init")
     cache = None if cache is None else as_path(cache, "cache")
-    keep = as_indices(keep, "keep", low=1) if keep != () else []
+    keep = as_indices(keep, "keep", low=1) if isinstance(keep, Integral) or len(keep) else []
     watch_every = as_int(watch_every, "watch_every", 0)
     one_of(compiled, "compiled", (None, False, True))
     place = as_device(device)

@@ -16,9 +16,9 @@ from seg4diff_tools.scenes.drawings import concepts
 def _check_fields(config: Any, counts: Mapping[str, int], rates: Mapping[str, float | None]) -> None:
     """Check integers against smallest values, and numbers of 0 or more against largest values."""
     for name, low in counts.items():
-        as_int(getattr(config, name), name, low)
+        object.__setattr__(config, name, as_int(getattr(config, name), name, low))
     for name, high in rates.items():
-        as_float(getattr(config, name), name, high=high)
+        object.__setattr__(config, name, as_float(getattr(config, name), name, high=high))
 
 
 @dataclass(frozen=True)

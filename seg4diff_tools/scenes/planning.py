@@ -234,7 +234,7 @@ def describe(placements: Sequence[Placement], background: str, rng: np.random.Ge
     Returns:
         A sentence such as "a small red car at the left and two dogs on grass".
     """
-    list_of(placements, Placement, "placements", "those of a plan")
+    placements = list_of(placements, Placement, "placements", "those of a plan")
     instance_of(rng, np.random.Generator, "rng", "np.random.default_rng(0)")
     groups: dict[tuple[str, str | None], list[Placement]] = {}
     for each in placements:

@@ -91,15 +91,14 @@ function settings(model) {
 function classColors(get, find) {
   const places = new Map();
   return (label) => {
-    for (const known of places.keys()) if (!find(known)) places.delete(known);
-    if (!places.has(label)) {
-      const taken = [...places.values()];
-      let place = find(label)?.color ?? 0;
-      if (taken.includes(place)) for (place = 0; taken.includes(place); ) place += 1;
-      places.set(label, place);
-    }
     const colors = get("palette").classes;
-    return colors[places.get(label) % colors.length];
+    const shown = get("classes");
+    for (const known of places.keys()) if (!find(known)) places.delete(known);
+    const taken = [...places].filter(([known]) => known !== label && shown.includes(known)).map(([, place]) => place);
+    let place = places.get(label) ?? (find(label)?.color ?? 0) % colors.length;
+    if (taken.includes(place) && taken.length < colors.length) for (place = 0; taken.includes(place); ) place += 1;
+    places.set(label, place);
+    return colors[place];
   };
 }
 
