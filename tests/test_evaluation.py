@@ -443,7 +443,18 @@ def test_wrong_input_is_refused(backbone, samples, arguments, message):
         run(backbone, **({"samples": samples} | arguments))
 
 
-def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples, tmp_path):
+def test_gaps_of_a_metric_are_told_by_each_run(backbone, samples, tmp_path):
+    def nothing(labels, truth):
+        return float("nan")
+
+    for _ in range(2):  # the second reads what the first has stored
+        with pytest.warns(
+            UserWarning, match=r"metrics\['none'\] is NaN for 3 of 3 images, and its mean leaves them out$"
+        ):
+            run(backbone, samples, {"one": METHODS["one"]}, metrics={"none": nothing}, out=tmp_path / "run")
+
+
+def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples):
     methods, seen = {"one": METHODS["one"]}, []
 
     def share(labels, truth):
@@ -451,9 +462,6 @@ def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples, tmp_
         return 1 / (2 - len(seen))
 
     with pytest.warns(UserWarning, match=r"metrics\['share'\] is NaN for 1 of 3 .*sample 1, got ZeroDiv"):
-        found = run(backbone, samples, methods, metrics={"share": share}, out=tmp_path)
+        found = run(backbone, samples, methods, metrics={"share": share})
     np.testing.assert_array_equal(found.values["share"][:, 0], [1, np.nan, -1])
-    # nothing is computed again, and the gap is told again
-    with pytest.warns(UserWarning, match=r"metrics\['share'\] is NaN for 1 of 3 images, and its mean leaves them out$"):
-        run(backbone, samples, methods, metrics={"share": share}, out=tmp_path)
     assert_frame_equal(found.table().drop(columns="share"), run(backbone, samples, methods).table())

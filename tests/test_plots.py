@@ -32,8 +32,8 @@ def test_overlay_has_the_colors_of_viridis():
 def test_overlay_of_a_map_with_a_value_that_is_not_finite():
     values = np.array([[0.0, 1.0, np.inf]])
     assert np.isfinite(plotting.overlay(IMAGE, values)).all()
-    with pytest.raises(InputError, match=r"expected limits as two values of the map, got \(0, inf\)"):
-        plotting.overlay(IMAGE, values, limits=(0, np.inf))
+    with pytest.raises(InputError, match=r"expected limits as two values of the map, got \(0\.0, inf\)"):
+        plotting.overlay(IMAGE, values, limits=(0.0, np.inf))
 
 
 def test_overlay_of_constant_map_and_without_opacity():
