@@ -381,5 +381,5 @@ def test_scores_of_groups(mini, file_size):
         choices = paper.RELEASED["grouping_scores"] | {"frame": frame}
         (row,) = grouping_scores(mini, samples, options=options, progress=False, **choices).itertuples()
         # maps are fp32 there and fp64 here: of 870,000 pixels some lie on an edge
-        assert row.pACC == pytest.approx(hits.sum() / (hits + misses).sum(), abs=5e-5)
-        assert row.mIoU == pytest.approx((hits / (hits + alarms + misses)).mean(), abs=5e-5)
+        assert row.pACC == pytest.approx(hits.sum() / (hits + misses).sum(), abs=2e-4)
+        assert row.mIoU == pytest.approx((hits / (hits + alarms + misses)).mean(), abs=2e-4)

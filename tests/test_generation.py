@@ -190,7 +190,7 @@ def test_command_with_a_lora(tiny_folder, tiny_backbone, t2i, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"--prompts": "{tmp}/nowhere.txt"}, "expected a text file of prompts"),
+        ({"--prompts": "{tmp}/nowhere.txt"}, "nowhere.txt' does not exist"),
         ({"--lora": "{tmp}/nowhere"}, "expected LoRA weights in"),
         ({"--model": "{tmp}/nowhere"}, "no model folder"),
     ],

@@ -80,12 +80,12 @@ def test_fewer_maps_than_masks_leave_masks_over():
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss])
 def test_sizes_that_differ_are_refused(loss):
-    with pytest.raises(InputError, match=r"expected a map for each mask, of its size \(2, 5\), got \(2, 7\)"):
+    with pytest.raises(InputError, match=r"logits for each of the masks, shape \(2, 5\), got shape \(2, 7\)"):
         loss(torch.zeros(2, 7), torch.zeros(2, 5, dtype=torch.bool))
 
 
 def test_matching_refuses_other_places_and_costs_that_are_no_numbers():
-    with pytest.raises(InputError, match="as many places, got 7 and 5"):
+    with pytest.raises(InputError, match="masks of as many places as logits have, 7, got 5"):
         matching_cost(torch.zeros(2, 7), torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(InputError, match="expected finite costs"):
         match_masks(torch.tensor([[math.nan]]))
