@@ -38,7 +38,7 @@ def clip_features(clip: Clip, images: Sequence[ImageLike], batch: int = 64) -> I
 def frechet_distance(one: Float[Tensor, "one dim"], other: Float[Tensor, "other other_dim"]) -> float:
     """Return the Fréchet distance of Gaussians with the means and covariances of two sets of features.
 
-    |m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2)), by torchmetrics, in double precision. It decreases with the sizes of
+    `|m1 - m2|^2 + trace(C1 + C2 - 2 sqrt(C1 C2))`, by torchmetrics, in double precision. It decreases with the sizes of
     the sets: compare equal sizes only, preferably with many more features than `dim`.
 
     Args:
