@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
 
 PUBLISHED = "voc20, voc21, pc59, coco-object, coco-object80, coco-stuff27, ade150, cityscapes, coco-panoptic"
@@ -50,6 +49,7 @@ def open_samples(
         InputError: an unknown data set, a flag that it does not read, or one that it lacks.
     """
     from seg4diff_tools import datasets
+    from seg4diff_tools._runs import as_path
 
     names = [*packaged, *datasets.BENCHMARKS, "coco-panoptic", *others, "folder"]
     if dataset not in names:
@@ -90,6 +90,7 @@ def open_samples(
 
 def class_list(file: Path) -> list[str]:
     """Read names of classes from a text file, one on each line, each one once."""
+    from seg4diff_tools._runs import as_path
     from seg4diff_tools.datasets.files import read_text
 
     text = read_text(as_path(file, "--classes"), "--classes, a text file with a class on each line,")

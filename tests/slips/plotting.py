@@ -99,12 +99,12 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "ov-limits-t",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=("a", "b")),
-        "limits, a number from -inf, got 'a': pass a",
+        r"limits as two values of the map, got \('a', 'b'\): pass",
     ),
     (
         "ov-limits-nan",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=(np.nan, 1)),
-        "limits, a number from -inf, got nan: pass a",
+        r"limits as two values of the map, got \(nan, 1\): pass",
     ),
     (
         "ov-op",
