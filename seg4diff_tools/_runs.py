@@ -73,7 +73,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
     check_settings(folder, {"kind": kind, **settings}, kind)
 
 
-def refuse_other(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
+def refuse_other(folder: str | os.PathLike[str], settings: Mapping[str, Any], kind: str) -> None:
     """Refuse a folder that holds something else, or a run with other settings, before anything slow is done.
 
     Args:
@@ -86,12 +86,14 @@ def refuse_other(folder: Path, settings: Mapping[str, Any], kind: str) -> None:
         CheckpointError: its settings cannot be read.
     """
     folder = as_path(folder, "out")
-    if (folder / SETTINGS).exists():
-        check_settings(folder, {"kind": kind, **settings}, kind, whole=False)
-    elif folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"expected a folder for {kind}, got the file {folder}: choose another one")
+    # listed once: another process of the run may write its settings meanwhile
+    entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if SETTINGS in entries:
+        check_settings(folder, {"kind": kind, **settings}, kind, whole=False)
     # a kill may have left a half-written settings file, and nothing else
-    elif folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+    elif any(not name.endswith(".partial") for name in entries):
         raise InputError(f"expected an empty folder or that of {kind}, got {folder}: choose another one")
 
 

@@ -528,6 +528,17 @@ def test_presets_are_those_of_the_paper_and_its_code():
     assert pictures == [((1024, 640), 0.5), (None, 0.5)]
 
 
+def own_gradients(config, wanted, clip_tokens):
+    """A conv head, its weights, and the gradients of the mask losses by query, key and these weights."""
+    torch.manual_seed(0)
+    head = magnet.ConvHead(width=5)
+    call = attention()
+    logits = [one.float() for one in mask_logits(call, wanted, config, GRID, clip_tokens)]
+    losses = mask_losses(logits, wanted, config, head)
+    weights = list(head.parameters())
+    return head, weights, torch.autograd.grad(losses["focal"] + losses["dice"], [call.query, call.key, *weights])
+
+
 def test_the_released_preset_has_the_losses_and_gradients_of_the_code():
     config = replace(magnet.preset("coco-released"), mask_side=None)
     spans = (((1, 2), (2, 4), (5,)), ((2, 7), (1,)))
@@ -537,14 +548,7 @@ def test_the_released_preset_has_the_losses_and_gradients_of_the_code():
         masks = torch.rand(len(own), 10, 14, generator=generator) > 0.6
         known = torch.ones(10, 14, dtype=torch.bool)
         wanted.append(Target(Image.new("RGB", (1, 1)), NOTHING, masks, own, known))
-    torch.manual_seed(0)
-    head = magnet.ConvHead(width=5)
-
-    call = attention()
-    logits = [one.float() for one in mask_logits(call, wanted, config, GRID, TEXT)]
-    losses = mask_losses(logits, wanted, config, head)
-    weights = list(head.parameters())
-    ours = torch.autograd.grad(losses["focal"] + losses["dice"], [call.query, call.key, *weights])
+    head, weights, ours = own_gradients(config, wanted, TEXT)
 
     # written anew: scores, mean of heads, convolution of each token's map, mean of tokens, mean over the batch's masks
     call = attention()
@@ -575,15 +579,8 @@ def test_the_released_preset_of_masks_without_names_has_the_losses_and_gradients
         # unlabelled pixels: in no mask
         masks[:, 7:, :5] = False
         wanted.append(Target(Image.new("RGB", (1, 1)), NOTHING, masks, (), torch.ones(10, 14, dtype=torch.bool)))
-    torch.manual_seed(0)
-    head = magnet.ConvHead(width=5)
-
     # of 11 text tokens 7 are CLIP's
-    call = attention()
-    logits = [one.float() for one in mask_logits(call, wanted, config, GRID, 7)]
-    losses = mask_losses(logits, wanted, config, head)
-    weights = list(head.parameters())
-    ours = torch.autograd.grad(losses["focal"] + losses["dice"], [call.query, call.key, *weights])
+    head, weights, ours = own_gradients(config, wanted, 7)
 
     # written anew: scores of each head and token, their convolution, the best pairs, the mean over the batch's masks
     call = attention()

@@ -24,8 +24,6 @@ EXPLORER = "explorer"
 
 HERE = Path(__file__).parent
 FIGURES, TABLES = "figures.js", "tables.js"
-LONG = 20
-"""Lines of a cell from which on the book folds its code."""
 
 
 def copy_scripts(app: Sphinx) -> None:
@@ -46,14 +44,6 @@ def figure_html(figure: dict[str, Any]) -> str:
     return f'<div class="plotly-figure"><script type="application/json">{content}</script></div>'
 
 
-def fold_long_code(cell: dict[str, Any]) -> None:
-    """Tag a long cell so that the book shows its code on a click."""
-    tags = cell["metadata"].setdefault("tags", [])
-    is_long = cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG
-    if is_long and not {"remove-input", "remove-cell", "hide-input", "hide-cell"} & set(tags):
-        tags.append("hide-input")
-
-
 def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
     """Turn the outputs that need JupyterLab into HTML, before the page is read."""
     if not str(app.env.doc2path(docname)).endswith(".ipynb"):
@@ -61,7 +51,6 @@ def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
     notebook = json.loads(source[0])
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
-        fold_long_code(cell)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if FIGURE in data:

@@ -21,7 +21,7 @@ from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.sampling import as_list
 from seg4diff_tools.errors import InputError, instance_of, list_of, require_columns
-from seg4diff_tools.generation.clip import Clip, TextVectors, clip_scores
+from seg4diff_tools.generation.clip import Clip, clip_scores
 from seg4diff_tools.generation.encoders import ImageEncoder, as_encoder
 from seg4diff_tools.indices import as_int
 
@@ -79,7 +79,8 @@ def layer_effects(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 5, 18, 20 and 23, whose third measure is DINO.
     """
-    backbone, texts = as_backbone(backbone), _embed(clip, prompts, edit)
+    prompts = _checked(clip, prompts, edit)
+    backbone, texts = as_backbone(backbone), clip.embed_texts(prompts)
     wanted = [None, *check_layers(backbone, layers)]
     judge = None if encoder is None else as_encoder(encoder)
     tables, pictures = [], {}
@@ -139,7 +140,8 @@ def guidance_effects(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 6 and 32.
     """
-    backbone, texts = as_backbone(backbone), _embed(clip, prompts, edit)
+    prompts = _checked(clip, prompts, edit)
+    backbone, texts = as_backbone(backbone), clip.embed_texts(prompts)
     wanted = check_layers(backbone, layers)
     scales, guidance_scales = _scales(scales, "scales"), _scales(guidance_scales, "guidance_scales")
     tables, pictures = [], {}
@@ -195,11 +197,11 @@ def resampled(
     return pd.DataFrame(values.to_numpy()[chosen].mean(axis=1), columns=values.columns)
 
 
-def _embed(clip: Any, prompts: Any, edit: Any) -> TextVectors:
-    """Check the prompts, CLIP and edit; return the vectors of the prompts."""
+def _checked(clip: Any, prompts: Any, edit: Any) -> list[str]:
+    """Check CLIP and edit; return the prompts as a list."""
     instance_of(edit, Edit, "edit", "edits.blur()")
     instance_of(clip, Clip, "clip", "load_clip(...)")
-    return clip.embed_texts(list_of(prompts, str, "prompts", "prompts=['a cat']", "texts"))
+    return list_of(prompts, str, "prompts", "prompts=['a cat']", "texts")
 
 
 def _scales(scales: Any, name: str) -> list[float]:

@@ -324,11 +324,12 @@ class Backbone:
         """
         noisy = check_latents(self, noisy, "noisy")
         prompts = [self.encode_prompt(each) if isinstance(each, str) else each for each in as_prompts(prompt)]
-        # captured inputs keep the pipeline's device and dtype
-        key = "inputs", self._size(noisy), self.device, self.dtype
+        # looked up once: both search through modules; captured inputs keep the pipeline's device and dtype
+        device, dtype = self.device, self.dtype
+        key = "inputs", self._size(noisy), device, dtype
         if key not in self._captured:
             self._captured[key] = self._capture("", self._size(noisy)).inputs
-        return forward_inputs(self, self._captured[key], noisy, timestep, prompts)
+        return forward_inputs(self.family, self._captured[key], noisy.to(device, dtype), timestep, prompts)
 
     def generate(
         self,

@@ -2,28 +2,26 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seg4diff_tools.backbones.checks import check_timesteps
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.families import Family
 from seg4diff_tools.prompts import Prompt
-
-if TYPE_CHECKING:
-    from seg4diff_tools.backbones.backbone import Backbone
 
 
 def forward_inputs(
-    backbone: "Backbone", captured: Mapping[str, Any], noisy: Tensor, timestep: Any, prompts: Sequence[Prompt]
+    family: Family, captured: Mapping[str, Any], noisy: Tensor, timestep: Any, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """Return the transformer's arguments for one forward: see `Backbone.inputs`.
 
     Args:
-        backbone: the model.
+        family: of the transformer.
         captured: the pipeline's inputs for an image of this size.
-        noisy: latents of the model.
+        noisy: latents of the model, on its device and in its dtype.
         timestep: from 0 to 1000, one for all or one each.
         prompts: one for all, or several, distributed evenly over the latents.
 
@@ -34,16 +32,15 @@ def forward_inputs(
         raise InputError(
             f"expected prompt, one or one per image, got {len(prompts)} for {len(noisy)} latents: pass one for all"
         )
-    family = backbone.family
     own = (family.latents, family.timestep, *family.text_inputs, "return_dict")
     start, slope = family.timestep_affine
     # in the dtype in which the pipeline passes it
-    like, device = captured[family.timestep].dtype, backbone.device
-    time = start + slope * check_timesteps(timestep, len(noisy), device)
+    like = captured[family.timestep].dtype
+    time = start + slope * check_timesteps(timestep, len(noisy), noisy.device)
     inputs = {
         **{name: rows([value] * len(noisy)) for name, value in captured.items() if name not in own},
         **stack_prompts(prompts, len(noisy) // len(prompts)),
-        family.latents: family.pack(noisy.to(device, backbone.dtype)),
+        family.latents: family.pack(noisy),
         family.timestep: time.to(like if like.is_floating_point else torch.float32),
         "return_dict": False,
     }

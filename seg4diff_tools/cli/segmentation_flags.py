@@ -64,8 +64,8 @@ def with_options(flags: Mapping[str, tuple[Any, str]]) -> Callable[[Callable[...
 
         own = [each for each in inspect.signature(command).parameters.values() if each.name != "options"]
         added = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(*about))
-            for name, about in {each: (each, *flags[each]) for each in flags}.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, *about))
+            for name, about in flags.items()
         ]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]  # what Typer reads

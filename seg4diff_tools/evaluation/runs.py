@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from seg4diff_tools._runs import SETTINGS, as_path, check_settings, open_run, processes, read_settings, replace_file
+from seg4diff_tools._runs import as_path, open_run, processes, read_settings, refuse_other, replace_file
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -35,9 +35,9 @@ AXES = {
 
 
 def refuse_other_run(folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder of a run with other settings, before the model is loaded."""
-    if folder is not None and (as_path(folder, "out") / SETTINGS).exists():
-        check_settings(as_path(folder, "out"), settings, RUN, whole=False)
+    """Refuse a folder of something else or of other settings, before the model is loaded."""
+    if folder is not None:
+        refuse_other(folder, settings, RUN)
 
 
 def run_counts(

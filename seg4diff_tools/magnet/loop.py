@@ -30,7 +30,7 @@ from seg4diff_tools.backbones.lora import ADAPTER, attach, check_free, trained
 from seg4diff_tools.backbones.lora_files import LoraWeights, save_lora
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
-from seg4diff_tools.errors import CheckpointError, InputError, TrainingError, one_of
+from seg4diff_tools.errors import CheckpointError, InputError, TrainingError, instance_of, one_of
 from seg4diff_tools.evaluation.evaluate import check_samples
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.families._private import allow_precision
@@ -99,10 +99,7 @@ def finetune(
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.5, figure 10.
     """
-    if not isinstance(config, MagnetConfig):
-        raise InputError(
-            f"expected config, a MagnetConfig, got {config!r}: pass MagnetConfig() or magnet.preset('coco')"
-        )
+    instance_of(config, MagnetConfig, "config", "MagnetConfig() or magnet.preset('coco')")
     check_samples(samples)
     if len(evaluation):
         check_samples(evaluation)
