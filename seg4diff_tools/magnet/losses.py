@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from seg4diff_tools.errors import InputError, one_of
+from seg4diff_tools.errors import InputError, one_of, shown
 from seg4diff_tools.indices import as_float
 
 Focal = Literal["published", "released"]
@@ -116,7 +116,7 @@ def match_masks(cost: Float[Tensor, "candidate mask"]) -> tuple[Int[Tensor, " pa
         InputError: something else than a matrix, or a cost that is not a number.
     """
     if not isinstance(cost, Tensor) or cost.ndim != 2:
-        raise InputError(f"expected cost [candidate mask], got {_told(cost)}: pass that of matching_cost")
+        raise InputError(f"expected cost [candidate mask], got {shown(cost)}: pass that of matching_cost")
     if not cost.isfinite().all():
         raise InputError("expected finite costs to match maps with masks, got some that are not: look at the maps")
     rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
@@ -127,14 +127,14 @@ def _check(logits: Tensor, masks: Tensor) -> None:
     _check_rows(logits, masks)
     if logits.shape != masks.shape:
         raise InputError(
-            f"expected logits for each of the masks, {_told(masks)}, got {_told(logits)}: pass a row for each mask"
+            f"expected logits for each of the masks, {shown(masks)}, got {shown(logits)}: pass a row for each mask"
         )
 
 
 def _check_rows(logits: Tensor, masks: Tensor) -> None:
     for name, rows in (("logits", logits), ("masks", masks)):
         if not isinstance(rows, Tensor) or rows.ndim != 2:
-            raise InputError(f"expected {name} as a tensor [mask place], got {_told(rows)}: flatten the places")
+            raise InputError(f"expected {name} as a tensor [mask place], got {shown(rows)}: flatten the places")
     if not logits.is_floating_point():
         raise InputError(f"expected logits as floats, got {logits.dtype}: pass log odds")
     if masks.dtype != torch.bool:
@@ -144,7 +144,3 @@ def _check_rows(logits: Tensor, masks: Tensor) -> None:
 def _check_focal(alpha: float, gamma: float, focal: str) -> None:
     as_float(alpha, "alpha", 0.0, 1.0), as_float(gamma, "gamma")
     one_of(focal, "focal", get_args(Focal))
-
-
-def _told(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
