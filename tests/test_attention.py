@@ -186,11 +186,13 @@ def test_an_exception_caught_inside_the_with_leaves_no_mode_on():
 
 
 @torch.no_grad()
-def test_only_wanted_layers_are_seen():
-    transformer, seen = make(), []
+def test_only_wanted_layers_are_seen_and_others_run_without_the_mode():
+    transformer, seen, modes = make(), [], []
+    for block in transformer.transformer_blocks:
+        block.attn.to_q.register_forward_hook(lambda *_: modes.append(len(_get_current_function_mode_stack())))
     with intercept(transformer, lambda call: seen.append(call.layer), layers=[3, 1]):
         transformer(**inputs())
-    assert seen == [1, 3]
+    assert (seen, modes) == ([1, 3], [0, 1, 0, 1, 0])
 
 
 @torch.no_grad()

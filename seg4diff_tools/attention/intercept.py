@@ -140,7 +140,7 @@ class _Tap(TorchFunctionMode):
         self._family = family
         self._layout: Layout | None = None
         self._running: int | None = None
-        self._entered = 0
+        self._inside = ExitStack()
         self._undo = ExitStack()
         self._undo.enter_context(uncompiled())
         self._undo.callback(add_hook(transformer, self.see_forward, before=True, with_kwargs=True))
@@ -152,8 +152,7 @@ class _Tap(TorchFunctionMode):
         self._undo.enter_context(native_processors(module for _, module in modules))
 
     def remove(self) -> None:
-        while self._entered:
-            self._leave()
+        self._inside.close()
         self._undo.close()
 
     def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -161,6 +160,11 @@ class _Tap(TorchFunctionMode):
         self._layout = self._family.layout(transformer, inputs)
 
     def _before(self, layer: int, module: nn.Module, args: tuple) -> None:
+        # Diffusers asks for the backend at each call.
+        self._inside.enter_context(native_dispatch())
+        # the mode adds a Python call to each operator of the layer
+        if not any(request.concerns(layer) for request in self.requests):
+            return
         if self._layout is None:
             raise RecordingError(
                 f"expected layer {layer} inside a forward of its transformer, got a call of its own: call the "
@@ -170,28 +174,17 @@ class _Tap(TorchFunctionMode):
         if self._layout.text.start == self._layout.text.stop:
             raise RecordingError(f"expected text tokens in layer {layer}, got none: give the transformer a text")
         self._running = layer
-        # Diffusers asks for the backend at each call.
-        self._dispatch = native_dispatch()
-        self._dispatch.__enter__()
-        self.__enter__()
-        self._entered += 1
+        self._inside.enter_context(self)
 
     def _after(self, layer: int, module: nn.Module, args: tuple, output: Any) -> None:
-        seen = self._running is None
-        self._leave()
+        missed, self._running = self._running is not None, None
+        self._inside.close()
         # without an output, an exception is on its way
-        if not seen and output is not None and any(request.concerns(layer) for request in self.requests):
+        if missed and output is not None:
             raise RecordingError(
                 f"expected scaled_dot_product_attention in layer {layer}, got another kernel: set the model's default "
                 "attention processor, and leave fused kernels out"
             )
-
-    def _leave(self) -> None:
-        if self._entered:
-            self._entered -= 1
-            self._running = None
-            self.__exit__(None, None, None)
-            self._dispatch.__exit__(None, None, None)
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
