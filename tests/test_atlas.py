@@ -213,8 +213,8 @@ def test_no_word_holds_half_a_letter():
 
 
 def test_phrases_are_words(maps):
-    coords = {"token": ["a", "night", "sky", "and", "sky#2"]}
-    values = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((2, 2), np.float32)
+    coords = {"token": ["a", "night", "sky", "and", "sky#2", "Night", "sky#3"]}
+    values = np.arange(7, dtype=np.float32)[:, None, None] * np.ones((2, 2), np.float32)
     array = xr.DataArray(values, coords, ("token", "y", "x"))
     atlas = MapSource({"": {"i2t": array}}, ["night sky", "tree house", "sky"])
     assert [(word.label, word.tokens) for word in atlas.words] == [
@@ -222,6 +222,7 @@ def test_phrases_are_words(maps):
         ("night sky", (1, 2)),
         ("and", (3,)),
         ("sky#2", (4,)),
+        ("night sky#2", (5, 6)),
     ]
     assert (atlas.word_map(atlas.default(), "night sky") == 1.5).all()
     assert atlas.find("night").tokens == (1,)

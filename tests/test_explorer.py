@@ -8,12 +8,16 @@ import ipywidgets
 import numpy as np
 import PIL.Image
 import pytest
+import tiny_models
 import traitlets
 import xarray as xr
 
-from seg4diff_tools import AttentionRecorder, explore, open_recording
+from seg4diff_tools import AttentionRecorder, explore, open_recording, scenes
+from seg4diff_tools.backbones.loading import as_backbone
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.explorer import page
+from seg4diff_tools.explorer.live import record_live
 from seg4diff_tools.explorer.maps import AXES, quantize
 from seg4diff_tools.explorer.preview import preview
 
@@ -88,6 +92,15 @@ def test_data_are_what_is_shown(view, recording):
     view.mode, view.beside = "masks", {"layer": 4}
     assert dict(view.data.sizes) == {"layer": 2, "class": 3, "y": 7, "x": 7}
     np.testing.assert_allclose(view.data.sel({"layer": 4, "class": "red"}), plain.sel(layer=4, token="red"), rtol=1e-5)
+
+
+def test_data_of_other_settings_leave_the_view(view):
+    before = {name: getattr(view, name) for name in view.SETTINGS}
+    view.layer, view.mode, view.beside = 3, "masks", {"step": 0}
+    wanted = view.data
+    view.layer, view.mode, view.beside = before["layer"], "map", {}
+    xr.testing.assert_identical(view.data_at(layer=3, mode="masks", beside={"step": 0}), wanted)
+    assert {name: getattr(view, name) for name in view.SETTINGS} == before
 
 
 def test_the_file_holds_the_data(view, tmp_path):
@@ -393,6 +406,72 @@ def test_live_draws_where_there_is_no_picture(tiny_backbone):
     assert len(view.pictures) == 1
     with pytest.raises(InputError, match="no image file"):
         explore(tiny_backbone, "missing.jpg", prompt="a cat")
+
+
+def distance(one, other):
+    return np.abs(np.asarray(one, int) - np.asarray(other, int)).max()
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux-dev"])
+def test_every_step_has_the_picture_that_it_predicts(family):
+    backbone, seen = as_backbone(tiny_models.build(family)), []
+    weight = backbone.guidance_scale + backbone.family.guidance_offset
+
+    def see(module, args, arguments, output):
+        seen.append((arguments["hidden_states"].float(), output[0].float()))
+
+    hook = backbone.transformer.register_forward_hook(see, with_kwargs=True)
+    _, drawn, found = record_live(backbone, 3, {"steps": [0, 2]}, True, None, "a cat", 0, lambda *_: None)
+    hook.remove()
+    sigmas = backbone.schedule(3)[1]
+    for picture, step in zip(found, (0, 2), strict=True):
+        noisy, velocity = seen[step]
+        if len(noisy) == 2:
+            velocity = velocity[:1] + weight * (velocity[1:] - velocity[:1])
+        clean = backbone.family.unpack(noisy[:1] - sigmas[step] * velocity, backbone.token_grid())
+        assert distance(picture, *backbone.decode(clean)) <= 1
+    assert distance(found[1], drawn) <= 1
+    assert distance(found[0], drawn) > 9
+
+
+def test_a_given_picture_is_predicted_too(tiny_backbone):
+    (found,) = record_live(tiny_backbone, 2, {"steps": [1]}, True, IMAGE, "a cat", 0, lambda *_: None)[2]
+    prompt, latents = tiny_backbone.encode_prompt("a cat"), tiny_backbone.encode_image(IMAGE)
+    noisy, time = tiny_backbone.add_noise(latents, 1, 2)
+    clean = noisy - tiny_backbone.schedule(2)[1][1] * tiny_backbone.predict_velocity(noisy, time, prompt)
+    assert distance(found, *tiny_backbone.decode(clean)) <= 1
+
+
+def test_pictures_of_steps_are_kept_where_they_are_asked_for(tiny_backbone):
+    drawn = explore(tiny_backbone, "a cat", steps=3, record={"steps": [0, 2]}, step=0)
+    first, last = drawn.step_pictures
+    assert (drawn.stored(1)["step_pictures"], first != last) == ([first], True)
+    drawn.seed = 1
+    drawn.wait()
+    assert first not in drawn.step_pictures
+    assert explore(tiny_backbone, "a cat", steps=1, step_pictures=False).step_pictures == []
+    assert explore(tiny_backbone, IMAGE, prompt="a cat", steps=1).step_pictures == []
+    asked = explore(tiny_backbone, IMAGE, prompt="a cat", steps=1, step_pictures=True)
+    assert len(asked.step_pictures) == 1
+    assert asked.call.endswith("steps=1, step_pictures=True")
+
+
+def test_names_of_several_words_are_one(tiny_backbone, recording):
+    drawn = scenes.compose([("cat", (0.5, 0.5), 0.5)], "night sky", size=56)
+    view = explore(tiny_backbone, drawn, steps=1)
+    assert (view.prompt, view.classes) == ("a cat under a night sky", ["cat", "night sky"])
+    assert "phrases" not in view.call
+    view.prompt = "a fire engine"
+    view.wait()
+    assert view.classes == ["fire engine"]
+    view = explore(recording, phrases=["red car"])
+    assert view.classes == ["red car", "zebra"]
+    assert view.call == "explore(recording, phrases=['red car']"
+    named = LabeledImage(IMAGE, ("hot dog",), np.zeros((56, 56), int), caption="a hot dog")
+    view = explore(tiny_backbone, named, steps=1)
+    assert view.classes == ["hot dog"]
+    assert view.call.endswith("'hot dog']")
+    assert explore(tiny_backbone, named, steps=1, phrases=[]).classes == ["hot", "dog"]
 
 
 def test_a_segmentation_is_shown_as_masks_over_its_image(tmp_path):

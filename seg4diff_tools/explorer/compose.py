@@ -10,6 +10,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.explorer.live import STEPS, LiveExplorer
+from seg4diff_tools.explorer.words import known_phrases
 from seg4diff_tools.images import ImageLike
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.scenes import BACKGROUNDS, BASE_CONCEPTS, Scene, compose
@@ -36,7 +37,8 @@ class Composer(LiveExplorer):
         self._size = min(backbone.image_size, 256)
         self._draw(objects, background)
         things = [{"name": name, "x": x, "y": y, "side": side} for name, (x, y), side in objects]
-        super().__init__(backbone, self._scene.image, self._scene.caption, seed, **arguments)
+        phrases = known_phrases()  # of all things that can be drawn
+        super().__init__(backbone, self._scene.image, self._scene.caption, seed, phrases=phrases, **arguments)
         self.stock = {"names": list(BASE_CONCEPTS), "backgrounds": list(BACKGROUNDS)}
         self.objects, self.background = things, background
         self.observe(self._compose, ["objects", "background"])
@@ -51,9 +53,6 @@ class Composer(LiveExplorer):
         """The current scene, with its exact masks."""
         return self._scene
 
-    def _phrases(self) -> Sequence[str]:
-        return self._scene.class_names
-
     def _compose(self, change: object) -> None:
         try:
             placed: Any = [
@@ -66,12 +65,10 @@ class Composer(LiveExplorer):
         self.picture, self.prompt = self._scene.image, self._scene.caption
 
     def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
-        return f"{self._made}, seed={seed}{self._told_recipe()}"
-
-    def _told_recipe(self) -> str:
-        _, steps, options = self._recipe
+        _, steps, options, _ = self._recipe
         left = steps - options["steps"][0]
-        return (f", steps={steps}" if steps != STEPS else "") + (f", steps_from_end={left}" if left != 8 else "")
+        schedule = (f", steps={steps}" if steps != STEPS else "") + (f", steps_from_end={left}" if left != 8 else "")
+        return f"{self._made}, seed={seed}{schedule}"
 
 
 def compose_scene(

@@ -14,10 +14,12 @@ from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, instance_of, shown
+from seg4diff_tools.datasets import Sample
+from seg4diff_tools.errors import InputError, as_names, instance_of, one_of, shown
 from seg4diff_tools.explorer.live import STEPS, LiveExplorer
 from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
+from seg4diff_tools.explorer.words import known_phrases, told_phrases
 from seg4diff_tools.images import ImageLike, open_image, open_images
 
 
@@ -29,6 +31,7 @@ class Segmented(Protocol):
     image: Any
 
 
+_MODELS = (Backbone, DiffusionPipeline)
 Model: TypeAlias = Backbone | DiffusionPipeline
 Maps: TypeAlias = AttentionRecorder | Recording | Segmented | xr.DataArray | str | os.PathLike
 Source: TypeAlias = Model | Maps | Mapping[str, Any]
@@ -36,12 +39,14 @@ Source: TypeAlias = Model | Maps | Mapping[str, Any]
 
 def explore(
     source: Source,
-    image: ImageLike | Sequence[ImageLike] | None = None,
+    image: ImageLike | Sequence[ImageLike] | Sample | None = None,
     *,
     prompt: str | None = None,
     seed: int = 0,
     steps: int = STEPS,
     record: Mapping[str, Any] | None = None,
+    step_pictures: bool | None = None,
+    phrases: Sequence[str] | None = None,
     store: int = 1 << 20,
     show: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -54,12 +59,17 @@ def explore(
             segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
             name), which is recorded with `prompt`, `seed` and `image`.
         image: the picture of the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
-            its input picture, with every step's noise; None generates one.
+            its input picture, with every step's noise; None generates one. A sample or scene brings its image, its
+            caption as the prompt and its class names as phrases.
         prompt: of the backbone; may also be passed as `image`.
         seed: of the backbone's noise.
         steps: of the backbone's schedule.
         record: further arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t",
             "t2i"]}.
+        step_pictures: keep the clean image that the backbone predicts at each recorded step, which is then shown under
+            the maps of that step; costs one decode of the VAE a step. None keeps them for generated pictures.
+        phrases: names of several words that are shown as one, with the mean of their maps; None for the class names of
+            the sample, and for those that scenes draw, such as "night sky".
         store: characters of maps that a saved notebook keeps, for display without Python; 0 for none.
         show: further settings, for those with the name of another argument: show={"image": 2} starts with that picture.
         settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
@@ -72,7 +82,8 @@ def explore(
         InputError: nothing to show, a setting that was not recorded, or incompatible recordings.
         RecordingError: a file that is no recording, is damaged, or has another version.
 
-    Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, "a cat and a tree on grass")`,
+    Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, scene)`,
+    `explore(backbone, "a cat and a tree on grass")`,
     `explore({"before": first, "after": second}, image, beside={"recording": "after"})`.
     """
     for name, more in (("show", show), ("record", record)):
@@ -80,6 +91,14 @@ def explore(
             instance_of(more, Mapping, name, f"{name}={{'{'image' if name == 'show' else 'heads'}': ...}}")
     settings = {**settings, **(show or {})}
     Explorer.check_names(settings)
+    one_of(step_pictures, "step_pictures", (True, False, None))
+    names = () if phrases is None else as_names(phrases, "phrases", empty=True, example="['night sky']")
+    if phrases is None:
+        own = image.class_names if isinstance(image, Sample) else ()
+        names = tuple(dict.fromkeys([*known_phrases(), *(name for name in own if " " in name)]))
+    if isinstance(image, Sample):
+        prompt = image.caption if prompt is None and isinstance(source, _MODELS) else prompt
+        image = image.image
     if isinstance(source, DiffusionPipeline) or (prompt is not None and isinstance(source, (str, Path))):
         source = as_backbone(source)
     if isinstance(source, Backbone):
@@ -89,22 +108,25 @@ def explore(
         image = None if image is None else open_image(image)
         if not isinstance(prompt, str):
             raise InputError(f"expected prompt as text beside a backbone, got {prompt!r}: pass prompt='a cat on grass'")
-        return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, **settings)
-    given = {"prompt": prompt, "record": record, "seed": seed or None, "steps": None if steps == STEPS else steps}
+        kept = image is None if step_pictures is None else step_pictures
+        options = {"phrases": names, **settings}
+        return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, step_pictures=kept, **options)
+    given = {"prompt": prompt, "record": record, "step_pictures": step_pictures, "seed": seed or None}
+    given["steps"] = None if steps == STEPS else steps
     if unread := [name for name, value in given.items() if value is not None]:
         raise InputError(f"expected a backbone with {unread[0]}, got {shown(source)}: leave {unread[0]} out")
     if isinstance(source, Segmented):
         image = source.image if image is None else image
         settings = {"mode": "masks"} | settings
     named = source if isinstance(source, Mapping) else {"": source}
-    atlas = MapSource({str(name): _blocks(part) for name, part in named.items()})
+    atlas = MapSource({str(name): _blocks(part) for name, part in named.items()}, names)
     pictures = [] if image is None else open_images(image)
     if len(pictures) not in (0, 1, len(atlas.axes["image"])):
         raise InputError(
             f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}: pass as "
             "many"
         )
-    call = f"explore({_source_name(source)}{', image' if pictures else ''}"
+    call = f"explore({_source_name(source)}{', image' if pictures else ''}{told_phrases(names)}"
     return Explorer(atlas, pictures, call, store, **settings)
 
 

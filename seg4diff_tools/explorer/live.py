@@ -8,16 +8,20 @@ from inspect import signature
 from typing import Any
 
 import PIL.Image
+import torch
 import traitlets
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.sampling import draw_noise
 from seg4diff_tools.errors import one_of
 from seg4diff_tools.explorer.maps import AXES, MapSource
 from seg4diff_tools.explorer.widget import CLASSES, Explorer, described
-from seg4diff_tools.explorer.words import content_words
+from seg4diff_tools.explorer.words import content_words, told_phrases
 from seg4diff_tools.families import model_lock
 from seg4diff_tools.images import ImageLike, open_image
 from seg4diff_tools.indices import as_indices, as_int
@@ -53,6 +57,9 @@ class LiveExplorer(Explorer):
         steps: int,
         options: Mapping[str, Any],
         store: int,
+        *,
+        step_pictures: bool = False,
+        phrases: Sequence[str] = (),
         **settings: Any,
     ):
         seed, steps, store = as_int(seed, "seed", 0), as_int(steps, "steps", 1, 1000), as_int(store, "store", 0)
@@ -62,7 +69,8 @@ class LiveExplorer(Explorer):
             one_of(name, "keys of record", known, "arguments of AttentionRecorder, such as record={'layers': [9]}")
         if (chosen := options.get("steps")) is not None:
             options = {**options, "steps": as_indices(chosen, "steps of record", steps)}
-        self._recipe = backbone, steps, options
+        self._recipe = backbone, steps, options, step_pictures
+        self._phrases = phrases
         self._thread: threading.Thread | None = None
         with tqdm(desc="recording", unit="step", leave=False) as bar:
 
@@ -70,11 +78,11 @@ class LiveExplorer(Explorer):
                 bar.total = of
                 bar.update(done - bar.n)
 
-            recording, shown = record_live(*self._recipe, picture, prompt, seed, advance)
+            recording, shown, drafts = record_live(*self._recipe, picture, prompt, seed, advance)
         atlas = self._source(recording)
         if backbone.expert_layer in atlas.axes["layer"]:
             settings = {"layer": backbone.expert_layer} | settings
-        super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, **settings)
+        super().__init__(atlas, [shown], self._code(picture, prompt, seed), store, drafts, **settings)
         self.picture, self.prompt, self.seed = picture, prompt, seed
         self.observe(self._record_again, ["prompt", "seed", "picture"])
 
@@ -102,25 +110,22 @@ class LiveExplorer(Explorer):
             super()._answer(_, question, buffers)
 
     def _code(self, picture: ImageLike | None, prompt: str, seed: int) -> str:
-        """Return the line of code for this view, up to the settings."""
+        """Return the line of code for this view, up to the settings: arguments that are not the defaults."""
         arguments = [
             "backbone",
             *(["image"] if picture is not None else []),
             f"prompt={json.dumps(prompt, ensure_ascii=False)}",
         ]
-        return f"explore({', '.join(arguments)}, seed={seed}{self._told_recipe()}"
-
-    def _told_recipe(self) -> str:
-        """Return the arguments of the schedule and the recorder that differ from the defaults."""
-        _, steps, options = self._recipe
-        return (f", steps={steps}" if steps != STEPS else "") + (f", record={dict(options)!r}" if options else "")
-
-    def _phrases(self) -> Sequence[str]:
-        """Return phrases that are shown as one word."""
-        return ()
+        _, steps, options, step_pictures = self._recipe
+        told = [
+            *([f"steps={steps}"] if steps != STEPS else []),
+            *([f"record={dict(options)!r}"] if options else []),
+            *([f"step_pictures={step_pictures}"] if step_pictures != (picture is None) else []),
+        ]
+        return f"explore({', '.join([*arguments, f'seed={seed}', *told])}{told_phrases(self._phrases)}"
 
     def _source(self, recording: Recording) -> MapSource:
-        return MapSource({"live": recording.map_blocks}, self._phrases(), self._recipe[1])
+        return MapSource({"live": recording.map_blocks}, self._phrases, self._recipe[1])
 
     def _record_again(self, change: object) -> None:
         if self._ended:
@@ -141,8 +146,8 @@ class LiveExplorer(Explorer):
             try:
                 report(0, 1)
                 self.message = ""
-                recording, shown = record_live(*self._recipe, picture, prompt, seed, report)
-                self._replace(self._source(recording), [shown])
+                recording, shown, drafts = record_live(*self._recipe, picture, prompt, seed, report)
+                self._replace(self._source(recording), [shown], drafts)
                 self.call = self._code(picture, prompt, seed)
             except _CancelledError:
                 if cancelled is self._cancelled:
@@ -169,9 +174,11 @@ class LiveExplorer(Explorer):
         # the recording stops at once
         yield
 
-    def _replace(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> None:
+    def _replace(
+        self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], drafts: Sequence[PIL.Image.Image]
+    ) -> None:
         """Show other maps, and keep the settings that are still valid."""
-        told = described(atlas, pictures)
+        told = described(atlas, pictures, drafts)
         before = content_words(self._atlas.words)[:CLASSES]
         with self.hold_sync(), self.hold_trait_notifications():
             self._atlas = atlas
@@ -200,11 +207,12 @@ def record_live(
     backbone: Backbone,
     steps: int,
     options: Mapping[str, Any],
+    step_pictures: bool,
     picture: ImageLike | None,
     prompt: str,
     seed: int,
     report: Callable[[int, int], None],
-) -> tuple[Recording, PIL.Image.Image]:
+) -> tuple[Recording, PIL.Image.Image, list[PIL.Image.Image]]:
     """Record a backbone on a picture, or while it generates one.
 
     Args:
@@ -212,30 +220,57 @@ def record_live(
         steps: length of the schedule.
         options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads, and every token
             are recorded; padding is omitted if there are more tokens than CLIP's 77.
+        step_pictures: decode the clean image that the model predicts at each recorded step.
         picture: the input, with the noise of each wanted step; None to generate one.
         prompt: of the model.
         seed: of the noise.
         report: called after each step with the numbers of finished and of all steps; may raise to stop.
 
     Returns:
-        The recording, its steps counted from the start of the schedule, and the picture.
+        The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures, one
+        for each recorded step, or none.
     """
     encoded = backbone.encode_prompt(prompt)
     read = encoded.indices("start", "word", "end", "template")
     tokens = encoded.indices("start", "word", "end", "template", "pad")
     options = {"prompt": encoded, "tokens": tokens if len(tokens) <= 77 else read, **options}
+    wanted = sorted(options.get("steps") or range(steps))
     if picture is None:
+        path = [draw_noise([seed], backbone.latent_size()).to(backbone.device)]
+
+        def after(step: int, timestep: float, latents: Tensor) -> None:
+            if step_pictures:
+                path.append(backbone.family.unpack(latents, backbone.token_grid()))
+            report(step + 1, steps)
+
         with AttentionRecorder(backbone, **options) as recorder:
-            (drawn,) = backbone.generate(
-                encoded, steps=steps, seed=seed, progress=False, callback=lambda step, *_: report(step + 1, steps)
-            )
-        return recorder.recording, drawn
-    wanted = sorted(options.pop("steps", None) or range(steps))
+            (drawn,) = backbone.generate(encoded, steps=steps, seed=seed, progress=False, callback=after)
+        clean = [_predicted(backbone, path, step) for step in wanted] if step_pictures else []
+        return recorder.recording, drawn, backbone.decode(torch.cat(clean)) if clean else []
+    options.pop("steps", None)
     shown = open_image(picture)
     latents = backbone.encode_image(shown)
+    drafts: list[PIL.Image.Image] = []
     with AttentionRecorder(backbone, **options) as recorder:
         for done, step in enumerate(wanted, start=1):
-            backbone.predict_velocity(*backbone.add_noise(latents, steps - step, steps, seed), encoded)
+            noisy, timestep = backbone.add_noise(latents, steps - step, steps, seed)
+            velocity = backbone.predict_velocity(noisy, timestep, encoded)
+            if step_pictures:
+                sigma = float(backbone.schedule(steps)[1][step])
+                drafts += backbone.decode(noisy.float() - sigma * velocity.float())
             report(done, len(wanted))
     arrays = {name: array.assign_coords(step=wanted) for name, array in recorder.recording.arrays.items()}
-    return Recording(arrays), shown
+    return Recording(arrays), shown, drafts
+
+
+def _predicted(backbone: Backbone, path: Sequence[Tensor], step: int) -> Float[Tensor, "1 channels height width"]:
+    """Return the clean latents that a step of sampling predicts: its straight line from noise, followed to the end.
+
+    Args:
+        backbone: the model.
+        path: the noise, then the latents after each step.
+        step: 0-based.
+    """
+    sigmas = [*backbone.schedule(len(path) - 1)[1].tolist(), 0.0]
+    before, after = path[step].float(), path[step + 1].float()
+    return after + sigmas[step + 1] / (sigmas[step] - sigmas[step + 1]) * (after - before)

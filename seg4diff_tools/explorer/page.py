@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).parent / "static"
-PARTS = ("elements", "maps", "questions", "panel", "controls", "live", "explorer")
+PARTS = ("elements", "maps", "questions", "links", "panel", "controls", "live", "explorer")
 """Its scripts, in order of dependency."""
 STORED = "application/vnd.seg4diff.explorer+json"
 """MIME type of a page's content in a notebook's output."""

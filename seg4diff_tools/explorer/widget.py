@@ -7,7 +7,7 @@ import base64
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from matplotlib.colors import to_hex
 
 from seg4diff_tools._runs import as_path, replace_file
-from seg4diff_tools.errors import InputError, named_extra, shown
+from seg4diff_tools.errors import InputError, as_names, instance_of, named_extra, one_of, shown
 from seg4diff_tools.explorer.maps import AXES, MapSource, quantize
 from seg4diff_tools.explorer.page import STORED, module, page, style
 from seg4diff_tools.explorer.preview import preview
@@ -51,7 +51,8 @@ class Explorer(anywidget.AnyWidget):
     Attributes:
         layer, step, head, direction, branch, image, recording: the selection, with the recording's values; None for
             axes that were not recorded.
-        token: the word or token whose map is shown.
+        token: the word or token whose map is shown; the mean of its tokens where it has several, so that "<pads>" is
+            one pad on average, not their sum.
         beside: settings of the second panel that differ, such as {"layer": 9}; {} for one panel.
         defaults: settings to omit from a line of code.
         mode: "map", or "masks" for the most attended of `classes` at every position (Seg4Diff, Eq 12).
@@ -61,6 +62,8 @@ class Explorer(anywidget.AnyWidget):
         opacity: of the map over the image, 0 to 1; 0 shows the image alone.
         shared: one scale for both panels.
         pieces: tokens in place of words.
+        under: the picture under the map: "step" for the clean image that the model predicted at the step, where it was
+            kept; "picture" for the picture itself.
         multiples: axis along which small multiples are shown, "" for none.
     """
 
@@ -77,9 +80,18 @@ class Explorer(anywidget.AnyWidget):
     opacity = traitlets.Float(OPACITY).tag(sync=True)
     shared = traitlets.Bool().tag(sync=True)
     pieces = traitlets.Bool().tag(sync=True)
+    under = traitlets.Enum(("step", "picture"), "step").tag(sync=True)
     multiples = traitlets.Unicode("layer").tag(sync=True)
     defaults = traitlets.Dict(
-        {"mode": "map", "colors": COLORS[0], "opacity": OPACITY, "shared": False, "pieces": False, "multiples": "layer"}
+        {
+            "mode": "map",
+            "colors": COLORS[0],
+            "opacity": OPACITY,
+            "shared": False,
+            "pieces": False,
+            "under": "step",
+            "multiples": "layer",
+        }
     ).tag(sync=True)
 
     # state of the front end
@@ -88,6 +100,7 @@ class Explorer(anywidget.AnyWidget):
     tokens: traitlets.List = traitlets.List().tag(sync=True)
     words: traitlets.List = traitlets.List().tag(sync=True)
     pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    step_pictures = traitlets.List(traitlets.Unicode()).tag(sync=True)
     palette = traitlets.Dict().tag(sync=True)
     sentence = traitlets.Unicode().tag(sync=True)
     call = traitlets.Unicode().tag(sync=True)
@@ -105,17 +118,28 @@ class Explorer(anywidget.AnyWidget):
         "opacity",
         "shared",
         "pieces",
+        "under",
         "multiples",
     )
-    TOLD = ("pictures", "palette", "call", "defaults", "schedule", "sentence")
+    TOLD = ("pictures", "step_pictures", "palette", "call", "defaults", "schedule", "sentence")
     """Content of a page other than the settings and the maps."""
 
-    def __init__(self, atlas: MapSource, pictures: Sequence[PIL.Image.Image], call: str, store: int, **settings: Any):
+    def __init__(
+        self,
+        atlas: MapSource,
+        pictures: Sequence[PIL.Image.Image],
+        call: str,
+        store: int,
+        drafts: Sequence[PIL.Image.Image] = (),
+        **settings: Any,
+    ):
         self.check_names(settings)
         self._atlas, self._store = atlas, as_int(store, "store", 0)
         # the width is shared with neighbors in an HBox
         layout = ipywidgets.Layout(width="100%")
-        super().__init__(layout=layout, call=call, palette=_palette(), **(described(atlas, pictures) | settings))
+        super().__init__(
+            layout=layout, call=call, palette=_palette(), **(described(atlas, pictures, drafts) | settings)
+        )
         self.on_msg(self._answer)
 
     @classmethod
@@ -154,8 +178,9 @@ class Explorer(anywidget.AnyWidget):
         if name == "token":
             return self._atlas.find(value).label
         if name == "classes":
-            return [self._atlas.find(label).label for label in value]
+            return [self._atlas.find(label).label for label in as_names(value, name, empty=True)]
         if name == "beside":
+            instance_of(value, Mapping, name, f"{name}={EXAMPLES[name]}")
             if len(value) > 1 or set(value) - set(AXES):
                 raise InputError(
                     f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}: pass {{'layer': 9}}"
@@ -184,23 +209,37 @@ class Explorer(anywidget.AnyWidget):
 
         With a second panel, both, along an axis with the name of the differing setting. `attrs` has the settings.
         """
-        labels = self.classes if self.mode == "masks" else [self.token]
-        panels = [self.selection, *([self.selection | self.beside] if self.beside else [])]
+        return self.data_at()
+
+    def data_at(self, **settings: Any) -> xr.DataArray:
+        """Return the maps of other settings in the form of `data`; the view stays as it is.
+
+        Args:
+            settings: attributes that differ, such as layer=9 or mode="masks"; those that choose no map have no effect.
+
+        Raises:
+            InputError: a setting that the maps do not have.
+        """
+        self.check_names(settings)
+        kept = {name: getattr(self, name) for name in ("token", "classes", "mode", "beside")}
+        one_of(settings.get("mode", self.mode), "mode", ("map", "masks"))
+        wanted = kept | self.selection | {name: self._checked(name, value) for name, value in settings.items()}
+        selection, beside = {axis: wanted[axis] for axis in AXES}, wanted["beside"]
+        labels = wanted["classes"] if wanted["mode"] == "masks" else [wanted["token"]]
+        panels = [selection, *([selection | beside] if beside else [])]
         values = np.stack([[self._atlas.word_map(panel, label) for label in labels] for panel in panels])
         values = values.reshape(len(panels), len(labels), *self._atlas.grid)
         found = xr.DataArray(values, {"class": labels}, ("panel", "class", "y", "x"), name="attention")
-        for axis in self.beside:
+        for axis in beside:
             shown = [panel[axis] for panel in panels]
             # keep types: "mean" beside head 2, not beside "2"
             mixed = len({isinstance(value, str) for value in shown}) > 1
             found = found.rename(panel=axis).assign_coords({axis: np.array(shown, dtype=object if mixed else None)})
-        found.attrs = {
-            axis: value for axis, value in self.selection.items() if value is not None and axis not in self.beside
-        }
-        if self.mode == "map":
-            found.attrs["token"] = self.token
+        found.attrs = {axis: value for axis, value in selection.items() if value is not None and axis not in beside}
+        if wanted["mode"] == "map":
+            found.attrs["token"] = wanted["token"]
             found = found.isel({"class": 0}, drop=True)
-        return found if self.beside else found.isel(panel=0)
+        return found if beside else found.isel(panel=0)
 
     def stored(self, limit: int | None = None) -> dict[str, Any]:
         """Return the content of a page that shows this view without Python; see `MapSource.stored`.
@@ -219,6 +258,8 @@ class Explorer(anywidget.AnyWidget):
         told["classes"] = list(dict.fromkeys(name if name in labels else group[name] for name in self.classes))
         if len(self.pictures) > 1:
             told["pictures"] = [self.pictures[self.axes["image"].index(one)] for one in kept["axes"]["image"]]
+        if self.step_pictures:
+            told["step_pictures"] = [self.step_pictures[self.axes["step"].index(one)] for one in kept["axes"]["step"]]
         if self.cell:
             told["cell"] = [
                 at * now // before
@@ -228,6 +269,9 @@ class Explorer(anywidget.AnyWidget):
 
     def save_html(self, path: str | os.PathLike, store: int = 1 << 23) -> Path:
         """Write the view as a page in one file, for use without Python or network.
+
+        An address such as "view.html#layer=4&step=20&token=cat" opens the page with these settings; its button "Copy
+        link" gives the address of what is shown.
 
         Args:
             path: of the page; "~" is expanded.
@@ -256,6 +300,8 @@ class Explorer(anywidget.AnyWidget):
         picture = None
         if self.pictures:
             url = self.pictures[self.axes["image"].index(self.image) if len(self.pictures) > 1 else 0]
+            if self.step_pictures and self.under == "step":
+                url = self.step_pictures[self.axes["step"].index(self.step)]
             picture = PIL.Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))
         return preview(picture, self.data.isel(dict.fromkeys(self.beside, 0)).values, self.opacity)
 
@@ -279,7 +325,9 @@ class Explorer(anywidget.AnyWidget):
         self.send({"question": question, "shape": maps.shape}, [quantize(maps).content])
 
 
-def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str, Any]:
+def described(
+    atlas: MapSource, pictures: Sequence[PIL.Image.Image], drafts: Sequence[PIL.Image.Image] = ()
+) -> dict[str, Any]:
     """Return the front end's description of an atlas, and the initial settings."""
     # as many as there are colors
     telling = content_words(atlas.words)[:CLASSES]
@@ -290,6 +338,7 @@ def described(atlas: MapSource, pictures: Sequence[PIL.Image.Image]) -> dict[str
         "tokens": listed(atlas.tokens),
         "words": listed(atlas.words),
         "pictures": [_data_url(picture) for picture in pictures],
+        "step_pictures": [_data_url(picture, SIDE // 2) for picture in drafts],
         "token": telling[0],
         "classes": telling,
         **atlas.default(),
@@ -302,9 +351,9 @@ def _palette() -> dict[str, list[str]]:
     return palette | {"classes": [to_hex(color / 255) for color in class_colors(CLASSES)]}
 
 
-def _data_url(picture: PIL.Image.Image) -> str:
+def _data_url(picture: PIL.Image.Image, side: int = SIDE) -> str:
     picture = picture.copy()
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=92, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

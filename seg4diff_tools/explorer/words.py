@@ -7,6 +7,9 @@ from typing import Any
 import regex
 import xarray as xr
 
+from seg4diff_tools.scenes import BACKGROUNDS
+from seg4diff_tools.scenes.drawings import concepts
+
 GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
 # Function words have a map, but name nothing in a picture.
 JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
@@ -34,6 +37,16 @@ def tokens_of(maps: xr.DataArray) -> tuple[Word, ...]:
     return tuple(Word(str(label), (i,), kind) for i, (label, kind) in enumerate(zip(labels, kinds, strict=True)))
 
 
+def known_phrases() -> tuple[str, ...]:
+    """Return the class names of several words that scenes draw, such as "night sky"."""
+    return tuple(name for name in (*concepts(), *BACKGROUNDS) if " " in name)
+
+
+def told_phrases(phrases: Sequence[str]) -> str:
+    """Return phrases as an argument in a line of code; "" for the known ones."""
+    return "" if tuple(phrases) == known_phrases() else f", phrases={list(phrases)!r}"
+
+
 def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...]:
     """Join tokens that are contiguous in the prompt, padding, and the words of phrases."""
     tokens = tokens_of(maps)
@@ -59,22 +72,25 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
     taken = {token.label for token in tokens}
     ranges = list(zip(starts, stops, strict=True))
     words = [_join([tokens[i] for i in group], [ranges[i] for i in group], taken) for group in groups]
-    for phrase in phrases:
+    for phrase in sorted(phrases, key=lambda phrase: -len(phrase.split())):
         words = _join_phrase(words, phrase, taken)
     return tuple(words)
 
 
 def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
-    """Join the first words that spell a phrase, unless its label is taken."""
-    parts = phrase.split()
-    for at in range(len(words) - len(parts) + 1):
-        group = words[at : at + len(parts)]
+    """Join the words that spell a phrase, wherever they do."""
+    parts, joined = phrase.lower().split(), list[Word]()
+    rest = list(words)
+    while rest:
+        group = rest[: len(parts)]
         spelled = [word.label.split("#")[0].lower() for word in group]
-        if len(parts) > 1 and spelled == [part.lower() for part in parts] and phrase not in taken:
-            taken.add(phrase)
-            joined = Word(phrase, tuple(i for word in group for i in word.tokens))
-            return [*words[:at], joined, *words[at + len(parts) :]]
-    return words
+        if len(parts) > 1 and spelled == parts:
+            label = _unused(" ".join(phrase.split()), taken)
+            joined.append(Word(label, tuple(i for word in group for i in word.tokens)))
+            del rest[: len(parts)]
+        else:
+            joined.append(rest.pop(0))
+    return joined
 
 
 def _spells(token: Word) -> bool:
@@ -84,13 +100,18 @@ def _spells(token: Word) -> bool:
 def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[str]) -> Word:
     if len(parts) == 1 and parts[0].kind not in GROUPS:
         return parts[0]
-    plain = GROUPS.get(parts[0].kind) or _spelling(parts, ranges)
+    label = _unused(GROUPS.get(parts[0].kind) or _spelling(parts, ranges), taken)
+    return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)
+
+
+def _unused(plain: str, taken: set[str]) -> str:
+    """Return a label that no word has yet, and take it."""
     label, count = plain, 1
     while label in taken:
         count += 1
         label = f"{plain}#{count}"
     taken.add(label)
-    return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)
+    return label
 
 
 def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:

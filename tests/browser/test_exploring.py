@@ -18,7 +18,9 @@ from matplotlib import colormaps
 from PIL import Image
 
 from seg4diff_tools import explore
-from seg4diff_tools.explorer.page import STORED
+from seg4diff_tools.explorer.page import STORED, fragment
+from seg4diff_tools.explorer.page import page as page_of_files
+from seg4diff_tools.explorer.widget import _data_url
 
 WORDS = ["<start>", "a", "cat", "on", "grass", "<end>"]
 KINDS = ["start", "word", "word", "word", "word", "end"]
@@ -36,6 +38,13 @@ CELL = """
   const canvas = document.querySelectorAll(".stage canvas")[panel];
   return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
 }
+"""
+# Controls without a name, or that the tab key passes over.
+NAMELESS = """
+() => [...document.querySelectorAll(".explorer :is(button, input, select, [tabindex])")].filter((node) => {
+  const named = [node.ariaLabel, node.textContent, ...[...(node.labels ?? [])].map((label) => label.textContent)];
+  return node.tabIndex < 0 || !named.some((name) => name?.trim());
+}).map((node) => node.outerHTML)
 """
 SHOW = """
 import numpy as np
@@ -272,6 +281,105 @@ def test_nothing_overflows_and_nothing_goes_wrong(page):
     assert page.errors == []
 
 
+def test_a_link_opens_its_view(browser, file, tmp_path):
+    """Each part of a link; parts that the page does not have are told, and anchors of the page are none."""
+    bare = file.url
+    page = open_page(browser, f"{bare}#layer=3&step=2&token=grass&colors=magma&cell=4,5&beside=layer:0", offline=True)
+    said = drawn(page, "layer 0, step 2 of 7")
+    assert said.startswith("layer 3, step 2 of 7 (5 left), mean of heads, word “grass”")
+    assert "words at row 4, column 5: " in said
+    assert page.get_by_label("colors", exact=True).input_value() == "magma"
+    for part, told in [
+        ("layer=77&token=cat", "asks for layer=77, which"),
+        ("stp=2&token=lion", "asks for stp=2 and token=lion, which"),
+        ("view=3&layer=1", "asks for view=3, which"),
+        ("cell=9,9&opacity=2&beside=x:1", "asks for cell=9,9 and opacity=2 and beside=x:1, which"),
+    ]:
+        page.evaluate("(part) => (location.hash = part)", part)
+        page.locator(".note.trouble", has_text=told).wait_for()
+    page.evaluate("location.hash = 'layer=2&classes=cat&classes=on&beside='")
+    drawn(page, "layer 2, step 2 of 7 (5 left), mean of heads, masks of 2 words")
+    assert page.locator(".note.trouble").count() == 0
+    page.evaluate("location.hash = 'the-same-from-code'")
+    word(page, "grass").click()
+    said = drawn(page, "masks of 3 words")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_text("Copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert (link.startswith(f"{bare}#layer=2&"), page.url) == (True, link)
+    assert page.errors == []
+    page.goto("about:blank")
+    page.goto(link)
+    assert drawn(page, "masks of 3 words") == said
+    page.context.close()
+
+
+def test_a_link_names_one_of_several(browser, tmp_path):
+    views = [explore(MAPS, IMAGE), explore(MAPS, IMAGE, mode="masks")]
+    html = page_of_files(views[0].stored(), "two").replace("<script>(()", fragment(views[1].stored()) + "<script>(()")
+    (tmp_path / "two.html").write_text(html)
+    page = open_page(browser, (tmp_path / "two.html").as_uri() + "#view=2&layer=4&token=on", offline=True, height=500)
+    page.wait_for_function("document.querySelectorAll('.explorer[data-drawn]').length === 2")
+    first, second = page.locator(".status").all_inner_texts()
+    assert first.startswith("layer 1, step 5")
+    assert second.startswith("layer 4, step 5 of 7 (2 left), mean of heads, word “on”")
+    page.wait_for_function("document.querySelectorAll('.explorer')[1].getBoundingClientRect().top < 200")
+    page.context.close()
+
+
+def test_a_step_shows_the_picture_that_it_predicted(browser, tmp_path):
+    view = explore(MAPS, IMAGE, opacity=0.0, step=2)
+    ends = [Image.new("RGB", (8, 8), (30 * step, 100, 200)) for step in range(7)]
+    view.step_pictures = [_data_url(picture) for picture in ends]
+    page = open_page(browser, view.save_html(tmp_path / "view.html").as_uri(), offline=True)
+    drawn(page, "step 2 of 7 (5 left), mean of heads, word “cat”")
+    assert pixel(page, 4, 4) == pytest.approx([60, 100, 200], abs=3)
+    slide(page, "step", 6)
+    assert drawn(page, "step 6 of 7").endswith("over the picture predicted at this step")
+    assert pixel(page, 4, 4) == pytest.approx([180, 100, 200], abs=3)
+    menu(page, "under it", "the picture itself")
+    page.wait_for_function("!document.querySelector('.explorer').dataset.drawn.includes('predicted')")
+    assert 'under="picture"' in page.locator(".code code").inner_text()
+    assert pixel(page, 4, 4) != pytest.approx([180, 100, 200], abs=3)
+    page.context.close()
+
+
+def test_a_finger_moves_everything(browser, file):
+    phone = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    page = open_page(browser, file.url, offline=True, width=390, height=844, **phone)
+    drawn(page, "layer 1, step 5 of 7")
+    word(page, "grass").tap()
+    drawn(page, "“grass”")
+    slider = page.get_by_label("layer", exact=True).first
+    box = slider.bounding_box()
+    slider.tap(position={"x": box["width"] - 4, "y": box["height"] / 2})
+    drawn(page, "layer 4, step 5 of 7")
+    page.locator(".strip button").nth(2).tap()
+    drawn(page, "layer 2, step 5 of 7")
+    canvas = page.locator(".stage canvas").first
+    side = canvas.bounding_box()["width"] / GRID
+    canvas.tap(position={"x": 2.5 * side, "y": 6.5 * side})
+    page.locator(".status", has_text="words at row 6, column 2: ").wait_for()
+    menu(page, "show", "masks of words")
+    drawn(page, "masks of 2 words")
+    buttons = page.locator(".explorer :is(button, select):visible").all()
+    assert min(button.bounding_box()["height"] for button in buttons) >= 24
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.errors == []
+    page.context.close()
+
+
+def test_every_control_has_a_name_and_takes_the_keyboard(page):
+    assert page.evaluate(NAMELESS) == []
+    word(page, "grass").focus()
+    page.keyboard.press("Enter")
+    drawn(page, "“grass”")
+    page.locator(".strip button").nth(3).focus()
+    page.keyboard.press("Space")
+    drawn(page, "layer 3, step 5 of 7")
+
+
 def test_python_follows_and_leads(lab):
     """What is clicked is in the traits, what is set is shown, and data come as a file."""
     word(lab, "grass").click()
@@ -309,6 +417,25 @@ def test_two_share_a_box(lab):
     assert left["width"] > 280
     assert right["width"] > 280
     assert left["x"] + left["width"] <= right["x"]
+
+
+def test_the_chapter_leaves_its_first_explorer_alone(lab):
+    """Its cells, run one after the other, up to the one that reads the view; a shorter schedule, for time."""
+    notebook = next(path for path in NOTEBOOKS if path.stem.endswith("explore"))
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    last = next(i for i, source in enumerate(sources) if "view." in source)
+    count = lab.locator(".explorer[data-drawn]").count()
+    code = "\n".join(sources[:last]).replace("STEPS = 28", "STEPS = 9")
+    assert "STEPS = 9" in code
+    run(lab, code)
+    first = lab.locator(".explorer[data-drawn]").nth(count)
+    first.wait_for()
+    before = first.locator(".status").inner_text()
+    run(lab, sources[last])
+    lab.get_by_text(re.compile(r"Layer \d+: \d+% of the pixels")).wait_for()
+    assert first.locator(".status").inner_text() == before
+    assert before.startswith("layer 4, step 1 of 9 (8 left), mean of heads, word “strawberry”")
 
 
 def test_a_restarted_kernel_is_named(lab):

@@ -75,6 +75,7 @@ function controlBar(view) {
       covered = get("opacity") || covered;
       slider.value = get("opacity");
       output.textContent = `${Math.round(100 * get("opacity"))} %`;
+      slider.setAttribute("aria-valuetext", output.textContent);
       bare.setAttribute("aria-pressed", get("opacity") === 0);
     };
     return { node: control("opacity", slider, output, bare), mark };
@@ -89,6 +90,8 @@ function controlBar(view) {
     const colors = menu("colors", scales, () => get("colors"), (name) => set({ colors: name }));
     parts.push(ofMaps(view, colors, colors.node.querySelector("select")));
     if (get("pictures").length) parts.push(opacity());
+    const grounds = [["step", "its prediction at this step"], ["picture", "the picture itself"]];
+    if (get("step_pictures")?.length) parts.push(menu("under it", grounds, () => get("under"), (under) => set({ under })));
     if (axes.length) parts.push(...besides());
     const focused = node.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     node.replaceChildren(...parts.map((part) => part.node));

@@ -17,11 +17,12 @@ const HELP = {
   image: "Which of the images that were recorded together",
   branch: "Guided generation runs the model with the prompt and without it; this chooses whose attention is shown",
   layer: "Transformer block, counted from 0",
-  step: "Denoising step, counted from 0; the picture below the map is the finished one",
+  step: "Denoising step, counted from 0; in brackets, how many are still to come, this one included",
   head: "Attention head, counted from 0, or the mean of all",
   show: "The map of one word, or the word with the most attention at every place (Seg4Diff, Eq 12)",
   colors: "Color scale of the map",
   opacity: "Of the colors over the picture; at 0 % the picture stands alone",
+  "under it": "The clean picture that the model predicted at this step, or the finished one",
   "beside it": "A second map that differs in one setting",
 };
 

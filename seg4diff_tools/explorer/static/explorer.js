@@ -4,17 +4,13 @@
 function footer(view, exports) {
   const status = create("p", { class: "status", role: "status", "aria-live": "polite" });
   const note = create("p", { class: "note" });
-  const code = create("code", { tabindex: 0, "aria-label": "code of this view" });
-  const copy = create("button", { type: "button" }, "Copy code");
-  copy.addEventListener("click", async () => {
-    await copyText(code);
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = "Copy code"), 1500);
-  });
+  const code = create("code", { tabindex: 0, role: "textbox", "aria-readonly": "true", "aria-label": "code of this view" });
+  const copy = copyButton("Copy code", () => code.textContent);
   const png = create("button", { type: "button", click: exports.png }, "Save PNG");
   const file = create("button", { type: "button", click: exports.file }, "Save data");
-  if (view.get("kept") !== undefined) Object.assign(file, { disabled: true, title: "The data need Python" });
-  const line = create("div", { class: "code" }, code, copy, png, file);
+  const isPage = view.get("kept") !== undefined;
+  if (isPage) Object.assign(file, { disabled: true, title: "The data need Python" });
+  const line = create("div", { class: "code" }, code, copy, isPage ? copyButton("Copy link", exports.link) : null, png, file);
   const say = (text, trouble) => {
     if (status.textContent !== text) status.textContent = text;
     const troubles = [trouble, view.get("message")].filter(Boolean);
@@ -27,12 +23,25 @@ function footer(view, exports) {
   return { node: create("div", { class: "foot" }, status, note, line), say };
 }
 
-async function copyText(node) {
+function copyButton(label, textOf) {
+  const button = create("button", { type: "button" }, label);
+  button.addEventListener("click", async () => {
+    await copyText(textOf());
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = label), 1500);
+  });
+  return button;
+}
+
+async function copyText(text) {
   try {
-    await navigator.clipboard.writeText(node.textContent);
+    await navigator.clipboard.writeText(text);
   } catch {
-    getSelection().selectAllChildren(node);
+    const field = create("textarea", { style: "position: fixed; opacity: 0" }, text);
+    document.body.append(field);
+    field.select();
     document.execCommand("copy");
+    field.remove();
   }
 }
 
@@ -95,6 +104,12 @@ function render({ model, el }) {
       const sheet = poster(panels.slice(0, headings.length), headings, prompt, status);
       sheet.toBlob((blob) => download("view.png", blob));
     },
+    link: () => {
+      const address = new URL(location.href);
+      address.hash = linkOf(view);
+      history.replaceState(null, "", address); // for those who read it there
+      return address.href;
+    },
     file: async () => {
       try {
         download("view.nc", new Blob([await questions.ask({ ask: "file", settings: codeLine(view) })]));
@@ -115,7 +130,8 @@ function render({ model, el }) {
   const along = multiples(view);
   const foot = footer(view, exports);
   const stage = create("div", { class: "panels" }, ...panels.map(({ node }) => node));
-  const root = create("div", { class: "explorer", "data-lm-suppress-shortcuts": "true" });
+  const about = { class: "explorer", role: "group", "aria-label": "Attention explorer", "data-lm-suppress-shortcuts": "true" };
+  const root = create("div", about);
   root.append(...[live.node, scene.node, words.node, stage, controls.node, along.node, foot.node].filter(Boolean));
   el.append(root);
 
@@ -135,9 +151,8 @@ function render({ model, el }) {
     return ramps.get(name);
   };
   const pictureOf = async (chosen) => {
-    const found = get("pictures");
-    const url = found.length > 1 ? found[choices("image").indexOf(chosen.image)] : found[0];
-    if (pictures.size > choices("image").length + 1) pictures.clear();
+    const url = view.pictureUrl(chosen);
+    if (pictures.size > 2 + Math.max(get("pictures").length, get("step_pictures")?.length ?? 0)) pictures.clear();
     if (url && !pictures.has(url)) pictures.set(url, await pictureCanvases(url));
     return url ? pictures.get(url) : null;
   };
@@ -199,8 +214,8 @@ function render({ model, el }) {
     if (next !== undefined) questions.ask({ ask: "slice", selection: { ...now, [moved]: next } }).catch(() => {});
   };
 
-  const structure = ["axes", "words", "tokens", "pieces", "pictures", "multiples"];
-  const marks = [...AXES, "token", "mode", "classes", "cell", "colors", "opacity", "shared", "progress", "message", "call"];
+  const structure = ["axes", "words", "tokens", "pieces", "pictures", "step_pictures", "multiples"];
+  const marks = [...AXES, "token", "mode", "classes", "cell", "colors", "opacity", "shared", "under", "progress", "message", "call"];
   const scenery = ["objects", "background"];
   let beside = null;
   const update = () => {

@@ -1,7 +1,7 @@
 /** What stands in for the kernel's model in a page: the settings, and answers out of the stored maps. */
 
-function storedModel(stored) {
-  const values = { message: "", revision: 0, ...stored };
+function storedModel(stored, place) {
+  const values = { message: "", revision: 0, ...stored, start: stored, place };
   const listeners = [];
   const emit = (name, ...details) => listeners.filter(([event]) => event === name).forEach(([, react]) => react(...details));
   const key = (selection) => AXES.map((axis) => stored.axes[axis].indexOf(selection[axis])).join();
@@ -51,11 +51,28 @@ function encode(maps) {
   return content;
 }
 
+/** Brings the explorer that a link is of into its state, and into sight; tells what it cannot have. */
+function followLink(pages) {
+  const link = parseLink(location.hash);
+  if (!link) return;
+  const wanted = link.get("view")?.[0] ?? "1";
+  const found = pages[Number(wanted) - 1];
+  const { el, model } = found ?? pages[0];
+  const { changes, unknown } = found ? readLink(link, settings(model)) : { changes: {}, unknown: [`view=${wanted}`] };
+  for (const [name, value] of Object.entries(changes)) model.set(name, value);
+  model.set("message", unknown.length ? `The link asks for ${unknown.join(" and ")}, which is not on this page.` : "");
+  requestAnimationFrame(() => el.scrollIntoView());
+}
+
 function showStored() {
-  for (const place of document.querySelectorAll(".explorer-page")) {
-    const stored = JSON.parse(place.firstElementChild.textContent);
-    explorer.render({ model: storedModel(stored), el: place });
-  }
+  const pages = [...document.querySelectorAll(".explorer-page")].map((el, i) => {
+    const stored = JSON.parse(el.firstElementChild.textContent);
+    return { el, model: storedModel(stored, i + 1) };
+  });
+  if (!pages.length) return;
+  followLink(pages);
+  pages.forEach((page) => explorer.render(page));
+  addEventListener("hashchange", () => followLink(pages));
 }
 
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", showStored);

@@ -148,6 +148,7 @@ function panel(view, hover) {
     const over = highest ? "words, at the place that each attends to most" : "words, mean over the picture";
     place.textContent = cell ? `words at row ${cell[0]}, column ${cell[1]}` : over;
     place.title = RANKING[direction] ?? "";
+    list.setAttribute("aria-label", place.textContent);
     const chosen = (word) => word.label === view.get("token");
     list.replaceChildren(...ranked.slice(0, RANKED).map((word) => rankRow(word, most, share(), chosen(word))));
     marker.hidden = !cell;

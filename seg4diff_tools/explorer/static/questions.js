@@ -84,7 +84,13 @@ function settings(model) {
   const choices = (axis) => get("axes")[axis] ?? [];
   const panels = () => (besideAxis() ? [selection(), { ...selection(), ...get("beside") }] : [selection()]);
   const schedule = () => get("schedule") ?? 0;
-  return { model, get, set, selection, besideAxis, entries, find, choices, panels, schedule, colorOf: classColors(get, find) };
+  /** The picture under the maps of a selection, as a URL. */
+  const pictureUrl = ({ image, step }) => {
+    const [own, predicted] = [get("pictures"), get("step_pictures") ?? []];
+    if (predicted.length && get("under") === "step") return predicted[choices("step").indexOf(step)];
+    return own.length > 1 ? own[choices("image").indexOf(image)] : own[0];
+  };
+  return { model, get, set, selection, besideAxis, entries, find, choices, panels, schedule, pictureUrl, colorOf: classColors(get, find) };
 }
 
 /** The color of a class, which it keeps as long as its word is there, whatever competes with it. */
@@ -106,24 +112,32 @@ function describe({ get, choices, find, schedule }, chosen, limits, share) {
   const always = ["layer", "head", ...(schedule() ? ["step"] : [])];
   const parts = AXES.filter((axis) => chosen[axis] !== null && (choices(axis).length > 1 || always.includes(axis)));
   const said = parts.map((axis) => named(axis, chosen[axis], schedule()));
+  const under = get("step_pictures")?.length && get("under") === "step" ? ", over the picture predicted at this step" : "";
   if (get("mode") === "masks") {
     const count = get("classes").length;
-    return [...said, `masks of ${count} ${count === 1 ? "word" : "words"}`].join(", ");
+    return [...said, `masks of ${count} ${count === 1 ? "word" : "words"}`].join(", ") + under;
   }
   const word = find(get("token"));
   const kind = word?.tokens.length > 1 || !get("pieces") ? "word" : "token";
   const name = !word || word.kind === "word" ? `${kind} “${word ? shown(word) : get("token")}”` : shown(word);
-  return [...said, name + (Number.isFinite(limits[0]) ? `: ${span(limits, share)}` : "")].join(", ");
+  return [...said, name + (Number.isFinite(limits[0]) ? `: ${span(limits, share)}` : "")].join(", ") + under;
 }
 
-function codeLine({ get, choices, besideAxis }) {
+/** The settings that make this view again: names and values. */
+function shownSettings({ get, choices, besideAxis }) {
   const several = AXES.filter((axis) => choices(axis).length > 1);
-  // the axis of pictures has the name of another argument
-  const shown = several.map((axis) => (axis === "image" ? ["show", { image: get(axis) }] : [axis, get(axis)]));
+  const shown = several.map((axis) => [axis, get(axis)]);
   if (get("mode") === "map") shown.push(["token", get("token")]);
   else shown.push(["classes", get("classes")]);
   if (besideAxis()) shown.push(["beside", get("beside")]);
   if (get("cell")) shown.push(["cell", get("cell")]);
   for (const [name, value] of Object.entries(get("defaults"))) if (get(name) !== value) shown.push([name, get(name)]);
-  return `${get("call")}, ${shown.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
+  return shown;
+}
+
+function codeLine(view) {
+  // the axis of pictures has the name of another argument
+  const argument = ([name, value]) => (name === "image" ? ["show", { image: value }] : [name, value]);
+  const told = shownSettings(view).map(argument).map(([name, value]) => `${name}=${python(value)}`);
+  return `${view.get("call")}, ${told.join(", ")})`;
 }
