@@ -17,6 +17,7 @@ from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
+from seg4diff_tools.analysis import attention_takers
 from seg4diff_tools.analysis.features import attention_budget, image_features, value_norms
 from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance
 from seg4diff_tools.attention.intercept import intercept
@@ -331,10 +332,14 @@ def test_features_norms_and_budget(backbone):
     shares = budget[budget.key.isin(["image", "text"])].groupby(["layer", "query"]).share.sum()
     inputs = backbone.inputs(*noisy(backbone), PROMPT)
     others = backbone.family.layout(backbone.transformer, inputs)
-    if others.tokens == others.image.stop - others.image.start + others.text.stop - others.text.start:
+    complete = others.tokens == others.image.stop - others.image.start + others.text.stop - others.text.start
+    if complete:
         np.testing.assert_allclose(shares, 1, atol=1e-5)
     else:
         assert ((shares > 0) & (shares < 1)).all()
+    takers = attention_takers(backbone, [PROMPT, "a dog"], [IMAGE, IMAGE], layers=[0, 4], progress=False)
+    np.testing.assert_allclose(takers.groupby(["layer", "steps_from_end", "query"]).share.sum(), 1, atol=1e-5)
+    assert ((takers[takers.key == "other"].share == 0) == complete).all()
 
 
 # diffusers' own, about a name inside of diffusers

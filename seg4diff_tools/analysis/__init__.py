@@ -1,4 +1,4 @@
-"""Analyses of attention: features, value norms, heads, searches over layers and steps, effects of edits."""
+"""Analyses of attention: features, norms, sinks, leaks, heads, searches over layers and steps, effects of edits."""
 
 from seg4diff_tools.analysis.features import (
     Projection,
@@ -10,24 +10,43 @@ from seg4diff_tools.analysis.features import (
     value_norms,
 )
 from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
-from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, resampled
+from seg4diff_tools.analysis.leaks import leakage
+from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, mean_intervals, resampled
 from seg4diff_tools.analysis.search import choose_combination
+from seg4diff_tools.analysis.sinks import (
+    attention_takers,
+    close_keys,
+    kind_keys,
+    random_keys,
+    second_eigenvalue,
+    token_rank,
+    top_keys,
+)
 
 __all__ = [
     "Effects",
     "Projection",
     "attention_budget",
+    "attention_takers",
     "choose_combination",
     "choose_heads",
+    "close_keys",
     "cross_validated",
     "explained_variance",
     "guidance_effects",
     "head_class_maps",
     "image_features",
+    "kind_keys",
     "layer_effects",
+    "leakage",
+    "mean_intervals",
     "part_scores",
     "pca_colors",
+    "random_keys",
     "resampled",
+    "second_eigenvalue",
     "token_labels",
+    "token_rank",
+    "top_keys",
     "value_norms",
 ]

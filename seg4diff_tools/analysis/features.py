@@ -85,7 +85,7 @@ def image_features(
         tokens = torch.stack([getattr(call, kind)[:, :, call.image] for kind in kinds], 1)
         parts[call.layer].append(tokens.transpose(2, 3).flatten(3).unflatten(2, grid).float().cpu().numpy())
 
-    _observe(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, wanted)
+    observe_images(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, wanted)
     values = np.stack([np.concatenate(parts[layer]) for layer in wanted], 1)
     coords = {"layer": wanted, "kind": list(kinds)}
     return xr.DataArray(values, coords, ("image", "layer", "kind", "y", "x", "channel"), name="features")
@@ -222,7 +222,7 @@ def value_norms(
             sums[call.layer, name] += values.double().sum(1)
             counts[call.layer, name] += values.shape[1]
 
-    _observe(backbone, latents, prompts, add, steps_from_end, steps, seed, batch)
+    observe_images(backbone, latents, prompts, add, steps_from_end, steps, seed, batch)
     heads = [*range(backbone.heads), "all"]
     rows = [
         (layer, head, name, norm)
@@ -267,7 +267,7 @@ def attention_budget(
     Source: Seg4Diff, arXiv 2509.18096, figure 2.
     """
     backbone, noise = as_backbone(backbone), as_indices(steps_from_end, "steps_from_end", low=1)
-    prompts = _check_prompts(backbone, latents, prompts)
+    prompts = check_prompts(backbone, latents, prompts)
     rows: list[tuple[int, int, str, str, float, float]] = []
     parts = [{part: list(prompt.indices(*kinds)) for part, kinds in TEXT_PARTS.items()} for prompt in prompts]
     with tqdm(total=len(latents) * len(noise), unit="forward", disable=not progress, desc="budget") as bar:
@@ -289,12 +289,12 @@ def attention_budget(
                 if call.layer == backbone.layers - 1:
                     bar.update(images.stop - images.start)
 
-            _observe(backbone, latents, prompts, add, step, steps, seed, batch)
+            observe_images(backbone, latents, prompts, add, step, steps, seed, batch)
     names = ["layer", "steps_from_end", "query", "key"]
     return pd.DataFrame(rows, columns=[*names, "share", "uniform"]).groupby(names, as_index=False).mean()
 
 
-def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
+def check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[Prompt]:
     """Return one encoded prompt for each of the latents, or raise an InputError."""
     check_latents(backbone, latents, "latents")
     prompts = list_of(prompts, Prompt, "prompts", "backbone.encode_prompt(['a cat'])")
@@ -305,7 +305,7 @@ def _check_prompts(backbone: Backbone, latents: Any, prompts: Any) -> Sequence[P
     return prompts
 
 
-def _observe(
+def observe_images(
     backbone: Backbone,
     latents: Latents,
     prompts: Sequence[Prompt],
@@ -317,7 +317,7 @@ def _observe(
     layers: Sequence[int] | None = None,
 ) -> None:
     """Call an observer with the attention of each wanted layer and its image indices, batch by batch."""
-    entries = [[prompt] for prompt in _check_prompts(backbone, latents, prompts)]
+    entries = [[prompt] for prompt in check_prompts(backbone, latents, prompts)]
     noise = [as_int(steps_from_end, "steps_from_end", 1)]
     forwards = forward_batches(backbone, latents, entries, steps_from_end=noise, steps=steps, seed=seed, batch=batch)
     for forward in forwards:

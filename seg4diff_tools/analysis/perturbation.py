@@ -197,6 +197,44 @@ def resampled(
     return pd.DataFrame(values.to_numpy()[chosen].mean(axis=1), columns=values.columns)
 
 
+def mean_intervals(
+    table: pd.DataFrame,
+    score: str,
+    by: str | Sequence[str] = "layer",
+    *,
+    unit: str = "prompt",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return means with 95 % bootstrap intervals over prompts or images, each drawn with all of its rows.
+
+    Args:
+        table: a row for each value.
+        score: column of the values.
+        by: column, or columns, that identify a setting.
+        unit: column of what is drawn with replacement, such as "prompt" or "image".
+        draws: number of draws.
+        seed: of the draws.
+
+    Returns:
+        A row for each setting: its columns, the mean under the score's name, low, high, and units (their number). A
+        mean is taken over units, and within a unit over its rows.
+
+    Raises:
+        InputError: a missing column.
+    """
+    settings = [by] if isinstance(by, str) else list_of(by, str, "by", "by=['layer']", "names of columns")
+    require_columns(table, [unit, score, *settings], numeric=[score])
+    draws, seed = as_int(draws, "draws", 1), as_int(seed, "seed", 0)
+    rows = []
+    for names, group in table.groupby(settings, sort=False):
+        values = group.groupby(unit)[score].mean().to_numpy(float)
+        chosen = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+        low, high = np.quantile(values[chosen].mean(axis=1), [0.025, 0.975])
+        rows.append((*names, values.mean(), low, high, len(values)))
+    return pd.DataFrame(rows, columns=[*settings, score, "low", "high", "units"])
+
+
 def _checked(clip: Any, prompts: Any, edit: Any) -> list[str]:
     """Check CLIP and edit; return the prompts as a list."""
     instance_of(edit, Edit, "edit", "edits.blur()")

@@ -191,6 +191,26 @@ class JointAttention:
         ]
         return torch.stack(sums, dim=1) / _length(self._positions(side, None))
 
+    def received(
+        self, given: Float[Tensor, "batch given_heads start query"], *, workspace: int | None = None
+    ) -> Float[Tensor, "batch heads start key"]:
+        """Compute what each joint key gets if queries hold these weights: given @ A, head by head.
+
+        Args:
+            given: weights of all joint queries, several distributions at once; one head stands for all.
+            workspace: see `weights`.
+        """
+        given = given.to(working_dtype(self.query)).expand(-1, self.query.shape[1], -1, -1)
+        sums: list[Tensor] = []
+        for rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
+            if rows.start == 0:
+                first = sum(part.shape[1] for part in sums)
+                sums.append(piece.new_zeros(*piece.shape[:2], given.shape[2], piece.shape[3]))
+            with exact_products(piece.device):
+                sums[-1] = sums[-1] + given[:, first : first + piece.shape[1], :, rows] @ piece
+            del piece
+        return _join(sums, dim=1)
+
     def _pieces(
         self, name: str, heads: Sequence[int], text: Sequence[int] | None, spans: Tensor | None, workspace: int | None
     ) -> Iterator[tuple[slice, Tensor]]:
@@ -226,8 +246,10 @@ class JointAttention:
                 del piece  # or it would live on beside the next one
 
     def _positions(self, side: str, text: Sequence[int] | None) -> slice | Tensor:
-        """Positions in the joint sequence of one side of a direction, "o" for others: a slice where they are
-        consecutive."""
+        """Positions in the joint sequence of one side of a direction, "o" for others, "a" for all: a slice where they
+        are consecutive."""
+        if side == "a":
+            return slice(0, self.query.shape[2])
         if side == "o":
             first, second = sorted((self.image, self.text), key=lambda part: part.start)
             gaps = (0, first.start), (first.stop, second.start), (second.stop, self.query.shape[2])

@@ -22,6 +22,7 @@ LABELED = LabeledImage(np.zeros((56, 56, 3), np.uint8), ("cat", "grass"), np.zer
 UNNAMED = LabeledImage(np.zeros((56, 56, 3), np.uint8), (), np.full((56, 56), 255))
 MAPS = [torch.zeros(5, 3, 2, 4, 4)] * 2
 TABLE = pd.DataFrame({"layer": [1, 1], "prompt": [0, 1], "CLIP-T": [0.0, 2.0]})
+PICTURE = np.zeros((56, 56, 3), np.uint8)
 LATENTS = torch.zeros(2, 16, 12, 14)
 clip = cache(lambda: load_clip(MINI))
 
@@ -34,6 +35,20 @@ def _effects(backbone: Any, **changes: Any) -> Any:
 def _guided(backbone: Any, **changes: Any) -> Any:
     asked = {"clip": clip(), "prompts": ["a cat"], "edit": edits.blur(), "layers": 1, "scales": [1.0], "steps": 1}
     return analysis.guidance_effects(backbone, **asked | {"progress": False} | changes)
+
+
+def _takers(**changes: Any) -> Callable[[Any], Any]:
+    return lambda b: analysis.attention_takers(b, ["a cat"], **{"pictures": [PICTURE], "progress": False} | changes)
+
+
+def _enter(context: Any) -> None:
+    with context:
+        pass
+
+
+def _closed(backbone: Any, choose: Any) -> None:
+    with analysis.close_keys(backbone, choose):
+        backbone.predict_velocity(LATENTS, 500.0, "a cat")
 
 
 def _seen(name: str, **changes: Any) -> Callable[[Any], Any]:
@@ -136,6 +151,45 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("budget-steps", _seen("attention_budget", steps_from_end="all"), "steps_from_end as numbers, got 'all': pass"),
     ("budget-late", _seen("attention_budget", steps_from_end=29), "steps_from_end from 1 to 28, got 29: choose"),
     ("budget-none", _seen("attention_budget", latents=LATENTS[:0], prompts=[]), "expected latents .*: pass what"),
+    (
+        "takers-prompts",
+        lambda b: analysis.attention_takers(b, "a cat"),
+        "a list of texts, got 'a cat': pass",
+    ),
+    ("takers-late", _takers(steps_from_end=29), "steps_from_end from 1 to 28, got 29: choose"),
+    ("takers-few", _takers(pictures=[PICTURE] * 2), "one prompt for each image, got 1 for 2 images: pass as many"),
+    ("takers-sink", _takers(sink=0.5), "sink, a number from 1, got 0.5: pass"),
+    ("takers-model", lambda b: analysis.attention_takers(b.transformer, ["a cat"]), "a model.*SD3Transformer2DModel"),
+    (
+        "close-choice",
+        lambda b: _enter(analysis.close_keys(b, "pad")),
+        "choose, a function .*, got 'pad': pass",
+    ),
+    ("close-layers", lambda b: _enter(analysis.close_keys(b, analysis.top_keys(), 9)), "layers from 0 to 4, got 9"),
+    (
+        "close-shape",
+        lambda b: _closed(b, lambda call: torch.zeros(1, 3)),
+        "booleans .*, got torch.float32",
+    ),
+    (
+        "close-rows",
+        lambda b: _closed(b, analysis.kind_keys([b.encode_prompt("a cat")] * 3, "pad")),
+        "got 3 for 2 rows",
+    ),
+    ("close-many", lambda b: _closed(b, analysis.top_keys(10_000)), "count from 1 to .*, got 10000"),
+    ("top-count", lambda b: analysis.top_keys(0), "count 1 or more, got 0: choose"),
+    ("random-seed", lambda b: analysis.random_keys(seed=-1), "seed 0 or more, got -1: choose"),
+    ("kinds-name", lambda b: analysis.kind_keys(b.encode_prompt("a cat"), "pads"), "kinds from start, .*got .*'pads'"),
+    ("kinds-text", lambda b: analysis.kind_keys("a cat", "pad"), "prompts as a list of Prompt, got 'a cat': pass"),
+    (
+        "leak-alone",
+        lambda b: analysis.leakage(b, [UNNAMED], 1),
+        "that show two classes, got none among 1",
+    ),
+    ("leak-layer", lambda b: analysis.leakage(b, SAMPLES, 7), "layers from 0 to 4, got 7: choose"),
+    ("leak-steps", lambda b: analysis.leakage(b, SAMPLES, steps_from_end=[8]), "steps_from_end, a whole number"),
+    ("means-column", lambda b: analysis.mean_intervals(TABLE, "leak"), "a table with rows and the columns .*leak"),
+    ("means-draws", lambda b: analysis.mean_intervals(TABLE, "CLIP-T", draws=0), "draws 1 or more, got 0: choose"),
     ("colors-token", lambda b: analysis.pca_colors(np.zeros((5, 8))), r"\[image y x channel\].*, got \(5, 8\): take"),
     ("colors-two", lambda b: analysis.pca_colors(np.zeros((1, 4, 4, 2))), "3 channels or more, got .*: take one layer"),
     ("variance-shape", lambda b: analysis.explained_variance(np.zeros((2, 3, 4)), [0, 1]), "features .token channel."),
