@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 # of the range in pyproject.toml, and the tests that depend on it most
 OLDEST = $(shell sed -nE 's/.*"diffusers>=([0-9.]+).*/\1/p' pyproject.toml)
 OLDEST_TESTS = families architectures attention backbones loading lora perturb recorder words
+IN_PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadfile
 BUILD_BOOK = $(BIN)/jupyter-book build book -W --keep-going
 
 # Nothing may wait for a model hub, unless a model on one is asked for.
@@ -28,11 +29,12 @@ book: $(VENV)/book.stamp  ## build the report from the stored outputs
 	@echo "Report: $(CURDIR)/book/_build/html/index.html"
 
 test: $(VENV)/dev.stamp  ## run the tests, a file at a time on each core (at most four)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-oldest: $(VENV)/oldest.stamp  ## run the tests of models on the oldest diffusers
 	@PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -c 'import diffusers; print("diffusers", diffusers.__version__)'
-	PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -m pytest -W "ignore:CUDA is not available:UserWarning" \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath $(VENV)/oldest) $(BIN)/python -m pytest $(IN_PARALLEL) \
+	  -W "ignore:CUDA is not available:UserWarning" \
 	  $(OLDEST_TESTS:%=tests/test_%.py) $(ARGS)
 
 test-wheel: $(VENV)/dev.stamp  ## build the wheel and run it in an environment of its own
