@@ -110,7 +110,7 @@ def test_maps_of_a_setting(atlas, maps):
 
 
 def test_an_unknown_value_is_refused(atlas):
-    with pytest.raises(InputError, match=r"expected layer as it was recorded \(0, 1, 2, 3, 9\), got 4"):
+    with pytest.raises(InputError, match=r"expected a recorded layer \(0, 1, 2, 3, 9\), got 4"):
         atlas.maps(atlas.default() | {"layer": 4})
 
 
@@ -123,22 +123,22 @@ def test_recordings_share_what_both_have(maps):
 
 
 def test_what_does_not_belong_together_is_refused(maps):
-    with pytest.raises(InputError, match="one prompt, got other tokens in 'after'"):
+    with pytest.raises(InputError, match="the same prompt, got other tokens in 'after'"):
         MapSource({"before": {"i2t": maps}, "after": {"i2t": maps.isel(token=slice(1, None))}})
-    with pytest.raises(InputError, match="one size"):
+    with pytest.raises(InputError, match="the same image size"):
         MapSource({"before": {"i2t": maps}, "after": {"i2t": maps.isel(y=slice(2))}})
-    with pytest.raises(InputError, match="a step in common"):
+    with pytest.raises(InputError, match="a common step"):
         MapSource({"before": {"i2t": maps.sel(step=[4])}, "after": {"i2t": maps.sel(step=[8])}})
 
 
 def test_other_arrays_are_refused(maps):
     with pytest.raises(InputError, match="axes y and x"):
         MapSource({"": {"i2t": maps.isel(x=0)}})
-    with pytest.raises(InputError, match="nothing empty"):
+    with pytest.raises(InputError, match="none of them empty"):
         MapSource({"": {"i2t": maps.isel(token=slice(0))}})
-    with pytest.raises(InputError, match="got 'seed': choose from it first"):
+    with pytest.raises(InputError, match="got an axis 'seed': select one entry"):
         MapSource({"": {"i2t": maps.expand_dims("seed")}})
-    with pytest.raises(InputError, match="labels that differ"):
+    with pytest.raises(InputError, match="distinct labels"):
         MapSource({"": {"i2t": maps.assign_coords(token=["cat"] * 10)}})
     with pytest.raises(InputError, match="got a recording without any"):
         MapSource({"": {}})

@@ -50,7 +50,7 @@ def test_what_cannot_be_drawn_says_so(view, tiny_backbone):
     view.objects = [{"name": "lion-fish", "x": 0.5, "y": 0.5, "side": 0.5}]
     assert "got 'lion-fish': did you mean 'lion'" in view.message
     assert view.scene.objects == ("cat",)
-    with pytest.raises(InputError, match="expected background, drawn ones"):
+    with pytest.raises(InputError, match="expected background that can be drawn"):
         compose_scene(tiny_backbone, background="moon")
     with pytest.raises(InputError, match="steps_from_end from 1 to 28"):
         compose_scene(tiny_backbone, steps_from_end=0)

@@ -125,12 +125,12 @@ def test_settings_are_traits(recording):
 
 def test_what_was_not_recorded_is_refused(view):
     for name, value, said in [
-        ("layer", 5, "layer as it was recorded .0, 1, 2, 3, 4., got 5"),
-        ("head", "median", "head as it was recorded .mean, 0, 1, 2."),
+        ("layer", 5, "a recorded layer .0, 1, 2, 3, 4., got 5"),
+        ("head", "median", "a recorded head .mean, 0, 1, 2."),
         ("token", "lion", "got 'lion'"),
         ("classes", ["car", "lion"], "got 'lion'"),
-        ("beside", {"step": 7}, "step as it was recorded"),
-        ("beside", {"step": 0, "layer": 1}, "one of"),
+        ("beside", {"step": 7}, "a recorded step"),
+        ("beside", {"step": 0, "layer": 1}, "at most one of"),
         ("multiples", "word", "multiples"),
     ]:
         before = getattr(view, name)
@@ -143,7 +143,7 @@ def test_what_was_not_recorded_is_refused(view):
 
 def test_a_stale_question_gets_a_sentence(view):
     content, _ = ask(view, ask="slice", selection=view.selection | {"layer": 11})
-    assert content["error"].startswith("expected layer as it was recorded")
+    assert content["error"].startswith("expected a recorded layer")
 
 
 def test_everything_recorded_can_be_shown(recording, tiny_backbone, tmp_path):
@@ -174,9 +174,9 @@ def test_what_cannot_be_shown_says_so(recording, tiny_backbone, tmp_path):
         explore(tmp_path / "new.nc")
     for source, settings, said in [
         (recording["masses"], {}, "axes y and x"),
-        (recording["i2t"].isel(layer=slice(0)), {}, "nothing empty"),
+        (recording["i2t"].isel(layer=slice(0)), {}, "none of them empty"),
         (type(recording)({"masses": recording["masses"]}), {}, "without any"),
-        (recording, {"prompt": "a cat"}, "expected a backbone"),
+        (recording, {"prompt": "a cat"}, "expected a backbone as source"),
         (recording, {"layers": 3}, "settings from .*got layers"),
         (recording, {"image": [IMAGE, IMAGE]}, "one picture or one for each of 1 images"),
         ({"a": recording, "b": recording["i2t"].isel(token=slice(3))}, {}, "other tokens in 'b'"),

@@ -32,7 +32,7 @@ def test_overlay_has_the_colors_of_viridis():
 def test_overlay_of_a_map_with_a_value_that_is_not_finite():
     values = np.array([[0.0, 1.0, np.inf]])
     assert np.isfinite(plotting.overlay(IMAGE, values)).all()
-    with pytest.raises(InputError, match=r"expected limits as two values of the map, got \(0\.0, inf\)"):
+    with pytest.raises(InputError, match=r"expected limits as two finite numbers, got \(0\.0, inf\)"):
         plotting.overlay(IMAGE, values, limits=(0.0, np.inf))
 
 
@@ -84,7 +84,7 @@ def test_map_grid_has_rows_and_columns():
 
 
 def test_maps_with_other_axes_are_refused():
-    with pytest.raises(InputError, match=r"1 axes beside y and x, got .*layer.*choose"):
+    with pytest.raises(InputError, match=r"1 axes beside y and x, got .*layer.*select"):
         plotting.map_strip(IMAGE, maps(layer=2, token=3))
     with pytest.raises(InputError, match="2 axes"):
         plotting.map_grid(IMAGE, maps(token=3))

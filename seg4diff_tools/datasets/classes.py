@@ -1,4 +1,4 @@
-"""Facts of the benchmarks: their classes, the numbers that stand for them in the annotations, and what is stuff."""
+"""Constants of the benchmarks: classes, their numbers in the annotations, and which of them are stuff."""
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -58,11 +58,11 @@ def as_folder(value: str | os.PathLike[str], name: str) -> Path:
 
 
 def visible_files(folder: Path, end: str = "", *, below: bool = False) -> Iterator[Path]:
-    """Yield the files of a folder in the order of their names, but for hidden ones such as `._picture.png`.
+    """Yield the files of a folder in the order of their names, except hidden ones such as `._picture.png`.
 
     Args:
         folder: to look into.
-        end: how their names end, in small or capital letters.
+        end: of their names, in either case.
         below: also look into the folders below it, hidden ones excepted.
     """
     for path in sorted(folder.rglob("*") if below else folder.iterdir()):
@@ -93,7 +93,7 @@ def read_labels(path: Path) -> Integer[np.ndarray, "y x"]:
     """Read a mask whose values are classes: a grey or palette PNG, or PASCAL Context's `.mat` with its `LabelMap`.
 
     Raises:
-        InputError: missing or damaged, or no single integer for each pixel.
+        InputError: missing or damaged, or not one integer for each pixel.
     """
     if path.suffix != ".mat":
         image = open_png(path, "index PNG")
@@ -140,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: missing or damaged, or no object.
+        InputError: missing or damaged, or not a JSON object.
     """
     try:
         content = json.loads(read_text(path, "readable JSON"))

@@ -21,7 +21,7 @@ class Labels:
     """What the values of a mask mean.
 
     Attributes:
-        class_names: the whole vocabulary, in the order in which samples name their classes.
+        class_names: the whole vocabulary; samples list their classes in this order.
         lookup: class of each value that a mask may have; None is left out, and several values may share a class.
         background: those of the names that are stuff.
     """
@@ -37,7 +37,7 @@ class Labels:
         source: Path,
         masks: Bool[np.ndarray, "mask y x"] | None = None,
     ) -> LabeledImage:
-        """Make a sample that names the classes that it shows, and numbers its label map by them.
+        """Make a sample with the classes that it shows, and a label map that counts in them.
 
         Args:
             photograph: the image.

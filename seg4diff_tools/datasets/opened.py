@@ -1,4 +1,4 @@
-"""Samples read and checked, with a fingerprint of all that their scores depend on."""
+"""Samples that are read and checked, with a fingerprint of everything that their scores depend on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def open_sample(sample: Sample, index: int) -> OpenedSample:
         index: its place in the data set.
 
     Raises:
-        InputError: something that is no sample, an unreadable image, a label map of another size, or a class index
+        InputError: not a sample, an unreadable image, a label map of another size, or a class index
             out of range.
     """
     if not isinstance(sample, Sample):

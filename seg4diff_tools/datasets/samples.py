@@ -16,7 +16,7 @@ from seg4diff_tools.indices import LazySequence
 
 @runtime_checkable
 class Sample(Protocol):
-    """What segmentation needs to know of an image; scenes, and anything else with these attributes, will do.
+    """Interface of an annotated image: scenes, and anything else with these attributes.
 
     Attributes:
         image: path, PIL image, uint8 array [y x 3] or float tensor [3 y x] from 0 to 1.
@@ -47,7 +47,7 @@ def background_of(sample: Sample) -> tuple[str, ...]:
         sample: its `background` is one name or several, or is missing.
 
     Raises:
-        InputError: a background that is neither.
+        InputError: a background that is neither one name nor several.
     """
     return _background(getattr(sample, "background", ()))
 
@@ -77,8 +77,8 @@ class LabeledImage:
         masks: of single things, which may overlap and need no class; None where there are none.
 
     Raises:
-        InputError: class names that are no list of different names, or too many of them; a background that is no name
-            or names, a caption or name that is no text, or masks that are no array [mask y x].
+        InputError: class names that are not a list of distinct names, or too many; a background that is not one name or
+            several; a caption or name that is not text; or masks that are not an array [mask y x].
     """
 
     image: Any = field(repr=False)
@@ -147,7 +147,7 @@ class Renamed(LazySequence[LabeledImage]):
 
 
 def renamed(samples: Sequence, names: Mapping[str, str]) -> Renamed:
-    """Give classes other names, such as those of another data set; classes of one name become one.
+    """Rename classes, for instance to those of another data set; classes with the same new name are merged.
 
     Args:
         samples: images with label maps, with `class_names` for their vocabulary.
@@ -157,7 +157,7 @@ def renamed(samples: Sequence, names: Mapping[str, str]) -> Renamed:
         A sequence of samples, read from the old one as they are asked for; everything but the names stays.
 
     Raises:
-        InputError: something else than samples or names, or the new name of a class that the vocabulary lacks.
+        InputError: no samples, no names, or a new name for a class that the vocabulary lacks.
     """
     listed = isinstance(samples, (list, tuple, np.ndarray))
     if isinstance(samples, (str, bytes, Mapping, set, Tensor)) or not hasattr(samples, "__len__"):

@@ -1,4 +1,4 @@
-"""Ordinary words for names of classes."""
+"""Everyday words for names of classes."""
 
 from collections.abc import Mapping
 
@@ -107,4 +107,4 @@ windowpane: window
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     name: tuple(words.split(", ")) for name, words in (line.split(": ") for line in _TABLE.split("\n") if line)
 }
-"""What people call a class, the commonest word first, where this is not just its name in `published`."""
+"""Everyday words for a class, the most common first, where they differ from its name in `published`."""

@@ -23,7 +23,7 @@ class Composer(LiveExplorer):
     """An explorer of an editable scene, made by `compose_scene`.
 
     Attributes:
-        objects: a dictionary for each thing, back to front: its name, and x, y and side as shares of the picture's
+        objects: a dictionary for each object, back to front: its name, and x, y and side as shares of the picture's
             side.
         background: one of `scenes.BACKGROUNDS`.
     """
@@ -82,7 +82,7 @@ def compose_scene(
     store: int = 1 << 20,
     **settings: Any,
 ) -> Composer:
-    """Show a scene whose things can be dragged, resized, added and removed; masks are updated.
+    """Show a scene whose objects can be dragged, resized, added and removed; the masks are updated.
 
     Args:
         backbone: the model.

@@ -58,7 +58,7 @@ def explore(
             image, branch, layer, step, head and token (or class); a dictionary of several, by name, for comparison; a
             segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
             name), which is recorded with `prompt`, `seed` and `image`.
-        image: the picture of the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
+        image: the picture under the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
             its input picture, with every step's noise; None generates one. A sample or scene brings its image, its
             caption as the prompt and its class names as phrases.
         prompt: of the backbone; may also be passed as `image`.
@@ -71,8 +71,9 @@ def explore(
         phrases: names of several words that are shown as one, with the mean of their maps; None for the class names of
             the sample, and for those that scenes draw, such as "night sky".
         store: characters of maps that a saved notebook keeps, for display without Python; 0 for none.
-        show: further settings, for those with the name of another argument: show={"image": 2} starts with that picture.
-        settings: attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or mode="masks".
+        show: further settings, for names that are arguments too: show={"image": 2} starts with that image.
+        settings: initial values of attributes of `Explorer`, such as layer=4, token="cat", beside={"layer": 9} or
+            mode="masks".
 
     Returns:
         The viewer; the last line of a cell shows it. `view.layer = 9` changes a setting, `view.observe(function,
@@ -107,14 +108,16 @@ def explore(
             image, prompt = None, image
         image = None if image is None else open_image(image)
         if not isinstance(prompt, str):
-            raise InputError(f"expected prompt as text beside a backbone, got {prompt!r}: pass prompt='a cat on grass'")
+            raise InputError(f"expected prompt as text for a backbone, got {prompt!r}: pass prompt='a cat on grass'")
         kept = image is None if step_pictures is None else step_pictures
         options = {"phrases": names, **settings}
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, step_pictures=kept, **options)
     given = {"prompt": prompt, "record": record, "step_pictures": step_pictures, "seed": seed or None}
     given["steps"] = None if steps == STEPS else steps
     if unread := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"expected a backbone with {unread[0]}, got {shown(source)}: leave {unread[0]} out")
+        raise InputError(
+            f"expected a backbone as source where {unread[0]} is given, got {shown(source)}: leave {unread[0]} out"
+        )
     if isinstance(source, Segmented):
         image = source.image if image is None else image
         settings = {"mode": "masks"} | settings

@@ -16,7 +16,7 @@ from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words
 
 AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
 """Axes of a viewer's settings, in order: all recorded ones except words and positions."""
-# Axes to thin out where the maps do not fit, in order, each with the number of entries to keep before the next axis.
+# Axes to thin out where the maps do not fit, in order, each with the number of entries to keep before going on.
 LADDER = (
     *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("image", 1), ("layer", 8)),
     *(("step", 1), ("layer", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
@@ -110,7 +110,9 @@ class MapSource:
             self.axes[axis] = [v for v in others[0][axis] if all(v in places[axis] for places in others)]
         for axis, values in self.axes.items():
             if not values:
-                raise InputError(f"expected recordings with a {axis} in common, got none: record the same {axis}s")
+                raise InputError(
+                    f"expected recordings with a common {axis}, got none: record one that all of them have"
+                )
         if len(_heads := self.axes["head"]) > 1 and "mean" not in _heads:
             self.axes["head"] = ["mean", *_heads]
         self.schedule = _schedule(first) if schedule is None else schedule
@@ -135,7 +137,7 @@ class MapSource:
             if word.label == label:
                 return word
         known = [word.label for word in self.words if word.kind == "word"]
-        raise InputError(f"expected a word of {known}, got {label!r}: choose one of these")
+        raise InputError(f"expected one of the words {known}, got {label!r}: choose one of these")
 
     def check(self, axis: str, value: Any) -> Any:
         """Return the value of an axis in the form of `axes`.
@@ -145,8 +147,10 @@ class MapSource:
         """
         values = self.axes[axis]
         if getattr(value, "ndim", 0) or value not in values:
+            if values in ([None], [""]):
+                raise InputError(f"expected no {axis}, which these maps do not have, got {shown(value)}: leave it out")
             known = f"{values[0]} to {values[-1]}" if len(values) > 9 else ", ".join(map(str, values))
-            raise InputError(f"expected {axis} as it was recorded ({known}), got {shown(value)}: choose one of these")
+            raise InputError(f"expected a recorded {axis} ({known}), got {shown(value)}: choose one of these")
         return values[values.index(value)]
 
     def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
@@ -257,18 +261,19 @@ def _canonical(maps: xr.DataArray) -> xr.DataArray:
     order = (*AXES[2:], "token", "y", "x")
     if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
         raise InputError(
-            f"expected maps of numbers with the axes y and x and nothing empty, got {maps.dtype} and "
-            f"{dict(maps.sizes)}: rename axes, or read other maps"
+            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
+            f"{dict(maps.sizes)}: rename the axes or pass other maps"
         )
     if unknown := [dim for dim in maps.dims if dim not in order]:
         raise InputError(
-            f"expected maps with axes from {', '.join(order)}, got {unknown[0]!r}: choose from it first, with maps.sel"
+            f"expected maps with axes from {', '.join(order)}, got an axis {unknown[0]!r}: select one entry of it with "
+            "maps.sel"
         )
     numbered = {d: range(maps.sizes[d]) for d in maps.dims if d not in maps.coords and d not in ("y", "x")}
     maps = maps.assign_coords(numbered)
     labels = maps["token"].values.tolist() if "token" in maps.dims else []
     if len(set(labels)) < len(labels):
-        raise InputError(f"expected tokens with labels that differ, got {labels}: assign others to maps['token']")
+        raise InputError(f"expected tokens with distinct labels, got {labels}: assign distinct ones to maps['token']")
     return maps.expand_dims([dim for dim in order if dim not in maps.dims]).transpose(*order)
 
 
@@ -296,11 +301,12 @@ def _check_alike(first: xr.DataArray, other: xr.DataArray, name: str) -> None:
     ours, theirs = ([token.label for token in tokens_of(maps)] for maps in (first, other))
     if ours != theirs:
         raise InputError(
-            f"expected recordings of one prompt, got other tokens in {name!r}: {theirs[:9]} in place of "
-            f"{ours[:9]}: record one prompt"
+            f"expected recordings of the same prompt, got other tokens in {name!r}: {theirs[:9]} in place of "
+            f"{ours[:9]}: record the same prompt"
         )
     grids = [(maps.sizes["y"], maps.sizes["x"]) for maps in (first, other)]
     if grids[0] != grids[1]:
         raise InputError(
-            f"expected recordings of one size of image, got grids of {grids[0]} and {grids[1]} tokens: record one size"
+            f"expected recordings of the same image size, got grids of {grids[0]} and {grids[1]} tokens: record images "
+            "of the same size"
         )

@@ -183,7 +183,7 @@ class Explorer(anywidget.AnyWidget):
             instance_of(value, Mapping, name, f"{name}={EXAMPLES[name]}")
             if len(value) > 1 or set(value) - set(AXES):
                 raise InputError(
-                    f"expected beside={{}} or one of {', '.join(AXES)} and its value, got {value}: pass {{'layer': 9}}"
+                    f"expected beside with at most one of {', '.join(AXES)}, got {value}: pass beside={{'layer': 9}}"
                 )
             return {axis: self._atlas.check(axis, one) for axis, one in value.items()}
         if name == "multiples" and value not in ("", *AXES):
@@ -194,7 +194,8 @@ class Explorer(anywidget.AnyWidget):
             and not all(0 <= at < most for at, most in zip(value, self._atlas.grid, strict=True))
         ):
             raise InputError(
-                f"expected cell among {self._atlas.grid} image tokens, counted from 0, got {value}: pass cell=[0, 0]"
+                f"expected cell as row and column of one of {self._atlas.grid} image tokens, got {value}: pass "
+                "cell=[0, 0]"
             )
         return value
 

@@ -11,7 +11,7 @@ from seg4diff_tools.scenes import BACKGROUNDS
 from seg4diff_tools.scenes.drawings import concepts
 
 GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
-# Function words have a map, but name nothing in a picture.
+# Function words have a map, but name nothing that a picture shows.
 JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
 JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
 

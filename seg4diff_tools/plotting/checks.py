@@ -1,4 +1,4 @@
-"""Checks of what a figure shows: tables, maps, label maps."""
+"""Checks of the arguments of figures: maps and label maps."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -19,15 +19,15 @@ Maps: TypeAlias = xr.DataArray | np.ndarray | Tensor
 
 
 def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray:
-    """Return maps with exactly this many axes before y and x; superfluous axes of length 1 go, the first ones first.
+    """Return maps with a given number of axes before y and x; axes of length 1 are dropped until that fits.
 
     Args:
         maps: any number of axes beside y and x.
-        axes: how many of them to have.
-        keep: an axis that must not go.
+        axes: number of axes beside y and x to return.
+        keep: an axis that is never dropped.
 
     Raises:
-        InputError: more axes, or fewer.
+        InputError: more axes than that, or fewer.
     """
     axes = as_int(axes, "axes", 0)
     if not isinstance(maps, xr.DataArray):
@@ -35,8 +35,8 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
         maps = xr.DataArray(array, dims=(*(f"axis {i}" for i in range(array.ndim - 2)), "y", "x"))
     if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
         raise InputError(
-            f"expected maps of numbers with the axes y and x, none of them empty, got {maps.dtype} and "
-            f"{dict(maps.sizes)}: rename axes, or read other maps"
+            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
+            f"{dict(maps.sizes)}: rename the axes or pass other maps"
         )
     leading = [dim for dim in maps.dims if dim not in ("y", "x")]
     for dim in tuple(leading):
@@ -45,8 +45,8 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
             leading.remove(dim)
     if len(leading) != axes:
         raise InputError(
-            f"expected maps with {axes} axes beside y and x, got {dict(maps.sizes)}: choose from the others first, "
-            "for instance with maps.sel(layer=9)"
+            f"expected maps with {axes} axes beside y and x, got {dict(maps.sizes)}: select one entry of each "
+            "other axis, such as maps.sel(layer=9)"
         )
     return maps.transpose(*leading, "y", "x")
 
@@ -59,29 +59,27 @@ def numbers(values: Any, axes: int | None = None) -> np.ndarray:
         axes: how many axes it must have; None for two or more.
 
     Raises:
-        InputError: no numbers, none that is finite, or other axes.
+        InputError: not numbers, no finite number, or another number of axes.
     """
     try:
         array = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"expected numbers [y x], got {type(values).__name__}: pass an array or a DataArray") from None
     if array.ndim < 2 or (axes and array.ndim != axes) or not np.isfinite(array).any():
-        raise InputError(
-            f"expected numbers [y x], some of them finite, got shape {array.shape}: choose one map of them first"
-        )
+        raise InputError(f"expected numbers [y x], some of them finite, got shape {array.shape}: select one map first")
     return array
 
 
 def check_label_maps(label_maps: Mapping[str, Any]) -> None:
-    """Raise InputError for something else than label maps by their headings."""
+    """Raise an InputError unless the argument is a dictionary from headings to label maps."""
     if not isinstance(label_maps, Mapping) or not label_maps:
         raise InputError(
-            f"expected label_maps by their headings, at least one, got {type(label_maps).__name__}: "
-            "pass {'found': result.label_map}"
+            f"expected label_maps as a dictionary from headings to at least one label map, got "
+            f"{type(label_maps).__name__}: pass {{'found': result.label_map}}"
         )
 
 
 def closed(figure: Figure) -> Figure:
-    """Close a figure in pyplot, or a notebook would show it a second time at the end of the cell."""
+    """Close a figure in pyplot, so that a notebook does not show it a second time."""
     plt.close(figure)
     return figure

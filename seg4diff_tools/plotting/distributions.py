@@ -16,19 +16,19 @@ with named_extra():
 
 
 def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = None, *, title: str = "") -> Figure:
-    """Show how a score is spread over images.
+    """Show the distribution of a score over images.
 
     Args:
         table: one row for each image, such as `Evaluation.of_images`; scores from 0 to 1.
         score: column to count.
-        by: column that tells groups of images apart; each group's bars add up to 100 %.
-        title: above all.
+        by: column of the groups of images; the bars of each group add up to 100 %.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a missing column.
     """
     require_columns(table, [score, *([by] if by else [])], numeric=[score])
     groups, low, high = table[by].nunique() if by else 1, table[score].min(), table[score].max()
@@ -58,13 +58,13 @@ def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = N
 def confusion(
     matrix: Any, class_names: Sequence[str] | None = None, *, percent: bool = True, title: str = ""
 ) -> Figure:
-    """Show what each class is taken for: a heat map of a confusion matrix, a row for each true class.
+    """Show a confusion matrix as a heat map, a row for each true class.
 
     Args:
         matrix: pixels (or shares) by true class (rows) and found class (columns); a DataFrame, an array or a tensor.
         class_names: of rows and columns; None for those of a DataFrame.
         percent: show each row in percent of its sum; a class without pixels stays empty.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.

@@ -23,7 +23,7 @@ AXES = {
     "threshold": "threshold of merging (nats)",
     "difference": "difference in mIoU (points)",
 }
-"""What is written along an axis for a column; other columns are written as they are."""
+"""Axis titles of known columns; others are titled with their names."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -50,13 +50,13 @@ def curves(
         interval: columns of the lower and upper end of error bars, where `y` is one column.
         percent: show shares (0 to 1) in percent.
         mark: draw a dotted vertical line at this x, such as the paper's layer or step.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a missing column.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8 and 15.
     """
@@ -98,7 +98,7 @@ def curves(
 def score_map(
     table: pd.DataFrame, x: str, y: str, scores: str | Sequence[str] = "mIoU", *, percent: bool = True, title: str = ""
 ) -> go.Figure:
-    """Draw a heat map of a score over two axes, such as layer x step or layer x head; its best cell has a frame.
+    """Draw a heat map of a score over two axes, such as layer x step or layer x head; its highest cell is framed.
 
     Args:
         table: tidy, one row for each cell.
@@ -106,13 +106,13 @@ def score_map(
         y: column of the vertical axis.
         scores: column of the values, or several to choose from in a menu.
         percent: show shares (0 to 1) in percent.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there, or several rows for one cell.
+        InputError: a missing column, or several rows for one cell.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 15 and 17.
     """
@@ -175,19 +175,21 @@ def bars(
         y: column of the heights.
         by: column that colors the bars, such as "model".
         spread: column of the half length of error bars, such as a deviation over seeds.
-        interval: in its place, columns of the lower and upper end of error bars.
+        interval: columns of the lower and upper end of error bars, in place of `spread`.
         percent: show shares (0 to 1) in percent.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a missing column.
     """
     ends = [*_interval(interval), *([spread] if spread else [])]
     if interval and spread:
-        raise InputError(f"expected spread or interval, got spread={spread!r} and {interval}: leave one of them out")
+        raise InputError(
+            f"expected spread or interval, got both (spread={spread!r}, interval={interval}): leave one of them out"
+        )
     require_columns(table, [x, y, *([by] if by else []), *ends], numeric=[y, *ends])
     unit = 100 if percent else 1
 
@@ -237,13 +239,13 @@ def scatter(
         y: column of the vertical axis.
         label: column that is written beside the points.
         percent: show shares (0 to 1) of `y` in percent.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a missing column.
     """
     require_columns(table, [x, y, label], numeric=[x, y])
     figure = go.Figure()
@@ -281,13 +283,13 @@ def intervals(
         low: column of the intervals' lower ends.
         high: column of their upper ends.
         percent: show shares (-1 to 1) in points of 100.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a missing column.
     """
     require_columns(table, [y, x, low, high], numeric=[x, low, high])
     unit = 100 if percent else 1
@@ -327,16 +329,16 @@ def _score_title(scores: Sequence[str], percent: bool) -> str:
 
 
 def _short(values: pd.Series) -> Float[np.ndarray, " row"]:
-    """Return four digits of each value, which is more than a figure can show."""
+    """Round values to four digits, more than a figure can show."""
     return np.array([float(f"{value:.4g}") for value in values])
 
 
 def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Give a figure the style of all.
+    """Apply the common style to a figure.
 
     Args:
-        figure: which is changed.
-        title: above it.
+        figure: changed in place.
+        title: of the figure.
         height: in pixels.
     """
     return figure.update_layout(

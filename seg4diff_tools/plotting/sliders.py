@@ -18,7 +18,7 @@ with named_extra():
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-# largest sides of maps and pictures, of which such a figure holds many
+# largest sides of maps and pictures: a figure holds many of them
 MAP_SIDE, PICTURE_SIDE = 32, 160
 
 
@@ -38,12 +38,12 @@ def map_slider(
 
     Args:
         maps: the axes `slider` and one other, such as token or class, beside y and x; further axes of length 1 are
-            left out.
+            dropped.
         images: one image, or one for each position of the slider; paths, PIL images, arrays or tensors.
         slider: axis that the slider moves along.
-        names: what to write at the positions of the slider; by default the axis' coordinate.
+        names: labels of the slider's positions; None for the coordinate of the axis.
         start: where the slider begins, such as layer 4: a value of its axis or one of the names; None for the first.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
@@ -80,7 +80,7 @@ def map_slider(
     for column, word in enumerate(words):
         trace = _heatmap(levels[begin, column], word, largest[begin][column], column == len(words) - 1)
         figure.add_trace(trace, 1, 2 + column)
-    # pictures that stay as they are need not be sent along with every position
+    # a picture that does not change is not repeated in every frame
     first = 0 if several else 1
     figure.frames = [
         go.Frame(

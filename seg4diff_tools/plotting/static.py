@@ -55,7 +55,7 @@ def overlay(
     Args:
         image: a path, PIL image, array or tensor.
         values: a map [y x] of any size; it is enlarged to that of the image, bilinearly.
-        limits: values of the darkest and brightest color; by default the map's own smallest and largest.
+        limits: values of the darkest and the brightest color; None for the smallest and largest of the map.
         opacity: of the colors, 0 (image only) to 1 (map only).
 
     Returns:
@@ -73,7 +73,7 @@ def overlay(
         or len(ends) != 2
         or not all(isinstance(end, Real) and math.isfinite(float(end)) for end in ends)
     ):
-        raise InputError(f"expected limits as two values of the map, got {limits!r}: pass limits=(0.0, 1.0)")
+        raise InputError(f"expected limits as two finite numbers, got {limits!r}: pass limits=(0.0, 1.0)")
     low, high = map(float, ends)
     scaled = ((shades - low) / (high - low or 1)).astype(np.float32)
     size = grey.shape[1], grey.shape[0]
@@ -100,7 +100,8 @@ def label_overlay(image: ImageLike, label_map: Any, opacity: float = 0.6) -> UIn
     pixels, labels = _array(image), label_array(label_map)
     if labels.shape != pixels.shape[:2]:
         raise InputError(
-            f"expected a label map of the image's size {pixels.shape[:2]}, got {labels.shape}: pass the image it is of"
+            f"expected a label map of the image's size {pixels.shape[:2]}, got {labels.shape}: pass the image "
+            "that it belongs to"
         )
     if labels.min() < 0:
         raise InputError(f"expected labels from 0, got {labels.min()}: use {IGNORE} for pixels without a class")
@@ -114,20 +115,20 @@ def label_overlay(image: ImageLike, label_map: Any, opacity: float = 0.6) -> UIn
 def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = "", opacity: float = 0.7) -> Figure:
     """Show the image, then a map for each word (or layer, head, step, class) over it.
 
-    Every map has a scale of its own, from the smallest to the largest value that stand under it.
+    Every map has its own scale, from the smallest to the largest value, which are written below it.
 
     Args:
         image: a path, PIL image, array or tensor.
-        maps: one axis beside y and x, such as token, class or layer; further axes of length 1 are left out.
+        maps: one axis beside y and x, such as token, class or layer; further axes of length 1 are dropped.
         columns: panels in a row.
-        title: above all.
+        title: of the figure.
         opacity: of the maps.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: more axes; choose from them with `.sel` first.
+        InputError: more axes than that; select from them with `.sel` first.
     """
     opacity = as_float(opacity, "opacity", 0.0, 1.0)
     maps = reduced_maps(maps, 1)
@@ -146,12 +147,12 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
 def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 0.7) -> Figure:
     """Show maps over the image in rows and columns, such as layers by heads (paper: Fig 9a, 17).
 
-    Every map has a scale of its own, from the smallest to the largest value that stand under it.
+    Every map has its own scale, from the smallest to the largest value, which are written below it.
 
     Args:
         image: a path, PIL image, array or tensor.
-        maps: two axes beside y and x, rows first; further axes of length 1 are left out.
-        title: above all.
+        maps: two axes beside y and x, rows first; further axes of length 1 are dropped.
+        title: of the figure.
         opacity: of the maps.
 
     Returns:
@@ -186,7 +187,7 @@ def label_maps(
         image: a path, PIL image, array or tensor.
         label_maps: heading of each panel (such as "truth") and its label map; all of them number the same classes.
         class_names: value i means class_names[i].
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
@@ -209,14 +210,14 @@ def case_gallery(
     *,
     title: str = "",
 ) -> Figure:
-    """Show cases one below the other: the image, its label maps, and the names of its classes.
+    """Show one case in each row: the image, its label maps, and the names of its classes.
 
     Args:
         images: one for each case.
         label_maps: for each case its panels' headings ("truth", "found") and label maps.
         class_names: for each case, value i means class_names[i].
         headings: for each case, such as its score; stands over the image.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
@@ -250,7 +251,7 @@ def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, column
         pictures: of any size.
         labels: one for each; long ones are broken into lines.
         columns: pictures in a row.
-        title: above all.
+        title: of the figure.
 
     Returns:
         The figure.
@@ -276,7 +277,7 @@ def _array(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _labels(maps: xr.DataArray, axis: int) -> list[str]:
-    """Return what to write over each entry of an axis: words as they are, numbers after the name of the axis."""
+    """Return a heading for each entry of an axis: words as they are, numbers after the name of the axis."""
     dim = maps.dims[axis]
     if dim not in maps.coords:
         return [str(index) for index in range(maps.sizes[dim])]

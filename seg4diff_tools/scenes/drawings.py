@@ -1,4 +1,4 @@
-"""Drawings of everyday things: the objects that scenes are made of."""
+"""Drawings of everyday objects, which scenes are made of."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,14 @@ _FOLDER = files("seg4diff_tools") / "scenes" / "sprites"
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing with a name and one drawing in each of several styles."""
+    """A kind of object, with a drawing in each of several styles.
+
+    Attributes:
+        name, plural: singular and plural, such as "cat" and "cats".
+        category: kind of thing, such as "animal".
+        recolor: whether its drawing may get another color.
+        drawings: names of the styles that have a drawing of it.
+    """
 
     name: str
     plural: str
@@ -38,12 +45,12 @@ def _index() -> dict:
 
 @lru_cache(maxsize=1)
 def concepts() -> dict[str, Concept]:
-    """Return all concepts by name, the most distinct ones first."""
+    """Return all concepts by name, the most distinguishable ones first."""
     return {c["name"]: Concept(**c | {"drawings": tuple(c["drawings"])}) for c in _index()["concepts"]}
 
 
 def styles(held_out: bool = False) -> tuple[str, ...]:
-    """Return the names of the styles that models train on, or of those that are kept for testing."""
+    """Return the names of the styles for training, or of those held out for testing."""
     one_of(held_out, "held_out", (False, True))
     return tuple(name for name, style in _index()["styles"].items() if style["held_out"] == held_out)
 

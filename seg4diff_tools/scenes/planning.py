@@ -1,4 +1,4 @@
-"""Plans of scenes: objects, places and captions, which follow from the split, the index and the settings."""
+"""Plans of scenes: objects, places and captions, determined by the split, the index and the settings."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -40,17 +40,17 @@ class SceneConfig:
         backgrounds: of `BACKGROUNDS`.
         objects: smallest and largest number of objects.
         object_side: smallest and largest side of an object, in shares of the image side.
-        degrees: largest turn of an object, in degrees to either side.
-        twins: chance (0 to 1) that the first two objects are of one kind.
+        degrees: largest rotation of an object to either side, in degrees.
+        twins: chance (0 to 1) that the first two objects are of the same kind.
         colored: chance (0 to 1) that an object which can be recolored gets another color.
-        related: chance (0 to 1) that the caption of two objects says how they lie.
+        related: chance (0 to 1) that the caption of two objects names their relation, such as "left of".
         captions: "short" (things, counts, colors, relations of some pairs) or "rich" (also sizes, places and what is in
             front, see `describe`).
-        triples: share (0 to 1) of twins that get a third of their kind where there are three objects.
+        triples: chance (0 to 1) that the third object of a scene with twins is of their kind.
         recolorable: chance (0 to 1) that a scene shows only things that can be recolored.
 
     Raises:
-        InputError: an unknown name, or numbers that cannot be.
+        InputError: an unknown name, or a number out of range.
     """
 
     size: int = 96
@@ -88,11 +88,11 @@ class SceneConfig:
 
 
 def check_known(value: Any, name: str, known: Collection[str]) -> None:
-    """Raise InputError for a name that is not among those that are drawn; the message has the nearest one."""
+    """Raise an InputError for a name that cannot be drawn; the message has the most similar one."""
     if not isinstance(value, str) or value not in known:
         close = get_close_matches(value, known, n=1) if isinstance(value, str) else []
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(list(known)[:8])} ..."
-        raise InputError(f"expected {name}, drawn ones, got {value!r}: {hint}")
+        raise InputError(f"expected {name} that can be drawn, got {value!r}: {hint}")
 
 
 def _ends(value: Any, name: str, example: str, check: Callable[[Any, str], Number]) -> tuple[Number, Number]:
@@ -102,7 +102,7 @@ def _ends(value: Any, name: str, example: str, check: Callable[[Any, str], Numbe
         least, most = (check(end, name) for end in ends)
         if least <= most:
             return least, most
-    raise InputError(f"expected {name} as (least, most), got {value!r}: pass {name}={example}")
+    raise InputError(f"expected {name} as (smallest, largest), got {value!r}: pass {name}={example}")
 
 
 def as_share(value: Any, name: str) -> float:
@@ -115,7 +115,7 @@ def as_share(value: Any, name: str) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """One object: its center and side are shares of the image side, its turn is in degrees."""
+    """One object: center and side in shares of the image side, rotation in degrees."""
 
     concept: str
     style: str
@@ -131,7 +131,7 @@ DEFAULT = SceneConfig()
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a scene; objects are drawn in order, later ones in front."""
+    """Everything that determines a scene; objects are drawn in order, later ones in front."""
 
     placements: tuple[Placement, ...]
     background: str
@@ -149,7 +149,7 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
         config: what the scene may show.
 
     Raises:
-        InputError: an unknown split, or an index that is no whole number from 0.
+        InputError: an unknown split, or an index that is not a whole number from 0.
     """
     one_of(split, "split", SPLITS)
     check_config(config)
@@ -191,7 +191,7 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
 
 
 def check_config(config: SceneConfig) -> None:
-    """Raise InputError for something else than a `SceneConfig`."""
+    """Raise an InputError for anything but a `SceneConfig`."""
     instance_of(config, SceneConfig, "config", "config=SceneConfig(size=96)")
 
 
@@ -220,7 +220,7 @@ def list_caption(
 
 
 def describe(placements: Sequence[Placement], background: str, rng: np.random.Generator) -> str:
-    """Draw a rich caption: other details of the same scene each time, all of them true.
+    """Draw a rich caption: random details of the scene, all of them true.
 
     Three in ten say no more than a short caption. The others name a size ("small" below 0.38 of the image side, "large"
     above 0.52) and a place ("at the top left", "in the middle") of half of the single things, or in place of the places
@@ -294,10 +294,10 @@ def as_center(value: Any, name: str) -> tuple[float, float]:
 
 
 def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """Return where the first of two centers lies, one of `RELATIONS`, along the longer way.
+    """Return where the first of two centers lies, one of `RELATIONS`, along the axis in which they differ more.
 
     Raises:
-        InputError: a center that is no pair of numbers.
+        InputError: a center that is not a pair of numbers.
     """
     (x0, y0), (x1, y1) = as_center(first, "first"), as_center(second, "second")
     if abs(x0 - x1) > abs(y0 - y1):
@@ -309,7 +309,7 @@ def sentence(phrases: Sequence[str], background: str, relation: str | None = Non
     """Join phrases of `phrase` to a caption: two of them in a relation, or listed.
 
     Raises:
-        InputError: no phrases, an unknown background, or a relation that is no text.
+        InputError: no phrases, an unknown background, or a relation that is not text.
     """
     phrases = list_of(phrases, str, "phrases", "phrases=['a cat']", "texts")
     instance_of(relation or "", str, "relation", "relation='left of'")

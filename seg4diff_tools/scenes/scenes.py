@@ -1,6 +1,6 @@
 """Captioned scenes of several objects over a background, with exact masks.
 
-A scene is planned first (see `planning`) and drawn second, many scenes at once and on any device. The same split, index
+A scene is first planned (see `planning`), then drawn, many scenes at once and on any device. The same split, index
 and settings give the same scene on every machine.
 """
 
@@ -44,8 +44,8 @@ GALLERY = 24
 class Scene:
     """A drawn scene.
 
-    `label_map` holds indices into `class_names`, present objects first, then the background; 255 (ignore) marks what is
-    left of an object that is too hidden to be listed.
+    `label_map` holds indices into `class_names`, present objects first, then the background; 255 (ignore) marks the
+    visible rest of objects that are too hidden to be listed.
     """
 
     image: UInt8[np.ndarray, "height width 3"] = field(repr=False)
@@ -88,7 +88,7 @@ def render(
         device: where to draw.
 
     Returns:
-        Images in 0..1, and for every pixel the number of the placement that is seen there, -1 for background.
+        Images in 0..1, and for every pixel the index of the placement that is seen there, -1 for background.
 
     Raises:
         InputError: no plans, a size out of range, or another device.
@@ -145,18 +145,20 @@ def draw_scenes(plans: Sequence[Plan], size: int) -> list[Scene]:
 
 
 def visible(p: Plan, owner: Int[np.ndarray, "y x"]) -> list[int]:
-    """Return the numbers of the placements that are not too hidden to be listed as present.
+    """Return the indices of the placements that are visible enough to be listed.
 
     Args:
         p: the plan.
         owner: of its pixels, as `render` returns them.
 
     Raises:
-        InputError: no plan, or owners that are no integers [y x].
+        InputError: not a plan, or owners that are not integers [y x].
     """
     if not isinstance(p, Plan) or getattr(owner, "ndim", 0) != 2:
         found = f"{type(p).__name__} and {type(owner).__name__}"
-        raise InputError(f"expected a plan and its owners [y x], got {found}: pass scenes.plan's and scenes.render's")
+        raise InputError(
+            f"expected a plan and its owners [y x], got {found}: pass those of scenes.plan and scenes.render"
+        )
     # an empty drawing cell covers about half of its square, hence the factor
     whole = [0.5 * (placement.side * owner.shape[0]) ** 2 for placement in p.placements]
     return [k for k, area in enumerate(whole) if (owner == k).sum() > _VISIBLE * area]
@@ -189,7 +191,7 @@ def scene(split: str, index: int, config: SceneConfig = DEFAULT) -> Scene:
         config: what the scene may show.
 
     Raises:
-        InputError: an unknown split, or an index that is no whole number from 0.
+        InputError: an unknown split, or an index that is not a whole number from 0.
     """
     return draw_scenes([plan(split, index, config)], config.size)[0]
 
@@ -204,7 +206,7 @@ class Scenes(LazySequence[Scene]):
         config: what the scenes may show.
 
     Raises:
-        InputError: an unknown split, or a length that is no whole number from 0.
+        InputError: an unknown split, or a length that is not a whole number from 0.
     """
 
     split: str = "test"
@@ -229,7 +231,7 @@ class Scenes(LazySequence[Scene]):
 
 
 def gallery(config: SceneConfig = DEFAULT) -> list[Scene]:
-    """Draw the 24 scenes that pictures are made of: scene i is `scene("gallery", i, config)`.
+    """Draw the 24 scenes of figures and examples: scene i is `scene("gallery", i, config)`.
 
     Args:
         config: what the scenes may show; `config.objects` does not count.

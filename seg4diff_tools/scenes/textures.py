@@ -1,4 +1,4 @@
-"""Procedural backgrounds: eight kinds of stuff, each scene's own by its noise."""
+"""Procedural textures of eight backgrounds; each scene's noise varies them."""
 
 from collections.abc import Callable
 
@@ -74,11 +74,11 @@ TEXTURES: dict[str, Callable[[Field, Field, Field, Field], Picture]] = {
 
 
 def draw(name: str, noise: Float[Tensor, "batch 2 noise noise"], side: int) -> Picture:
-    """Draw one kind of stuff for several scenes.
+    """Draw the texture of one background for several scenes.
 
     Args:
         name: one of `TEXTURES`.
-        noise: two uniform random fields a scene; equal noise gives an equal picture.
+        noise: two uniform random fields for each scene; the same noise gives the same picture.
         side: pixels of the square picture.
 
     Returns:

@@ -460,8 +460,11 @@ def test_the_report_explores_without_a_network(browser):
     stored = [
         output["data"][STORED] for cell in cells for output in cell.get("outputs", []) if STORED in output["data"]
     ]
-    page = open_page(browser, (build() / "notebooks" / f"{notebook.stem}.html").as_uri(), offline=True)
+    address = (build() / "notebooks" / f"{notebook.stem}.html").as_uri()
+    page = open_page(browser, f"{address}#layer=9&token=airplane", offline=True)
     page.wait_for_function("(n) => document.querySelectorAll('.explorer[data-drawn]').length === n", arg=len(stored))
+    linked = page.locator(".explorer").first.locator(".status").inner_text()
+    assert re.match("layer 9, .*, word “airplane”: ", linked)
     explorer, last = page.locator(".explorer").first, stored[0]["axes"]["layer"][-1]
     before = explorer.locator(".stage").first.screenshot()
     explorer.locator(".strip button").last.click()

@@ -204,7 +204,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "cp-bg",
         lambda b: generation.CompositionPrompt("single object", (PROMPTS[0].objects[0],), "moon").text,
-        "background, drawn ones, got 'moon': choose from",
+        "background that can be drawn, got 'moon': choose from",
     ),
     (
         "cp-obj",

@@ -25,9 +25,13 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "labels-bare",
         lambda b: plotting.label_maps(IMAGE, LABELS, ["cat"]),
-        "label_maps by their headings.*ndarray: pass",
+        "label_maps as a dictionary .*ndarray: pass",
     ),
-    ("labels-none", lambda b: plotting.label_maps(IMAGE, {}, ["cat"]), "label_maps by their headings, at least one"),
+    (
+        "labels-none",
+        lambda b: plotting.label_maps(IMAGE, {}, ["cat"]),
+        "label_maps as a dictionary from headings to at least one",
+    ),
     ("labels-float", lambda b: plotting.label_overlay(IMAGE, LABELS * 0.5), r"integers \[y x\], got float64.*: pass"),
     ("labels-size", lambda b: plotting.label_overlay(IMAGE, LABELS.T), r"image's size \(8, 6\), got \(6, 8\): pass"),
     ("labels-minus", lambda b: plotting.label_overlay(IMAGE, LABELS - 1), "labels from 0, got -1: use 255"),
@@ -37,9 +41,9 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         r"below 1, .*got \[3\]: pass all",
     ),
     ("maps-text", lambda b: plotting.map_strip(IMAGE, "cat"), r"numbers \[y x\], got str: pass an array"),
-    ("maps-axes", lambda b: plotting.map_strip(IMAGE, MAPS), "maps with 1 axes beside y and x, got .*: choose"),
-    ("maps-grid", lambda b: plotting.map_grid(IMAGE, MAPS[0]), "maps with 2 axes beside y and x, got .*: choose"),
-    ("maps-flat", lambda b: plotting.overlay(IMAGE, np.ones(4)), r"numbers \[y x\], .*got shape \(4,\): choose"),
+    ("maps-axes", lambda b: plotting.map_strip(IMAGE, MAPS), "maps with 1 axes beside y and x, got .*: select"),
+    ("maps-grid", lambda b: plotting.map_grid(IMAGE, MAPS[0]), "maps with 2 axes beside y and x, got .*: select"),
+    ("maps-flat", lambda b: plotting.overlay(IMAGE, np.ones(4)), r"numbers \[y x\], .*got shape \(4,\): select"),
     ("maps-nan", lambda b: plotting.overlay(IMAGE, np.full((4, 4), np.nan)), "some of them finite, got shape"),
     (
         "opacity",
@@ -89,22 +93,22 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "ov-limits",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=3),
-        r"limits as two values of the map, got 3: pass limits=\(0\.0,",
+        r"limits as two finite numbers, got 3: pass limits=\(0\.0,",
     ),
     (
         "ov-limits1",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=(1,)),
-        r"limits as two values of the map, got \(1,\): pass limits=\(0\.0,",
+        r"limits as two finite numbers, got \(1,\): pass limits=\(0\.0,",
     ),
     (
         "ov-limits-t",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=("a", "b")),
-        r"limits as two values of the map, got \('a', 'b'\): pass",
+        r"limits as two finite numbers, got \('a', 'b'\): pass",
     ),
     (
         "ov-limits-nan",
         lambda b: plotting.overlay(IMAGE, np.ones((4, 4)), limits=(np.nan, 1)),
-        r"limits as two values of the map, got \(nan, 1\): pass",
+        r"limits as two finite numbers, got \(nan, 1\): pass",
     ),
     (
         "ov-op",
@@ -130,17 +134,17 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "ov-none",
         lambda b: plotting.overlay(IMAGE, None),
-        r"numbers \[y x\], some of them finite, got shape \(\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(\): select one",
     ),
     (
         "ov-3d",
         lambda b: plotting.overlay(IMAGE, np.ones((2, 4, 4))),
-        r"numbers \[y x\], some of them finite, got shape \(2, 4, 4\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(2, 4, 4\): select one",
     ),
     (
         "ov-empty",
         lambda b: plotting.overlay(IMAGE, np.ones((0, 4))),
-        r"numbers \[y x\], some of them finite, got shape \(0, 4\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(0, 4\): select one",
     ),
     ("ov-imgs", lambda b: plotting.overlay([IMAGE], np.ones((4, 4))), "an image, got list: pass a"),
     (
@@ -172,38 +176,38 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "ms-none",
         lambda b: plotting.map_strip(IMAGE, None),
-        r"numbers \[y x\], some of them finite, got shape \(\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(\): select one",
     ),
     (
         "ms-empty",
         lambda b: plotting.map_strip(IMAGE, MAPS[0][:0]),
-        "maps of numbers with the axes y and x, none.*, got float64 and.*: rename axes,",
+        "maps of numbers with axes y and x, none.*, got float64 and.*: rename the",
     ),
     (
         "ms-noyx",
         lambda b: plotting.map_strip(IMAGE, MAPS[0].rename(y="r")),
-        "maps of numbers with the axes y and x, none.*, got float64 and.*: rename axes,",
+        "maps of numbers with axes y and x, none.*, got float64 and.*: rename the",
     ),
     (
         "ms-nan",
         lambda b: plotting.map_strip(IMAGE, MAPS[0].where(MAPS[0].token != "a")),
-        r"numbers \[y x\], some of them finite, got shape \(4, 4\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(4, 4\): select one",
     ),
     (
         "ms-text",
         lambda b: plotting.map_strip(IMAGE, xr.DataArray(np.full((1, 2, 2), "a"), dims=("t", "y", "x"))),
-        r"maps of numbers with the axes y and x, none.*, got <U1 and \{'t': 1,.*: rename axes,",
+        r"maps of numbers with axes y and x, none.*, got <U1 and sizes \{'t': 1,.*: rename the",
     ),
     (
         "ms-flat",
         lambda b: plotting.map_strip(IMAGE, np.ones((4, 4))),
-        r"maps with 1 axes beside y and x, got \{'y': 4, 'x': 4\}: choose from",
+        r"maps with 1 axes beside y and x, got \{'y': 4, 'x': 4\}: select one",
     ),
     ("mg-op", lambda b: plotting.map_grid(IMAGE, MAPS, opacity=-1), "opacity, a number from 0 to 1, got -1: pass a"),
     (
         "mg-none",
         lambda b: plotting.map_grid(IMAGE, None),
-        r"numbers \[y x\], some of them finite, got shape \(\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(\): select one",
     ),
     (
         "lm-names",
@@ -238,7 +242,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "lm-list",
         lambda b: plotting.label_maps(IMAGE, [LABELS], ["cat"]),
-        "label_maps by their headings, at least one, got list: pass",
+        "label_maps as a dictionary from headings .*, got list: pass",
     ),
     (
         "cg-len",
@@ -297,7 +301,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "rm-none",
         lambda b: plotting.reduced_maps(None, 1),
-        r"numbers \[y x\], some of them finite, got shape \(\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(\): select one",
     ),
     ("rm-neg", lambda b: plotting.reduced_maps(MAPS, -1), "axes 0 or more, got -1: choose one"),
     (
@@ -400,7 +404,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "ba-both",
         lambda b: plotting.bars(TABLE, "method", spread="low", interval=("low", "high")),
-        "spread or interval, got spread='low' and.*: leave one",
+        r"spread or interval, got both \(spread='low', .*: leave one",
     ),
     (
         "ba-y",
@@ -507,7 +511,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "co-nan",
         lambda b: plotting.confusion(np.full((2, 2), np.nan), ["a", "b"]),
-        r"numbers \[y x\], some of them finite, got shape \(2, 2\): choose one",
+        r"numbers \[y x\], some of them finite, got shape \(2, 2\): select one",
     ),
     (
         "sl-maps",
@@ -558,16 +562,16 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "sl-empty",
         lambda b: plotting.map_slider(MAPS[:0], IMAGE, "layer"),
-        "maps of numbers with the axes y and x, none.*, got float64 and.*: rename axes,",
+        "maps of numbers with axes y and x, none.*, got float64 and.*: rename the",
     ),
     (
         "sl-text",
         lambda b: plotting.map_slider(MAPS.astype(str), IMAGE, "layer"),
-        r"maps of numbers with the axes y and x, none.*, got <U32 and \{'layer':.*: rename axes,",
+        r"maps of numbers with axes y and x, none.*, got <U32 and sizes \{'layer':.*: rename the",
     ),
     (
         "sl-axes",
         lambda b: plotting.map_slider(MAPS.expand_dims(step=[1, 2]), IMAGE, "layer"),
-        r"maps with 2 axes beside y and x, got \{'step': 2,.*: choose from",
+        r"maps with 2 axes beside y and x, got \{'step': 2,.*: select one",
     ),
 ]

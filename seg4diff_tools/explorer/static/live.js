@@ -33,7 +33,7 @@ function liveBar(view) {
   return { node, mark, close: () => model.off("change:prompt change:seed", fill) };
 }
 
-/** A scene composed by hand: drag a thing to move it, its corner to resize it; absent where the picture is given. */
+/** A scene composed by hand: drag an object to move it, its corner to resize it; absent where the picture is given. */
 function sceneBar(view, stage) {
   const { get, set } = view;
   if (get("objects") === undefined || get("kept") !== undefined) return { node: null, mark: () => {} };
@@ -82,14 +82,14 @@ function sceneBar(view, stage) {
   };
 
   const { names, backgrounds } = get("stock");
-  const add = create("select", { "aria-label": "add a thing" }, create("option", { value: "" }, "add …"));
+  const add = create("select", { "aria-label": "add an object" }, create("option", { value: "" }, "add …"));
   add.append(...names.map((name) => create("option", {}, name)));
   add.addEventListener("change", () => {
     set({ objects: [...get("objects"), { name: add.value, x: 0.5, y: 0.5, side: 0.4 }] });
     add.value = "";
   });
   const ground = menu("background", backgrounds.map((name) => [name, name]), () => get("background"), (name) => set({ background: name }));
-  const hint = create("span", { class: "heading" }, "drag a thing, or its corner; arrows, + and −, Delete");
+  const hint = create("span", { class: "heading" }, "drag an object or its corner; keys: arrows, + and −, Delete");
   const mark = () => {
     const things = get("objects");
     if (boxes.children.length !== things.length) boxes.replaceChildren(...things.map(boxOf));
