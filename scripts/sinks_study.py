@@ -21,8 +21,10 @@ from seg4diff_tools.generation import image_similarity, judge, load_clip, load_d
 from seg4diff_tools.generation.clip import clip_scores
 from seg4diff_tools.generation.composition import CompositionPrompt
 from seg4diff_tools.generation.encoders import DETECTOR
+from seg4diff_tools.prompts import Kind
 
-CLOSED = ("nothing", "pads", "top key", "random key", "zeros")
+CLOSED = ("nothing", "pads", "zeros", "start", "top key", "random key")
+KINDS: dict[str, Kind] = {"pads": "pad", "zeros": "zero", "start": "start"}
 PROMPTS = 17  # of each of six kinds
 STEPS = 8
 BATCH = 17
@@ -33,7 +35,7 @@ def choice(closed: str, backbone: Backbone, texts: list[str]) -> sinks.Choose:
     if "key" in closed:
         return sinks.top_keys() if closed == "top key" else sinks.random_keys()
     branches = backbone.encode_prompt([""] * len(texts) + texts)
-    return sinks.kind_keys(branches, "pad" if closed == "pads" else "zero")
+    return sinks.kind_keys(branches, KINDS[closed])
 
 
 def draw(backbone: Backbone, asked: list[CompositionPrompt], closed: str) -> np.ndarray:

@@ -10,10 +10,9 @@ from seg4diff_tools.analysis import (
     close_keys,
     kind_keys,
     random_keys,
-    second_eigenvalue,
-    token_rank,
     top_keys,
 )
+from seg4diff_tools.attention import second_eigenvalue, token_rank
 from seg4diff_tools.attention.intercept import intercept
 
 TEXTS = ["a cat and a dog", "a red car"]

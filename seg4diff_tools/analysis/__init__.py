@@ -18,8 +18,6 @@ from seg4diff_tools.analysis.sinks import (
     close_keys,
     kind_keys,
     random_keys,
-    second_eigenvalue,
-    token_rank,
     top_keys,
 )
 
@@ -44,9 +42,7 @@ __all__ = [
     "pca_colors",
     "random_keys",
     "resampled",
-    "second_eigenvalue",
     "token_labels",
-    "token_rank",
     "top_keys",
     "value_norms",
 ]

@@ -1,4 +1,4 @@
-"""Sinks of the attention: which tokens take it, where its chain ends, and forwards in which they are closed."""
+"""Sinks of the attention: which tokens take it, and forwards in which some of them are closed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools.analysis.features import observe_images
+from seg4diff_tools.attention.chain import token_rank
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import CLOSED, attention_with_lse
@@ -91,53 +92,6 @@ def attention_takers(
     names = ["layer", "steps_from_end", "query", "key"]
     table = pd.DataFrame(rows, columns=[*names, "tokens", "share", "largest", "uniform"])
     return table.groupby(names, as_index=False).mean()
-
-
-def token_rank(call: JointAttention, *, tolerance: float = 1e-6, most: int = 100) -> Float[Tensor, "batch key"]:
-    """Return the stationary distribution of the joint attention, mean over heads, as a chain from query to key.
-
-    Args:
-        call: the attention as it is computed.
-        tolerance: largest change of a share by the last step.
-        most: number of steps.
-
-    Returns:
-        Shares that add up to 1: where attention ends that is followed from token to token. Found by power iteration,
-        each step a pass over the joint map in pieces.
-
-    Source: TokenRank, Erel et al., "Attention (as Discrete-Time Markov) Chains", arXiv 2507.17657.
-    """
-    rank = _sides(call).new_full((len(call.query), call.query.shape[2]), 1 / call.query.shape[2])
-    for _ in range(as_int(most, "most", 1)):
-        before, rank = rank, call.received(rank[:, None, None]).mean(1)[:, 0]
-        if (rank - before).abs().max() <= tolerance:
-            break
-    return rank
-
-
-def second_eigenvalue(call: JointAttention, *, most: int = 30) -> Float[Tensor, "batch heads"]:
-    """Return the size of the second eigenvalue of each head's joint attention: how slowly its chain forgets.
-
-    Args:
-        call: the attention as it is computed.
-        most: number of steps of the power iteration.
-
-    Returns:
-        From 0 (each query gives the same) to 1 (groups of tokens that never look at each other).
-
-    Source: Erel et al., arXiv 2507.17657, which weighs heads by it. Weights that add up to 0 keep doing so under the
-    attention; how fast they shrink is the eigenvalue. Its mean over the later half of the steps, as pairs of complex
-    eigenvalues shrink unevenly.
-    """
-    generator, tokens = torch.Generator().manual_seed(0), call.query.shape[2]
-    moved = torch.randn(1, 1, 1, tokens, generator=generator, dtype=torch.float32, device="cpu").to(call.query.device)
-    moved = moved.expand(len(call.query), -1, -1, -1).to(_sides(call).dtype)
-    logs = []
-    for _ in range(as_int(most, "most", 2)):
-        moved = moved - moved.mean(-1, keepdim=True)
-        moved = call.received(moved / moved.norm(dim=-1, keepdim=True))
-        logs.append(moved.norm(dim=-1)[..., 0].log())
-    return torch.stack(logs[most // 2 :]).mean(0).exp()
 
 
 @contextmanager

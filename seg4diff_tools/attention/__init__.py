@@ -1,5 +1,6 @@
 """Joint attention: exact operators, the interception point, recordings and edits."""
 
+from seg4diff_tools.attention.chain import second_eigenvalue, token_rank
 from seg4diff_tools.attention.edits import (
     Edit,
     apply_edit,
@@ -31,5 +32,7 @@ __all__ = [
     "intercept",
     "open_recording",
     "perturbed_guidance",
+    "second_eigenvalue",
     "swap",
+    "token_rank",
 ]

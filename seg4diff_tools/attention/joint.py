@@ -202,6 +202,7 @@ class JointAttention:
         """
         given = given.to(working_dtype(self.query)).expand(-1, self.query.shape[1], -1, -1)
         sums: list[Tensor] = []
+        first = 0
         for rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
             if rows.start == 0:
                 first = sum(part.shape[1] for part in sums)
@@ -210,6 +211,27 @@ class JointAttention:
                 sums[-1] = sums[-1] + given[:, first : first + piece.shape[1], :, rows] @ piece
             del piece
         return _join(sums, dim=1)
+
+    def averaged(
+        self, values: Float[Tensor, "batch value_heads key column"], *, workspace: int | None = None
+    ) -> Float[Tensor, "batch heads query column"]:
+        """Compute the mean of values of joint keys that each query's attention takes: A @ values, head by head.
+
+        Args:
+            values: of all joint keys; one head stands for all.
+            workspace: see `weights`.
+        """
+        values = values.to(working_dtype(self.query)).expand(-1, self.query.shape[1], -1, -1)
+        blocks: list[list[Tensor]] = []
+        first = 0
+        for rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
+            if rows.start == 0:
+                first = sum(parts[0].shape[1] for parts in blocks)
+                blocks.append([])
+            with exact_products(piece.device):
+                blocks[-1].append(piece @ values[:, first : first + piece.shape[1]])
+            del piece
+        return _join([_join(parts, dim=2) for parts in blocks], dim=1)
 
     def _pieces(
         self, name: str, heads: Sequence[int], text: Sequence[int] | None, spans: Tensor | None, workspace: int | None

@@ -79,7 +79,7 @@ def concept(
     if variant is None:
         variant = RELEASED_CONCEPT.get(backbone.family.pipelines[0], "flux")
     one_of(variant, "variant", get_args(Variant))
-    maps = _layer_maps(backbone, noisy, timestep, prompts, layers, partial(output_similarity, unit=variant == "sd3"))
+    maps = layer_maps(backbone, noisy, timestep, prompts, layers, partial(output_similarity, unit=variant == "sd3"))
     return maps.mean(0).softmax(dim=1) if variant == "flux2" else maps.softmax(dim=2).mean(0)
 
 
@@ -110,7 +110,7 @@ def cosine(
         return (spans.to(words).mT @ words) @ places.mT
 
     layers = check_layers(backbone, ["expert"] if layers is None else layers)
-    return _layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
+    return layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
 
 
 def refined(
@@ -129,9 +129,9 @@ def refined(
     layers = check_layers(backbone, ["expert"] if layers is None else layers)
 
     def see(call: JointAttention, spans: Spans) -> Maps:
-        return propagate(call, _head_mean(call, spans), times)
+        return propagate(call, head_mean(call, spans), times)
 
-    return _layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
+    return layer_maps(backbone, noisy, timestep, prompts, layers, see).mean(0)
 
 
 def goca(
@@ -187,7 +187,7 @@ def _weighted(
     # single-stream blocks project heads together with their MLP, in one linear layer or outside of the attention
     out = getattr(modules.get(call.layer), "to_out", None)
     if not isinstance(out, nn.ModuleList):
-        return layer_weight(call, dense), _head_mean(call, spans)
+        return layer_weight(call, dense), head_mean(call, spans)
     weights = head_weights(call, effective_weight(out[0]))
     return layer_weight(call, dense), torch.einsum(
         "shn,shnc->scn", weights, call.weights("i2t", spans=spans).to(weights)
@@ -347,7 +347,7 @@ def read(
     return maps.mean(0).float().unflatten(-1, grid)
 
 
-def _layer_maps(
+def layer_maps(
     backbone: Backbone,
     noisy: Latents,
     timestep: Timesteps,
@@ -373,7 +373,8 @@ def _watch(
     return observe(backbone, noisy, timestep, prompt, lambda call: see(call, spans), layers)
 
 
-def _head_mean(call: JointAttention, spans: Spans) -> Maps:
+def head_mean(call: JointAttention, spans: Spans) -> Maps:
+    """Return the paper's maps of a layer: image-to-text attention, mean over heads and over each class's tokens."""
     return call.head_mean("i2t", spans=spans).mT
 
 
