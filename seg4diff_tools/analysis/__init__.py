@@ -11,11 +11,14 @@ from seg4diff_tools.analysis.features import (
 )
 from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
 from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, resampled
+from seg4diff_tools.analysis.placement import Placing, asked_places, placing_effects
 from seg4diff_tools.analysis.search import choose_combination
 
 __all__ = [
     "Effects",
+    "Placing",
     "Projection",
+    "asked_places",
     "attention_budget",
     "choose_combination",
     "choose_heads",
@@ -27,6 +30,7 @@ __all__ = [
     "layer_effects",
     "part_scores",
     "pca_colors",
+    "placing_effects",
     "resampled",
     "token_labels",
     "value_norms",
