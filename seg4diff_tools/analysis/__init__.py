@@ -12,6 +12,7 @@ from seg4diff_tools.analysis.features import (
 from seg4diff_tools.analysis.heads import choose_heads, cross_validated, head_class_maps, part_scores
 from seg4diff_tools.analysis.leaks import leakage
 from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, mean_intervals, resampled
+from seg4diff_tools.analysis.placement import Placing, asked_places, placing_effects
 from seg4diff_tools.analysis.search import choose_combination
 from seg4diff_tools.analysis.sinks import (
     attention_takers,
@@ -23,7 +24,9 @@ from seg4diff_tools.analysis.sinks import (
 
 __all__ = [
     "Effects",
+    "Placing",
     "Projection",
+    "asked_places",
     "attention_budget",
     "attention_takers",
     "choose_combination",
@@ -40,6 +43,7 @@ __all__ = [
     "mean_intervals",
     "part_scores",
     "pca_colors",
+    "placing_effects",
     "random_keys",
     "resampled",
     "token_labels",

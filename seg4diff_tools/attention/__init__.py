@@ -1,6 +1,8 @@
 """Joint attention: exact operators, the interception point, recordings and edits."""
 
+from seg4diff_tools.attention.bias import AttentionBias, JointTokens
 from seg4diff_tools.attention.chain import second_eigenvalue, token_rank
+from seg4diff_tools.attention.concepts import Concepts, encode_concepts
 from seg4diff_tools.attention.edits import (
     Edit,
     apply_edit,
@@ -14,14 +16,18 @@ from seg4diff_tools.attention.edits import (
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
 
 __all__ = [
+    "AttentionBias",
     "AttentionRecorder",
+    "Concepts",
     "Direction",
     "Edit",
     "JointAttention",
+    "JointTokens",
     "Recording",
     "apply_edit",
     "attention_with_lse",
@@ -29,10 +35,14 @@ __all__ = [
     "blur",
     "drop",
     "edited_output",
+    "encode_concepts",
     "intercept",
+    "lock_layout",
     "open_recording",
     "perturbed_guidance",
+    "place_words",
     "second_eigenvalue",
     "swap",
     "token_rank",
+    "without",
 ]

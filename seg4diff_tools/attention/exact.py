@@ -1,7 +1,7 @@
 """Exact arithmetic on scores, a piece at a time: at least fp32, never TF32, no N x N matrix."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,12 @@ def chunks(length: int, size: int) -> list[slice]:
     """Slices that cover 0 to `length` in steps of `size` (at least 1)."""
     size = max(1, size)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def as_slice(indices: Sequence[int]) -> slice | list[int]:
+    """Return consecutive indices as a slice, because slicing a tensor copies nothing; others as a list."""
+    consecutive = list(indices) == list(range(indices[0], indices[0] + len(indices)))
+    return slice(indices[0], indices[0] + len(indices)) if consecutive else list(indices)
 
 
 def mask_part(mask: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Tensor:

@@ -8,8 +8,8 @@ A_I2T = exp(q_img k_txt^T scale - lse)  (Seg4Diff, arXiv 2509.18096, section 3).
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from seg4diff_tools.attention.bias import AttentionBias
+from seg4diff_tools.attention.concepts import Concepts
+from seg4diff_tools.attention.groups import GroupBias, Rule, group_bias
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import (
     CLOSED,
@@ -27,10 +30,13 @@ from seg4diff_tools.attention.operators import (
     without_autocast,
 )
 from seg4diff_tools.attention.shapes import KeyBias
-from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.attention.turns import Turn, Turns
+from seg4diff_tools.errors import InputError, RecordingError, list_of
 from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
 from seg4diff_tools.families._private import add_hook, native_dispatch, native_processors, uncompiled
 from seg4diff_tools.indices import as_indices, as_int
+
+Biases = Callable[[Layout, Turn], Sequence[AttentionBias]]
 
 
 class StopForward(Exception):
@@ -43,11 +49,12 @@ class _Request:
 
     on_attention: Callable[[JointAttention], Tensor | None] | None
     layers: frozenset[int]
-    key_bias: Tensor | None
+    bias: Sequence[AttentionBias] | Biases
+    concepts: Concepts | None
     stop_after: int | None
 
     def concerns(self, layer: int) -> bool:
-        return layer in self.layers or self.key_bias is not None or self.stops(layer)
+        return layer in self.layers or bool(self.bias) or self.concepts is not None or self.stops(layer)
 
     def stops(self, layer: int) -> bool:
         return self.stop_after is not None and layer >= self.stop_after
@@ -59,7 +66,9 @@ def intercept(
     on_attention: Callable[[JointAttention], Tensor | None] | None = None,
     *,
     layers: int | Iterable[int] | None = None,
+    bias: AttentionBias | Iterable[AttentionBias] | Biases | None = None,
     key_bias: KeyBias | None = None,
+    concepts: Concepts | None = None,
     stop_after: int | None = None,
 ) -> Iterator[None]:
     """See, and if wanted change, the joint attention of every forward inside the `with`.
@@ -74,15 +83,18 @@ def intercept(
         on_attention: called with each `JointAttention` of the wanted layers, as it is computed. Returns None to
             observe, or an output [batch heads tokens dim] that the model goes on with instead.
         layers: layers that `on_attention` wants: one, several or a range; None wants all.
-        key_bias: additive log-weight of each joint key, [keys], in every layer: a bias of log n makes one key stand for
-            n identical ones. Gradients flow through the attention to everything else.
+        bias: what is added to the scores of some queries with some keys: one `AttentionBias`, several, or a function
+            from the `Layout` and `Turn` of a forward to them. Gradients flow through the attention to everything else.
+        key_bias: the same for all queries, layers and steps: additive log-weight of each joint key, [keys].
+        concepts: words outside the prompt, from `encode_concepts`, that the calls' `outside_prompt` shows.
         stop_after: end the forward inside this layer's attention, right after `on_attention` has seen it. The forward
             has no result then, and the rest of the `with` body is skipped; the code after it goes on.
 
     Raises:
         UnknownArchitectureError: the transformer is of no known family.
-        InputError: a layer is out of range, or key_bias does not fit the joint sequence.
-        RecordingError: the attention of a wanted layer does not pass the interception point.
+        InputError: a layer is out of range, or a bias does not fit the joint sequence.
+        RecordingError: the attention of a wanted layer does not pass the interception point, or there are other words
+            outside the prompt already.
     """
     transformer = transformer_of(transformer)
     family = family_of(transformer)
@@ -96,14 +108,18 @@ def intercept(
         )
     if key_bias is not None and (not isinstance(key_bias, Tensor) or key_bias.ndim != 1):
         raise InputError("expected key_bias, a tensor with one value per joint key, got another: pass a 1-D tensor")
-    request = _Request(on_attention, frozenset(wanted if on_attention else ()), key_bias, stop_after)
+    biases = _checked(bias, key_bias, depth)
+    request = _Request(on_attention, frozenset(wanted if on_attention else ()), biases, concepts, stop_after)
     with model_lock(transformer).hold("an interception of attention"):
         tap = _TAPS.get(transformer)
         if tap is None:
             tap = _TAPS[transformer] = _Tap(transformer, family)
+        if concepts is not None and tap.concepts is not None:
+            raise RecordingError("expected one list of words outside the prompt, got a second: pass all in one list")
         tap.requests.append(request)
         try:
-            yield
+            with nullcontext() if concepts is None else concepts.appended(transformer, family):
+                yield
         except StopForward as stop:
             if stop.args[0] is not request:
                 raise
@@ -114,21 +130,37 @@ def intercept(
                 tap.remove()
 
 
+def _checked(bias: Any, key_bias: Tensor | None, depth: int) -> Sequence[AttentionBias] | Biases:
+    """Return biases as a list, `key_bias` with them, or the function that gives them."""
+    of_keys = [] if key_bias is None else [AttentionBias(key_bias)]
+    if bias is None:
+        return of_keys
+    if callable(bias):
+        return lambda layout, turn: [*of_keys, *bias(layout, turn)]
+    several = [bias] if isinstance(bias, AttentionBias) else bias
+    listed = list_of(several, AttentionBias, "bias", "bias=AttentionBias(-1.0, keys=JointTokens(text=[1]))")
+    for each in listed:
+        if each.layers is not None:
+            as_indices(each.layers, "layers", depth)
+    return [*of_keys, *listed]
+
+
 def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Tell interceptions of a forward that bypasses the transformer's hooks, as `transformer.forward(...)` does.
+    """Tell interceptions of a further forward of the prompt's branch that bypasses the transformer's hooks, as
+    `transformer.forward(...)` does.
 
     Args:
         transformer: the model.
         args, kwargs: of the call.
     """
     if transformer in _TAPS:
-        _TAPS[transformer].see_forward(transformer, args, kwargs)
+        _TAPS[transformer].see_forward(transformer, args, kwargs, beside=True)
 
 
 def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
-    """Return what is intercepted now: for each `intercept`, its callback, layers, key bias and last layer."""
+    """Return what is intercepted now: for each `intercept`, its callback, layers, biases and last layer."""
     requests = _TAPS[transformer].requests if transformer in _TAPS else []
-    return [(r.on_attention, sorted(r.layers), r.key_bias, r.stop_after) for r in requests]
+    return [(r.on_attention, sorted(r.layers), r.bias, r.stop_after) for r in requests]
 
 
 class _Tap(TorchFunctionMode):
@@ -139,6 +171,9 @@ class _Tap(TorchFunctionMode):
         self.requests: list[_Request] = []
         self._family = family
         self._layout: Layout | None = None
+        self._turns = Turns()
+        self._rules: list[Rule] = []
+        self._biases: dict[tuple, GroupBias | Tensor | None] = {}
         self._running: int | None = None
         self._inside = ExitStack()
         self._undo = ExitStack()
@@ -155,9 +190,21 @@ class _Tap(TorchFunctionMode):
         self._inside.close()
         self._undo.close()
 
-    def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    @property
+    def concepts(self) -> Concepts | None:
+        """The words outside the prompt, of any request."""
+        return next((request.concepts for request in self.requests if request.concepts is not None), None)
+
+    def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any], *, beside: bool = False) -> None:
         inputs = self._family.forward_inputs(transformer, args, kwargs)
-        self._layout = self._family.layout(transformer, inputs)
+        self._layout = layout = self._family.layout(transformer, inputs)
+        self._rules, self._biases = [], {}
+        if any(request.bias for request in self.requests):
+            turn = self._turns.see(self._family, transformer, inputs, beside=beside)
+            biases = [bias for r in self.requests for bias in (r.bias(layout, turn) if callable(r.bias) else r.bias)]
+            self._rules = [rule for bias in biases if (rule := bias.rule(layout, turn)) is not None]
+        if self.concepts is not None:
+            self._layout, self._rules = self.concepts.outside(layout, self._rules)
 
     def _before(self, layer: int, module: nn.Module, args: tuple) -> None:
         # Diffusers asks for the backend at each call.
@@ -208,9 +255,9 @@ class _Tap(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        mask = self._mask(attn_mask, query, key)
         observers = [request for request in self.requests if layer in request.layers]
-        if observers:
+        rules = [rule for rule in self._rules if rule.layers is None or layer in rule.layers]
+        if observers or rules:
             if dropout_p or is_causal or not query.shape[2] == key.shape[2] == layout.tokens:
                 text, image = (part.stop - part.start for part in (layout.text, layout.image))
                 raise RecordingError(
@@ -220,16 +267,33 @@ class _Tap(TorchFunctionMode):
                     f"causal "
                     f"{is_causal}: use the model's default attention processors"
                 )
-            query, key, value, mask = autocast_inputs(query, key, value, mask)
-            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            query, key, value, attn_mask = autocast_inputs(query, key, value, attn_mask)
+        bias = self._bias(rules, query)
+        mask, groups = attn_mask, bias if isinstance(bias, GroupBias) else None
+        if isinstance(bias, Tensor):
+            # finite: cuDNN does not take minus infinity in every release
+            added, bias = added_mask(mask, query.dtype, CLOSED), bias.view(1, 1, 1, -1)
+            mask = bias if added is None else added + bias
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if observers:
             with without_autocast(query.device):
-                output, lse, mask = observed_attention(query, key, value, mask, scale, enable_gqa)
+                output, lse, mask = self._observed(query, key, value, mask, scale, enable_gqa, groups)
                 key, value = repeated(key, query), repeated(value, query)
-                call = JointAttention(layer, layout.image, layout.text, query, key, value, lse, scale, mask, output)
+                call = JointAttention(
+                    *(layer, layout.image, layout.text, query, key, value, lse, scale, mask, output),
+                    bias=groups,
+                    concepts=None if self.concepts is None else self.concepts.places(layout),
+                )
                 for request in observers:
                     replacement = request.on_attention(call) if request.on_attention else None
                     call.output = call.output if replacement is None else replacement
             output = call.output
+        elif groups is not None:
+
+            def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor]:
+                return (F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=enable_gqa),)
+
+            output = groups.run(attend, (query,), (key, value), mask)[0]
         else:
             output = F.scaled_dot_product_attention(
                 query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -239,20 +303,32 @@ class _Tap(TorchFunctionMode):
                 raise StopForward(request)
         return output
 
-    def _mask(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-        """The call's own mask as it came, or with all key biases as one additive mask."""
-        for request in self.requests:
-            if request.key_bias is not None:
-                if request.key_bias.shape[0] != key.shape[2]:
-                    raise InputError(
-                        f"expected key_bias with {key.shape[2]} values, one per joint key, got "
-                        f"{len(request.key_bias)}: "
-                        "count image, text and other tokens"
-                    )
-                bias = request.key_bias.to(query).view(1, 1, 1, -1)
-                # finite: cuDNN does not take minus infinity in every release
-                mask = bias if mask is None else added_mask(mask, query.dtype, CLOSED) + bias
-        return mask
+    @staticmethod
+    def _observed(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        grouped: bool,
+        bias: GroupBias | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output, log-sum-exp and additive mask, see `observed_attention`."""
+        if bias is None:
+            return observed_attention(query, key, value, mask, scale, grouped)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Sequence[Tensor]:
+            return observed_attention(query, key, value, mask, scale, grouped)[:2]
+
+        output, lse = bias.run(attend, (query,), (key, value), mask)
+        return output, lse, added_mask(mask, query.dtype, CLOSED)
+
+    def _bias(self, rules: Sequence[Rule], query: Tensor) -> GroupBias | Tensor | None:
+        """The rules of a layer put together, once for all layers of a forward with the same ones."""
+        key = (*map(id, rules), query.shape[0], query.dtype, query.device)
+        if key not in self._biases:
+            self._biases[key] = group_bias(rules, query.shape[0], query)
+        return self._biases[key]
 
 
 _TAPS: weakref.WeakKeyDictionary[nn.Module, _Tap] = weakref.WeakKeyDictionary()

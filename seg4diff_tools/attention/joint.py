@@ -4,7 +4,7 @@ A_I2T = exp(q_img k_txt^T scale - lse), and so for every part, without the N x N
 section 3)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seg4diff_tools.attention.exact import (
+    as_slice,
     chunks,
     default_workspace,
     exact_products,
@@ -20,9 +21,10 @@ from seg4diff_tools.attention.exact import (
     probabilities,
     working_dtype,
 )
+from seg4diff_tools.attention.groups import GroupBias
 from seg4diff_tools.attention.operators import differentiable_lse
 from seg4diff_tools.attention.shapes import AttentionBlock, JointHeads, LogSumExp
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.indices import as_indices
 
 Direction = Literal["i2i", "i2t", "t2i", "t2t"]
@@ -45,6 +47,8 @@ class JointAttention:
         scale: factor on the scores.
         mask: additive mask that broadcasts to [batch heads query key], or None.
         output: [batch heads tokens dim], what the model goes on with.
+        bias: what is added to the scores beside the mask, by groups of queries; None for nothing.
+        concepts: positions of words outside the prompt, see `outside_prompt`; None without any.
     """
 
     layer: int
@@ -57,6 +61,8 @@ class JointAttention:
     scale: float
     mask: Tensor | None
     output: JointHeads
+    bias: GroupBias | None = None
+    concepts: slice | None = None
 
     @property
     def lse(self) -> LogSumExp:
@@ -65,7 +71,37 @@ class JointAttention:
         # made on demand: an observer without gradients must leave the graph as it is, or checkpointing fails later
         if self.raw_lse.requires_grad:
             return self.raw_lse
-        return differentiable_lse(self.query, self.key, self.raw_lse, self.mask, self.scale)
+        if self.bias is None:
+            return differentiable_lse(self.query, self.key, self.raw_lse, self.mask, self.scale)
+
+        def of_group(query: Tensor, lse: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor]:
+            return (differentiable_lse(query, key, lse, mask, self.scale),)
+
+        return self.bias.run(of_group, (self.query, self.raw_lse), (self.key,), self.mask)[0]
+
+    def added(
+        self, queries: slice | Tensor, keys: slice | Tensor, heads: slice | Tensor = slice(None)
+    ) -> Tensor | None:
+        """Return what mask and biases add to the scores of some queries with some keys, [batch heads query key] or
+        broadcast to it; None for nothing."""
+        mask = None if self.mask is None else mask_part(_head_part(self.mask, heads), queries, keys)
+        if self.bias is None:
+            return mask
+        bias = self.bias.part(queries, keys)
+        return bias if mask is None else mask + bias
+
+    def outside_prompt(self) -> "JointAttention":
+        """Return this attention with the words outside the prompt in the place of its text.
+
+        Then `t2i` is what these words give to image tokens, a probability; `i2t` is what image tokens would give to
+        them relative to all that they read, exp(q k scale - lse): not a share, since image tokens do not read them.
+
+        Raises:
+            RecordingError: there are none in this forward.
+        """
+        if self.concepts is None:
+            raise RecordingError("expected words outside the prompt, got none: pass concepts= to intercept")
+        return replace(self, text=self.concepts, raw_lse=self.lse, bias=None, concepts=None)
 
     @property
     def image_tokens(self) -> int:
@@ -249,15 +285,15 @@ class JointAttention:
         rows_at_once = queries if spans is not None and name[0] == "t" else max(1, workspace // row_bytes)
         heads_at_once = max(1, workspace // (row_bytes * min(rows_at_once, queries)))
         for taken in chunks(len(heads), heads_at_once):
-            chosen = _as_slice(heads[taken])
+            chosen = as_slice(heads[taken])
             chosen = chosen if isinstance(chosen, slice) else index_on(tuple(chosen), self.query.device)
             key = self.key[:, chosen][:, :, keys].to(dtype).flatten(0, 1).mT
             for rows in chunks(queries, rows_at_once):
                 places = _narrowed(sides[0], rows)
                 query = self.query[:, chosen][:, :, places].to(dtype)
                 offset = -lse[:, chosen][:, :, places].to(dtype).unsqueeze(-1)
-                if self.mask is not None:
-                    offset = offset + mask_part(_head_part(self.mask, chosen), places, keys)
+                if (added := self.added(places, keys, chosen)) is not None:
+                    offset = offset + added
                 offset = offset.expand(*query.shape[:3], -1)
                 piece = probabilities(query.flatten(0, 1), key, offset.flatten(0, 1), self.scale)
                 piece = piece.unflatten(0, query.shape[:2])
@@ -280,19 +316,13 @@ class JointAttention:
         if side == "i" or text is None:
             return self.image if side == "i" else self.text
         chosen = as_indices(text, "text", self.text_tokens)
-        positions = _as_slice([self.text.start + index for index in chosen])
+        positions = as_slice([self.text.start + index for index in chosen])
         return positions if isinstance(positions, slice) else index_on(tuple(positions), self.query.device)
 
 
 def _check_direction(name: str) -> None:
     if name not in DIRECTIONS:
         raise InputError(f"expected one of the directions {', '.join(DIRECTIONS)}, got {name!r}: pass one of them")
-
-
-def _as_slice(indices: Sequence[int]) -> slice | list[int]:
-    """Consecutive indices as a slice, because slicing a tensor copies nothing."""
-    consecutive = list(indices) == list(range(indices[0], indices[0] + len(indices)))
-    return slice(indices[0], indices[0] + len(indices)) if consecutive else list(indices)
 
 
 def _length(positions: slice | Tensor) -> int:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from seg4diff_tools.attention.joint import DIRECTIONS
 from seg4diff_tools.attention.recording import Recording
-from seg4diff_tools.attention.request import Request
+from seg4diff_tools.attention.request import OUTSIDE, Request
 from seg4diff_tools.attention.transfer import Transfer
+from seg4diff_tools.attention.turns import PERTURBED
 from seg4diff_tools.errors import RecordingError
 
 Key = tuple[str, int, str, int]
 """Direction, step, branch, layer."""
-PERTURBED = "perturbed"
-"""Branch of perturbed attention guidance (PAG); its perturbed layers have no joint attention of their own."""
 
 
 @dataclass(eq=False)
@@ -52,7 +51,7 @@ class Pieces:
 
         Args:
             keys: one for each branch.
-            whole: fp32, [branch image head? token y x] or [branch image head? direction].
+            whole: fp32, [branch image head? token y x] (or concept) or [branch image head? direction].
         """
         self.on_device.append((keys, whole))
         self.held += whole.nbytes
@@ -117,7 +116,7 @@ class Pieces:
         request = self.request
         sample = next(piece for (name, step, *_), piece in self.maps.items() if name == direction and step in steps)
         shape = list(sample.shape[1:])
-        if direction != "masses" and request.columns.names is None:
+        if direction in DIRECTIONS and request.columns.names is None:
             shape[-3] = self._columns()
         values = np.empty((self.images, len(branches), len(steps), len(request.layers), *shape), sample.dtype)
         for s, step in enumerate(steps):
@@ -128,14 +127,15 @@ class Pieces:
                     place = values[:, b, s, i]
                     if piece is None:
                         place[...] = np.nan
-                    elif direction == "masses" or piece.shape == place.shape:
+                    elif direction not in DIRECTIONS or piece.shape == place.shape:
                         place[...] = piece
                     else:
                         tokens = min(piece.shape[-3], shape[-3])
                         place[..., :tokens, :, :] = piece[..., :tokens, :, :]
                         place[..., tokens:, :, :] = np.nan
         head = () if request.mean else ("head",)
-        tail = ("direction",) if direction == "masses" else ("token", "y", "x")
+        axis = "concept" if direction in OUTSIDE else "token"
+        tail = ("direction",) if direction == "masses" else (axis, "y", "x")
         timesteps = np.stack([self.timesteps[step] for step in steps])
         together = (timesteps == timesteps[:, :1]).all()
         coords: dict[str, Any] = {
@@ -151,6 +151,8 @@ class Pieces:
             coords["head"] = request.heads
         if direction == "masses":
             coords["direction"] = list(DIRECTIONS)
+        elif request.concepts is not None and direction in OUTSIDE:
+            coords["concept"] = list(request.concepts.names)
         else:
             coords |= request.columns.coordinates(self._columns(), self.images)
         attributes = {"family": request.family.name, "heads": "mean" if request.mean else "apart"}

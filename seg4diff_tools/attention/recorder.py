@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from seg4diff_tools.attention.exact import default_workspace
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.pieces import PERTURBED, Pieces, nothing_recorded
+from seg4diff_tools.attention.pieces import Pieces, nothing_recorded
 from seg4diff_tools.attention.recording import Recording
-from seg4diff_tools.attention.request import checked_request
+from seg4diff_tools.attention.request import OUTSIDE, checked_request
 from seg4diff_tools.attention.tokens import check_texts
+from seg4diff_tools.attention.turns import PERTURBED
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import SamplingLoop, model_lock, sampling_loop
 from seg4diff_tools.families._private import add_hook
@@ -44,7 +45,7 @@ class AttentionRecorder:
     Args:
         model: backbone, pipeline or transformer of a supported family.
         layers: 0-based layers, one or several; None records all (up to `stop_after`).
-        direction: "i2t", "t2i", "masses" (of all four directions), or several of these.
+        direction: "i2t", "t2i", "masses" (of all four directions), "i2c" and "c2i" (with `concepts`), or several.
         heads: "mean" over heads (Seg4Diff, arXiv 2509.18096, Eq 9), "all", or heads to keep apart, in ascending order.
         tokens: "words" of the prompt, "all" text tokens, indices, or phrases of the prompt such as ["cat", "red car"],
             whose tokens are averaged (Eq 10). A mapping from names to indices or phrases names these means. None takes
@@ -58,6 +59,10 @@ class AttentionRecorder:
             skipped.
         on_device: leave the maps on the model's device, as `tensors`, until the recording is read: for a loop of your
             own that goes on with them there. Otherwise each forward's maps leave by one copy.
+        concepts: words outside the prompt, such as ["sky", "red car"], for SD3 and FLUX.1: they read the image, and
+            neither image nor prompt reads them, so that picture and other maps are those without them, within rounding.
+            "c2i" is what they give to image tokens, "i2c" is exp(q k scale - lse), what image tokens would give to
+            them relative to all that they read. Edits and biases do not concern them.
         memory_budget: bytes that results and working memory may take together. The whole need is estimated at the first
             forward: of a pipeline's sampling loop all steps, else the steps that have come.
 
@@ -86,6 +91,7 @@ class AttentionRecorder:
         branches: str | Sequence[str] | None = None,
         stop_after: int | None = None,
         on_device: bool = False,
+        concepts: Sequence[str] | None = None,
         memory_budget: int = 2 << 30,
     ):
         if not isinstance(on_device, bool):
@@ -102,6 +108,7 @@ class AttentionRecorder:
             branches=branches,
             stop_after=stop_after,
             memory_budget=memory_budget,
+            concepts=concepts,
         )
         self._stack: ExitStack | None = None
         self._clear()
@@ -136,9 +143,8 @@ class AttentionRecorder:
         request = self._request
         with ExitStack() as stack:
             stack.enter_context(model_lock(request.transformer).hold("an AttentionRecorder"))
-            stack.enter_context(
-                intercept(request.transformer, self._on_attention, layers=request.layers, stop_after=request.stop_after)
-            )
+            asked: dict[str, Any] = {"layers": request.layers, "stop_after": request.stop_after}
+            stack.enter_context(intercept(request.transformer, self._on_attention, concepts=request.concepts, **asked))
             stack.callback(add_hook(request.transformer, self._on_forward, before=True, with_kwargs=True))
             # first of all hooks: what a later one computes beside the forward, as perturbed guidance does, is no step
             stack.callback(add_hook(request.transformer, self._after_forward, prepend=True))
@@ -299,6 +305,12 @@ class AttentionRecorder:
         if direction == "masses":
             masses = call.masses(request.heads, workspace=workspace)
             return masses.mean(dim=1) if request.mean else masses
+        if direction in OUTSIDE and request.concepts is not None:
+            outside = call.outside_prompt()
+            reduce = outside.head_mean if request.mean else outside.weights
+            spans = request.concepts.weights.to(call.query.device)
+            maps = reduce(OUTSIDE[direction], heads=request.heads, spans=spans, workspace=workspace)
+            return (maps.mT if direction == "i2c" else maps).unflatten(-1, pieces.grid)
         columns, weights = request.columns, self._span_weights(call.query.device)
         text = columns.text
         here = text if text is None else [index for index in text if index < call.text_tokens]

@@ -8,7 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from seg4diff_tools._netcdf import read_netcdf, write_netcdf
-from seg4diff_tools.errors import InputError, PromptError, RecordingError
+from seg4diff_tools.errors import InputError, PromptError, RecordingError, one_of
 from seg4diff_tools.prompts import Prompt, Token
 
 FORMAT, FORMAT_VERSION = "seg4diff_tools recording", 1
@@ -20,7 +20,8 @@ class Recording:
 
     Args:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
-            (image, branch, step, layer, head, direction); no head axis where the mean over heads was recorded.
+            (image, branch, step, layer, head, direction); "i2c" and "c2i" of words outside the prompt with dims (image,
+            branch, step, layer, head, concept, y, x); no head axis where the mean over heads was recorded.
             Coordinates are the token words or span names (`token_index`: position in the text; `token_start` and
             `token_stop`: its characters in the prompt; with a second axis `image`, and -1 for none, where images have
             different prompts), the `prompt` of each image, and the `timestep` of each step, with a second axis `image`
@@ -38,17 +39,17 @@ class Recording:
 
     @property
     def maps(self) -> xr.DataArray:
-        """The recorded maps, if only one of "i2t" and "t2i" was recorded."""
+        """The recorded maps, if only one direction was recorded."""
         if len(self.map_blocks) != 1:
             count = len(self.map_blocks)
             raise RecordingError(
-                f"expected maps of one direction, got {count}: use recording['i2t'] or recording['t2i']"
+                f"expected maps of one direction, got {count}: use recording['i2t'], recording['t2i'] or another"
             )
         return next(iter(self.map_blocks.values()))
 
     @property
     def map_blocks(self) -> dict[str, xr.DataArray]:
-        """The recorded maps by direction, "i2t" or "t2i" or both."""
+        """The recorded maps by direction."""
         return {name: array for name, array in self.arrays.items() if name != "masses"}
 
     @property
@@ -74,10 +75,10 @@ class Recording:
 
         Args:
             phrase: of the prompt, such as "red cat", without regard to case; all of its occurrences count.
-            direction: "i2t" or "t2i"; None for the one that was recorded.
+            direction: such as "i2t"; None for the one that was recorded. Of "i2c" or "c2i", `phrase` is a concept.
 
         Returns:
-            The maps without the token axis; NaN for images whose prompt lacks the phrase.
+            The maps without the token or concept axis; NaN for images whose prompt lacks the phrase.
 
         Raises:
             PromptError: the phrase is in no prompt of the recording.
@@ -86,6 +87,9 @@ class Recording:
         if not isinstance(phrase, str):
             raise InputError(f"expected phrase, a text such as 'red cat', got {phrase!r}: pass phrase='cat'")
         maps = self.maps if direction is None else self[direction]
+        if "concept" in maps.dims:
+            one_of(phrase, "phrase", maps.concept.values.tolist())
+            return maps.sel(concept=phrase, drop=True)
         if "token_start" not in maps.coords:
             if phrase in maps.token.values.tolist():
                 return maps.sel(token=phrase)

@@ -1,21 +1,21 @@
 """What a recorder is asked for: layers, heads, directions, tokens, steps, branches and memory, checked at the call."""
 
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from seg4diff_tools.attention.joint import DIRECTIONS
-from seg4diff_tools.attention.tokens import Columns, choose_columns
+from seg4diff_tools.attention.concepts import Concepts, encode_concepts
+from seg4diff_tools.attention.joint import DIRECTIONS, Direction
+from seg4diff_tools.attention.tokens import Columns, choose_columns, encoded_prompts
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import Family, family_of, transformer_of
-from seg4diff_tools.families.capture import encode_text
 from seg4diff_tools.indices import as_indices, as_int
-from seg4diff_tools.prompts import Prompt
 
-RECORDED = ("i2t", "t2i", "masses")
+OUTSIDE: dict[str, Direction] = {"i2c": "i2t", "c2i": "t2i"}
+"""Directions of words outside the prompt, and what they are with these words in the place of the text."""
+RECORDED = ("i2t", "t2i", "masses", *OUTSIDE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Request:
         branches: named by the user; None to find them.
         stop_after: layer in which the forward ends.
         budget: bytes.
+        concepts: words outside the prompt; None without any.
     """
 
     transformer: nn.Module
@@ -47,6 +48,11 @@ class Request:
     branches: tuple[str, ...] | None
     stop_after: int | None
     budget: int
+    concepts: Concepts | None = None
+
+    def columns_of(self, direction: str, columns: int) -> int:
+        """Length of the token axis of a direction, `columns` within the prompt."""
+        return len(self.concepts.names) if self.concepts is not None and direction in OUTSIDE else columns
 
     def bytes_of(self, direction: str, rows: int, columns: int, places: int) -> int:
         """Bytes of one layer of one step.
@@ -54,9 +60,10 @@ class Request:
         Args:
             direction: of `RECORDED`.
             rows: images times branches.
-            columns: tokens or spans.
+            columns: tokens or spans of the prompt.
             places: image tokens.
         """
+        columns = self.columns_of(direction, columns)
         entries = len(DIRECTIONS) if direction == "masses" else columns * places
         return 4 * rows * (1 if self.mean else len(self.heads)) * entries
 
@@ -104,6 +111,7 @@ def checked_request(
     branches: Any,
     stop_after: Any,
     memory_budget: Any,
+    concepts: Any = None,
 ) -> Request:
     """Return the arguments of `AttentionRecorder` in one form.
 
@@ -122,18 +130,25 @@ def checked_request(
         raise InputError(f"expected layers up to stop_after={last}, got {wanted[-1]}: the forward ends before it")
     if isinstance(heads, str) and heads not in ("mean", "all"):
         raise InputError(f'expected heads, "mean", "all", a head or a list, got {heads!r}: pass heads="mean"')
+    directions = _directions(direction)
+    if (concepts is None) == any(name in OUTSIDE for name in directions):
+        raise InputError(
+            f"expected concepts= together with direction 'i2c' or 'c2i', got concepts={concepts!r} and "
+            f"{', '.join(directions)}: pass direction='c2i', concepts=['sky']"
+        )
     return Request(
         transformer,
         family,
-        _directions(direction),
+        directions,
         wanted,
         sorted(as_indices(range(count) if isinstance(heads, str) else heads, "heads", count)),
         isinstance(heads, str) and heads == "mean",
-        choose_columns(tokens, _prompts(model, family, prompt), family.zero_text),
+        choose_columns(tokens, encoded_prompts(model, family, prompt), family.zero_text),
         None if steps is None else frozenset(as_indices(steps, "steps")),
         _branches(branches),
         stop_after,
         as_int(memory_budget, "memory_budget", 1),
+        None if concepts is None else encode_concepts(model, concepts),
     )
 
 
@@ -153,38 +168,6 @@ def _branches(branches: Any) -> tuple[str, ...] | None:
             f"expected branches, names that differ, got {branches!r}: pass ('uncond', 'cond') or ('cond',)"
         )
     return names
-
-
-def _prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
-    """The prompts of a recorder, encoded, one if all are the same."""
-    if prompt is None:
-        return []
-    several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-    prompts: list[Any] = list(prompt) if several else [prompt]
-    if not prompts or not all(isinstance(one, (str, Prompt)) for one in prompts):
-        raise InputError(
-            f"expected prompt, a text, an encoded prompt or a list of them, got {prompt!r}: pass prompt='a cat'"
-        )
-    pipe = None if isinstance(model, nn.Module) else getattr(model, "pipe", model)
-    extra = [name for name in family.omitted_parts if getattr(pipe, name, None) is not None]
-    if extra:
-        raise InputError(
-            f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the "
-            f"prompt's "
-            "labels do not cover: load the pipeline without it, or leave prompt out and name tokens by index"
-        )
-    texts = {one if isinstance(one, str) else one.text for one in prompts}
-    encoded: dict[str, Prompt] = {}
-    for one in prompts:
-        if isinstance(one, str) and one not in encoded:
-            if pipe is None:
-                raise InputError(
-                    f"expected an encoded prompt with a bare transformer, got the text {one!r}: pass a backbone or a "
-                    "pipeline with text encoders, or prompt=Backbone.encode_prompt(...)"
-                )
-            encoded[one] = encode_text(pipe, family, unicodedata.normalize("NFC", one))
-    found = [encoded[one] if isinstance(one, str) else one for one in prompts]
-    return found[:1] if len(texts) == 1 else found
 
 
 def _readable(size: int) -> str:

@@ -1,6 +1,7 @@
 """Text columns of a recording: which tokens it takes, what they are called, and whether their prompt is the one that
 runs."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from seg4diff_tools.attention.exact import index_on
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.families import Family, SamplingLoop
+from seg4diff_tools.families.capture import encode_text
 from seg4diff_tools.families.record import Inputs
 from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt, Token, numbered
@@ -308,6 +310,47 @@ def check_texts(
                     f"pass "
                     "the prompt that runs (a list has one per image), or leave prompt out and name tokens by index"
                 )
+
+
+def encoded_prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
+    """Encode prompts with a model's own text encoders; one if all are the same.
+
+    Args:
+        model: backbone or pipeline, or, with encoded prompts, a transformer.
+        family: of it.
+        prompt: text, encoded prompt, a list of them, or None for none.
+
+    Raises:
+        InputError: something else, or a text that the model cannot encode.
+    """
+    if prompt is None:
+        return []
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    prompts: list[Any] = list(prompt) if several else [prompt]
+    if not prompts or not all(isinstance(one, (str, Prompt)) for one in prompts):
+        raise InputError(
+            f"expected prompt, a text, an encoded prompt or a list of them, got {prompt!r}: pass prompt='a cat'"
+        )
+    pipe = None if isinstance(model, nn.Module) else getattr(model, "pipe", model)
+    extra = [name for name in family.omitted_parts if getattr(pipe, name, None) is not None]
+    if extra:
+        raise InputError(
+            f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the "
+            f"prompt's "
+            "labels do not cover: load the pipeline without it, or leave prompt out and name tokens by index"
+        )
+    texts = {one if isinstance(one, str) else one.text for one in prompts}
+    encoded: dict[str, Prompt] = {}
+    for one in prompts:
+        if isinstance(one, str) and one not in encoded:
+            if pipe is None:
+                raise InputError(
+                    f"expected an encoded prompt with a bare transformer, got the text {one!r}: pass a backbone or a "
+                    "pipeline with text encoders, or prompt=Backbone.encode_prompt(...)"
+                )
+            encoded[one] = encode_text(pipe, family, unicodedata.normalize("NFC", one))
+    found = [encoded[one] if isinstance(one, str) else one for one in prompts]
+    return found[:1] if len(texts) == 1 else found
 
 
 def _same(found: Tensor, wanted: Tensor, zero_text: bool) -> bool:

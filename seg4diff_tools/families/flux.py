@@ -40,6 +40,7 @@ FLUX = Family(
     no_guidance_kwargs={},
     guidance_scale=3.5,
     branches=("cond", "uncond"),
+    appendable=("context_embedder", "pos_embed"),
     sequential=True,
     # of 19 double blocks and 38 single ones
     expert_layers={57: (12, 17)},

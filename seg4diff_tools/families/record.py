@@ -126,6 +126,8 @@ class Family:
         zero_text: whether zero vectors can replace the tokens of an omitted text encoder.
         clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
         omitted_parts: names of pipeline components that are omitted.
+        appendable: where further text tokens can be appended: attributes of the transformer that embed the text and, if
+            any, make positions from ids; empty where text tokens have positions of their own.
         expert_layers: layers that segment best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers; the
             first is `Backbone.expert_layer`.
     """
@@ -164,6 +166,7 @@ class Family:
     zero_text: bool = False
     clip_tokens: int = 0
     omitted_parts: tuple[str, ...] = ()
+    appendable: tuple[str, ...] = ()
     expert_layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:

@@ -31,5 +31,6 @@ SD3 = Family(
     zero_text=True,
     clip_tokens=77,
     omitted_parts=("text_encoder_3", "tokenizer_3"),
+    appendable=("context_embedder",),
     expert_layers={24: (9,)},
 )

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from seg4diff_tools.attention.exact import chunks, default_workspace, exact_products, mask_part, working_dtype
+from seg4diff_tools.attention.exact import chunks, default_workspace, exact_products, working_dtype
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
@@ -303,8 +303,8 @@ def image_rows(
         places = slice(call.image.start + rows.start, call.image.start + rows.stop)
         with exact_products(key.device):
             scores = call.query[:, :, places].to(key) @ key * call.scale - call.lse[:, :, places, None].to(key)
-        if call.mask is not None:
-            scores = scores + mask_part(call.mask, places, call.image)
+        if (added := call.added(places, call.image)) is not None:
+            scores = scores + added
         yield rows, scores.exp().mean(1)
 
 

@@ -8,14 +8,20 @@ import torch
 
 from seg4diff_tools import families
 from seg4diff_tools.attention import (
+    AttentionBias,
     AttentionRecorder,
+    JointTokens,
     apply_edit,
     average,
     blur,
     drop,
+    encode_concepts,
     intercept,
+    lock_layout,
     perturbed_guidance,
+    place_words,
     swap,
+    without,
 )
 from seg4diff_tools.attention.recording import open_recording
 
@@ -32,6 +38,7 @@ def enter(manager: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return call
 
 
+LEFT = (0.0, 0.0, 0.5, 1.0)
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("layer-too-high", record(layers=5), "layers from 0 to 4, got 5"),
     ("layer-text", record(layers="9"), "layers as numbers.*pass layers="),
@@ -82,6 +89,35 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("intercept-layer", enter(lambda b: intercept(b, layers="all")), "layers as numbers"),
     ("intercept-number", enter(lambda b: intercept(b, 3)), "on_attention, a function"),
     ("intercept-bias", enter(lambda b: intercept(b, key_bias=torch.zeros(2, 3))), "key_bias, a tensor"),
+    ("bias-text", enter(lambda b: intercept(b, bias="cat")), "bias as a list of AttentionBias"),
+    ("bias-layer", enter(lambda b: intercept(b, bias=AttentionBias(1.0, layers=9))), "layers from 0 to 4"),
+    ("bias-weight", lambda b: AttentionBias(float("nan")), "weight, a number or one for each key"),
+    ("bias-infinite", lambda b: AttentionBias(np.inf), "weight, a number or one for each key"),
+    ("bias-keys", lambda b: AttentionBias(1.0, keys=[3]), "keys, a JointTokens.*pass JointTokens"),
+    ("bias-steps", lambda b: AttentionBias(1.0, steps="early"), "steps as numbers"),
+    ("joint-tokens-none", lambda b: JointTokens(), "JointTokens with at least one kind"),
+    ("joint-tokens-box", lambda b: JointTokens(image=(0.5, 0.0, 0.2, 1.0)), "image, a box"),
+    ("joint-tokens-floats", lambda b: JointTokens(image=np.ones((3, 3))), "image, a mask or a box"),
+    ("joint-tokens-empty", lambda b: JointTokens(image=np.zeros((3, 3), bool)), "at least one place"),
+    ("joint-tokens-word", lambda b: JointTokens(text="cat"), "text as numbers"),
+    ("concepts-text", record(direction="c2i", concepts="sky"), "concepts as a list of names"),
+    ("concepts-blank", record(direction="c2i", concepts=["..."]), "concepts with letters"),
+    ("concepts-twice", lambda b: encode_concepts(b, ["sky", "sky"]), "concepts, each one once"),
+    ("concepts-unused", record(concepts=["sky"]), "concepts= together with direction"),
+    ("concepts-missing", record(direction="i2c"), "concepts= together with direction"),
+    ("place-typo", enter(lambda b: place_words(b, "a cat", {"cta": LEFT})), "'cta' is not in the prompt"),
+    ("place-list", enter(lambda b: place_words(b, "a cat", ["cat"])), "places as a list of mappings"),
+    ("place-pixels", enter(lambda b: place_words(b, "a cat", {"cat": (0, 0, 32, 32)})), r"places\['cat'\], a box"),
+    ("place-strength", enter(lambda b: place_words(b, "a cat", {"cat": LEFT}, strength=0)), "strength, a number above"),
+    ("place-layer", enter(lambda b: place_words(b, "a cat", {"cat": LEFT}, layers=5)), "layers from 0 to 4"),
+    ("place-prompt", enter(lambda b: place_words(b, None, {"cat": LEFT})), "prompt.*pass prompt='a cat'"),
+    ("lock-typo", enter(lambda b: lock_layout(b, "a cat", ["dog"], 3)), "'dog' is not in the prompt"),
+    ("lock-word", enter(lambda b: lock_layout(b, "a cat", "cat", 3)), "words as a list of names"),
+    ("lock-step", enter(lambda b: lock_layout(b, "a cat", ["cat"], -1)), "step 0 or more"),
+    ("lock-read", enter(lambda b: lock_layout(b, "a cat", ["cat"], 1, read=[7])), "read from 0 to 4"),
+    ("without-typo", enter(lambda b: without(b, "pads", prompt="a cat")), "kinds from start, word"),
+    ("without-nothing", enter(lambda b: without(b, prompt="a cat")), "kinds from start, word"),
+    ("without-absent", enter(lambda b: without(b, "template", prompt="a cat")), "kinds of tokens that 'a cat' has"),
     ("register-name", lambda b: families.register("sd3"), "family, a Family, got 'sd3': pass a record"),
     ("open-missing", lambda b: open_recording("~/nowhere/maps.nc"), "there is no file: pass the path"),
 ]

@@ -1,0 +1,69 @@
+"""Parts of a picture, as masks or boxes, on the grid of image tokens."""
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from seg4diff_tools.errors import InputError, shown
+from seg4diff_tools.indices import scalar
+
+Area = Any
+"""Part of a picture: a boolean mask [y x] of any size, or a box (left, top, right, bottom) with values from 0 to 1."""
+
+
+def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
+    """Return a mask as a tensor, or a box as a tuple.
+
+    Args:
+        area: a mask [y x] or a box.
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: neither, a mask without a place, or a box without an extent or with a side outside of the picture.
+    """
+    way_out = f"pass {name} as a boolean array [y x], or as a box such as (0.0, 0.25, 0.5, 1.0)"
+    if getattr(area, "ndim", 0) == 2 and str(area.dtype).removeprefix("torch.") == "bool":
+        mask = area.detach().cpu() if isinstance(area, Tensor) else torch.from_numpy(np.array(area))
+        if not mask.any():
+            raise InputError(f"expected {name}, a mask with at least one place, got an empty one: {way_out}")
+        return mask
+    sides = [scalar(side) for side in area] if isinstance(area, (tuple, list)) else []
+    if len(sides) != 4 or not all(isinstance(side, Real) and not isinstance(side, bool) for side in sides):
+        raise InputError(f"expected {name}, a mask or a box, got {shown(area)}: {way_out}")
+    left, top, right, bottom = (float(side) for side in sides)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise InputError(
+            f"expected {name}, a box (left, top, right, bottom) with 0 <= left < right <= 1 and 0 <= top < bottom <= "
+            f"1, got {(left, top, right, bottom)}: {way_out}"
+        )
+    return left, top, right, bottom
+
+
+def grid_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
+    """Return the image tokens of which at least half lies in an area; where there is none, those that it covers most.
+
+    Args:
+        area: a mask [y x] of any size or a box (left, top, right, bottom).
+        grid: rows and columns of image tokens.
+
+    Raises:
+        InputError: see `as_area`.
+    """
+    area = as_area(area, "area")
+    if isinstance(area, Tensor):
+        share = adaptive_avg_pool2d(area[None].to(torch.float64), grid)[0]
+    else:
+        left, top, right, bottom = area
+        share = _overlap(top, bottom, grid[0])[:, None] * _overlap(left, right, grid[1])
+    return share >= min(0.5, share.max().item()) - 1e-9
+
+
+def _overlap(low: float, high: float, count: int) -> Float[Tensor, " cell"]:
+    """Share of each of `count` cells from 0 to 1 that lies between two numbers."""
+    edges = torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
+    return ((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)) * count).clamp(min=0)

@@ -1,0 +1,86 @@
+"""Which sampling step and which branches of guidance a forward of the transformer holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from seg4diff_tools.errors import RecordingError
+from seg4diff_tools.families import Family, sampling_loop
+
+PERTURBED = "perturbed"
+"""Branch of perturbed attention guidance (PAG); its perturbed layers have no joint attention of their own."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A forward's place in sampling.
+
+    Args:
+        step: counted from 0; it begins anew where the timestep rises, as at the start of each pipeline call. None where
+            the images of a batch are at different ones.
+        branches: of the batch in order, each with the same number of rows.
+        rows: of the batch.
+    """
+
+    step: int | None
+    branches: tuple[str, ...]
+    rows: int
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.rows // len(self.branches)
+
+    def rows_of(self, branch: str) -> range:
+        """Rows of a branch, one for each image; none where it does not run."""
+        if branch not in self.branches:
+            return range(0)
+        start = self.branches.index(branch) * self.images
+        return range(start, start + self.images)
+
+
+class Turns:
+    """Follows the forwards of one transformer."""
+
+    def __init__(self) -> None:
+        self._time: float | None = None
+        self._step = self._branch = 0
+
+    def see(self, family: Family, transformer: nn.Module, inputs: dict[str, Any], *, beside: bool = False) -> Turn:
+        """Return the place of a forward.
+
+        Args:
+            family: of the transformer.
+            transformer: that runs.
+            inputs: of the forward, by name.
+            beside: whether it is a further forward of the prompt's branch, as of perturbed guidance, and no turn.
+
+        Raises:
+            RecordingError: a batch that the branches of the pipeline cannot share.
+        """
+        times, rows = family.timesteps(inputs).tolist(), len(inputs[family.latents])
+        if len(set(times)) > 1:
+            return Turn(None, ("cond",), rows)
+        if beside or inputs.get("skip_layers"):
+            return Turn(self._step, ("cond",), rows)
+        time = times[0]
+        if self._time is None or time > self._time:
+            self._step = self._branch = 0
+        elif time < self._time:
+            self._step, self._branch = self._step + 1, 0
+        self._time = time
+        loop = sampling_loop(transformer)
+        branches: tuple[str, ...] = ("cond",)
+        if loop is not None and loop.weight is not None:
+            branches = family.branches
+            if family.sequential:
+                branches = (branches[self._branch % len(branches)],)
+                self._branch += 1
+        if loop is not None and loop.perturbed:
+            branches = (*branches, PERTURBED)
+        if rows % len(branches):
+            raise RecordingError(
+                f"expected a batch of {' and '.join(branches)}, got {rows} rows: use the pipeline's own guidance"
+            )
+        return Turn(self._step, branches, rows)

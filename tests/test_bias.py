@@ -1,0 +1,362 @@
+"""Biases between groups of tokens against a materialized masked softmax, and what is built on them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_attention import inputs as sd3_inputs
+from test_attention import make
+from tiny_models import BUILDERS, SIDE, build
+from torch.testing import assert_close
+
+from seg4diff_tools.attention.areas import grid_mask
+from seg4diff_tools.attention.bias import AttentionBias, JointTokens
+from seg4diff_tools.attention.concepts import encode_concepts
+from seg4diff_tools.attention.edits import apply_edit, blur, perturbed_guidance
+from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.placing import layout_masks, lock_layout, place_words, without
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.attention.recording import open_recording
+from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.errors import InputError, RecordingError
+
+PROMPT = "a red cars near the tree"
+LEFT = (0.0, 0.0, 0.4, 1.0)
+NEVER = -math.inf
+RULES = [
+    AttentionBias(NEVER, JointTokens(image=LEFT), JointTokens(text=[1, 2])),
+    AttentionBias(1.3, JointTokens(text=True), JointTokens(image=True), layers=[0, 3]),
+    AttentionBias(-0.7, JointTokens(image=True), JointTokens(image=(0.4, 0.0, 1.0, 0.6))),
+    AttentionBias(torch.tensor([0.4, NEVER, -2.0]), JointTokens(text=[0, 3]), JointTokens(text=[1, 2, 4]), images=[1]),
+]
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def backbone(request) -> Backbone:
+    return wrap_pipeline(build(request.param), request.param)
+
+
+def forward(backbone: Backbone, images: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(images, *backbone.latent_shape, generator=generator)
+    return backbone.predict_velocity(latents, 515.0, PROMPT)
+
+
+def materialized(call) -> torch.Tensor:
+    """The definition of RULES: the full softmax over all keys, in double precision."""
+    scores = call.query.double() @ call.key.double().mT * call.scale
+    scores = scores if call.mask is None else scores + call.mask
+    at, text = call.image.start, call.text.start
+    places = np.arange(25).reshape(5, 5)
+    for row in places[:, :2].ravel().tolist():
+        scores[:, :, at + row, [text + 1, text + 2]] = NEVER
+    if call.layer in (0, 3):
+        scores[:, :, call.text, call.image] += 1.3
+    for key in places[:3, 2:].ravel().tolist():
+        scores[:, :, call.image, at + key] -= 0.7
+    if len(scores) > 1:
+        for query in (0, 3):
+            scores[1, :, text + query, text + 1] += 0.4
+            scores[1, :, text + query, text + 2] = NEVER
+            scores[1, :, text + query, text + 4] -= 2.0
+    return scores.softmax(-1)
+
+
+def test_groups_are_exact_in_every_family(backbone):
+    seen = []
+    assert backbone.token_grid() == (5, 5)
+
+    def see(call):
+        whole = materialized(call)
+        assert_close(call.output.double(), whole @ call.value.double(), rtol=1e-4, atol=1e-4)
+        sides = {"i": call.image, "t": call.text}
+        for name in ("i2t", "t2i", "i2i", "t2t"):
+            wanted = whole[:, :, sides[name[0]], sides[name[2]]]
+            assert_close(call.weights(name).double(), wanted, rtol=0, atol=1e-5)
+        sums = [whole[:, :, sides[a], sides[b]].sum(-1).mean(-1) for a, b in ("ii", "it", "ti", "tt")]
+        assert_close(call.masses().double(), torch.stack(sums, -1), rtol=0, atol=1e-5)
+        seen.append(call.layer)
+
+    plain = forward(backbone)
+    with intercept(backbone.transformer, see, bias=RULES):
+        watched = forward(backbone)
+    with intercept(backbone.transformer, bias=RULES):
+        biased = forward(backbone)
+    assert seen == list(range(backbone.layers))
+    assert_close(biased, watched, rtol=0, atol=1e-5)
+    assert (biased - plain).abs().max() > 1e-4
+    assert torch.equal(forward(backbone), plain)
+
+
+def test_gradients_are_those_of_a_materialized_softmax():
+    rules = [
+        AttentionBias(NEVER, JointTokens(image=LEFT), JointTokens(text=[1, 2])),
+        AttentionBias(1.3, JointTokens(text=True), JointTokens(image=True)),
+    ]
+    transformer, arguments = make(qk_norm="rms_norm"), sd3_inputs()
+
+    def whole(call):
+        scores = call.query @ call.key.mT * call.scale
+        added = torch.zeros(scores.shape[-2:])
+        left = [row * 5 + column for row in range(7) for column in range(2)]
+        added[[[place] for place in left], [call.text.start + 1, call.text.start + 2]] = NEVER
+        added[call.text, call.image] = 1.3
+        return (scores + added).softmax(-1)
+
+    def gradients(in_groups):
+        transformer.zero_grad()
+        maps = []
+
+        def see(call):
+            attention = None if in_groups else whole(call)
+            maps.append(call.i2t() if attention is None else attention[:, :, call.image, call.text])
+            return None if attention is None else attention @ call.value
+
+        with intercept(transformer, see, bias=rules if in_groups else None):
+            output = transformer(**arguments).sample
+        (output.square().mean() + maps[-1].square().sum()).backward()
+        return output.detach(), [p.grad.clone() for p in transformer.parameters() if p.grad is not None]
+
+    (found, own), (expected, wanted) = gradients(True), gradients(False)
+    assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(own) == len(wanted)
+    for one, other in zip(own, wanted, strict=True):
+        assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_nested_biases_add_up_and_key_bias_is_one_of_them(tiny_backbone):
+    model, layout = tiny_backbone.transformer, 49 + 154
+    keys = torch.linspace(-1, 1, layout)
+    first, second = RULES[:2]
+    with intercept(model, bias=first), intercept(model, bias=[second], key_bias=keys):
+        nested = forward(tiny_backbone)
+    with intercept(model, bias=lambda layout, turn: [AttentionBias(keys), second, first]):
+        together = forward(tiny_backbone)
+    assert_close(nested, together, rtol=0, atol=1e-6)
+    with intercept(model, key_bias=keys):
+        by_key = forward(tiny_backbone)
+    with intercept(model, bias=AttentionBias(keys)):
+        assert torch.equal(forward(tiny_backbone), by_key)
+    closed, shares = keys.index_fill(0, torch.tensor([50]), NEVER), []
+    with intercept(model, lambda call: shares.append(call.i2t()[..., 1].amax().item()), key_bias=closed):
+        forward(tiny_backbone)
+    assert shares == [0.0] * tiny_backbone.layers
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("sd3", {}), ("flux-dev", {"true_cfg_scale": 4.0, "negative": ""})])
+def test_steps_branches_and_images_are_those_of_the_pipeline(name, guidance):
+    backbone = wrap_pipeline(build(name))
+    negative = {"negative_prompt": ""} if guidance.pop("negative", None) is not None else {}
+    rule = AttentionBias(NEVER, keys=JointTokens(text=[2]), steps=[1], branches="cond", images=[1])
+    asked = {"steps": 3, "seed": [1, 2], "progress": False, "size": SIDE} | guidance | negative
+    with intercept(backbone.transformer, bias=rule), AttentionRecorder(backbone, tokens=[1, 2], heads="mean") as seen:
+        backbone.generate(PROMPT, **asked)
+    # the count begins anew with the next call
+    with intercept(backbone.transformer, bias=rule):
+        with AttentionRecorder(backbone, tokens=[1, 2]) as again:
+            backbone.generate(PROMPT, **asked)
+        with AttentionRecorder(backbone, tokens=[1, 2]) as third:
+            backbone.generate(PROMPT, **asked)
+    for recorder in (seen, again, third):
+        closed = (recorder.maps.sel(token=2) == 0).all(("layer", "y", "x"))
+        assert closed.dims == ("image", "branch", "step")
+        assert closed.values.sum() == 1
+        assert closed.sel(image=1, branch="cond", step=1)
+        assert (recorder.maps.sel(token=1) > 0).all()
+
+
+def test_areas_by_hand():
+    assert grid_mask((0.0, 0.0, 0.5, 1.0), (2, 4)).tolist() == [[True, True, False, False]] * 2
+    # half of the second column, and less than half of the third row
+    assert grid_mask((0.0, 0.0, 0.5, 0.75), (3, 3)).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert grid_mask((0.1, 0.1, 0.11, 0.12), (3, 3)).int().tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    large = np.zeros((6, 8), dtype=bool)
+    large[:3, 4:] = True
+    assert grid_mask(large, (2, 2)).tolist() == [[False, True], [False, False]]
+    assert grid_mask(torch.tensor([[True, False]]), (2, 4)).tolist() == [[True, True, False, False]] * 2
+
+
+def maps_of(backbone, prompt, manager, **generation):
+    asked = {"steps": 3, "progress": False} | generation
+    with manager, AttentionRecorder(backbone, prompt=prompt, tokens="all") as recorder:
+        backbone.generate(prompt, **asked)
+    return recorder.maps
+
+
+def test_words_stay_in_their_place(tiny_backbone):
+    prompts = ["a cat and a dog", "a red car"]
+    places = [{"cat": LEFT, "dog": (0.5, 0.0, 1.0, 1.0)}, {"red car": np.eye(14, dtype=bool)}]
+    spans = [tiny_backbone.encode_prompt(one).span(word) for one, word in zip(prompts, ("cat", "red car"), strict=True)]
+    masks = [grid_mask(places[0]["cat"], (7, 7)), grid_mask(places[1]["red car"], (7, 7))]
+    kept = place_words(tiny_backbone, prompts, places, strength=math.inf, layers=[1, 2], steps=[0, 2])
+    found = maps_of(tiny_backbone, prompts, kept, seed=[4, 5])
+    for image, (span, mask) in enumerate(zip(spans, masks, strict=True)):
+        # the axis of several prompts holds their tokens by name
+        own = found.isel(image=image, token=np.isin(found.token_index.isel(image=image), span))
+        inside = torch.from_numpy((own.sel(branch="cond") > 0).all("token").values)
+        for step in range(3):
+            for layer in range(5):
+                open_everywhere = step == 1 or layer not in (1, 2)
+                assert torch.equal(inside[step, layer], mask | open_everywhere)
+        assert (own.sel(branch="uncond") > 0).all()
+    with (
+        pytest.raises(RecordingError, match="another text|'a dog' in"),
+        place_words(tiny_backbone, "a cat", {"cat": LEFT}),
+    ):
+        tiny_backbone.generate("a dog", steps=1, progress=False)
+    with pytest.raises(InputError, match="2 for a batch of 3"), place_words(tiny_backbone, prompts, places):
+        tiny_backbone.generate([*prompts, "a cat"], steps=1, progress=False)
+
+
+def test_strength_is_the_log_of_a_factor(tiny_backbone):
+    odds = []
+    prompt = tiny_backbone.encode_prompt("a cat and a dog")
+    (word,) = prompt.span("dog")
+
+    def see(call):
+        share = call.i2t(text=[word])[..., 0]
+        odds.append(share / (1 - share))
+
+    for manager in (
+        place_words(tiny_backbone, prompt, {"dog": LEFT}, strength=1.5, layers=0),
+        intercept(tiny_backbone.transformer),
+    ):
+        with manager, intercept(tiny_backbone.transformer, see, layers=0):
+            tiny_backbone.predict_velocity(torch.zeros(1, *tiny_backbone.latent_shape), 400.0, prompt)
+    mask = grid_mask(LEFT, (7, 7)).ravel()
+    assert_close((odds[0] / odds[1]).log(), torch.where(mask, 1.5, -1.5).expand_as(odds[0]), rtol=0, atol=1e-4)
+
+
+def test_a_layout_is_locked_after_its_step(tiny_backbone):
+    prompt, words = "a cat and a dog on the grass", ["cat", "grass"]
+    asked = {"seed": [3, 4], "steps": 4}
+    with lock_layout(tiny_backbone, prompt, words, 1, read=[2, 3], strength=math.inf) as masks:
+        found = maps_of(tiny_backbone, prompt, intercept(tiny_backbone.transformer), **asked)
+    own = found.sel(branch="cond", step=1, layer=[2, 3], token=words).mean("layer")
+    wanted = layout_masks(torch.from_numpy(own.values))
+    assert wanted.any((-2, -1)).any()
+    for at, word in enumerate(words):
+        assert torch.equal(masks[word], wanted[:, at])
+        for image in range(2):
+            read = (found.sel(token=word, branch="cond", image=image) > 0).values
+            assert read[:2].all()
+            if masks[word][image].any():
+                assert (read[2:] == masks[word][image].numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev", "qwen-image"])
+def test_kinds_of_tokens_are_left_out(name):
+    backbone = wrap_pipeline(build(name))
+    prompt = backbone.encode_prompt("a red car")
+    kinds = [kind for kind in ("start", "pad", "template", "zero") if kind in {token.kind for token in prompt.tokens}]
+    assert kinds
+    with without(backbone, *kinds, prompt="a red car", layers=[1]), AttentionRecorder(backbone, tokens="all") as seen:
+        backbone.predict_velocity(torch.zeros(1, *backbone.latent_shape), 500.0, prompt)
+    got = seen.maps.isel(image=0, branch=0, step=0).sum(("y", "x"))
+    left_out = np.array([token.kind in kinds for token in prompt.tokens])
+    assert ((got.sel(layer=1).values == 0) == left_out).all()
+    assert (got.sel(layer=2) > 0).all()
+    with (
+        pytest.raises(InputError, match="kinds of tokens that 'a red car' has"),
+        without(backbone, "template" if name != "qwen-image" else "start", prompt="a red car"),
+    ):
+        pass
+
+
+CONCEPTS = ["snow", "blue bus"]
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3.5", "flux-dev", "flux-kontext"])
+def test_words_outside_the_prompt_change_neither_prediction_nor_maps(name):
+    backbone = wrap_pipeline(build(name), name)
+    asked = {"prompt": PROMPT, "tokens": "all", "direction": ("i2t", "t2i", "masses")}
+    with AttentionRecorder(backbone, **asked) as alone:
+        plain = forward(backbone)
+    directions = (*asked.pop("direction"), "i2c", "c2i")
+    with AttentionRecorder(backbone, **asked, direction=directions, concepts=CONCEPTS) as both:
+        beside = forward(backbone)
+    assert_close(beside, plain, rtol=0, atol=1e-5)
+    for direction in ("i2t", "t2i", "masses"):
+        np.testing.assert_allclose(both.recording[direction], alone.recording[direction], atol=1e-6)
+    # a concept does not read the others
+    with AttentionRecorder(backbone, direction=("i2c", "c2i"), concepts=CONCEPTS[1:]) as one:
+        forward(backbone)
+    for direction in ("i2c", "c2i"):
+        found = both.recording[direction].sel(concept=["blue bus"])
+        np.testing.assert_allclose(found, one.recording[direction], atol=1e-5, rtol=1e-3)
+        np.testing.assert_array_equal(both.recording.phrase("snow", direction), both.recording[direction][..., 0, :, :])
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev"])
+def test_maps_of_words_outside_the_prompt_by_hand(name):
+    backbone = wrap_pipeline(build(name), name)
+    span, seen = encode_concepts(backbone, CONCEPTS).spans[1], []
+    assert len(span) > 1
+
+    def see(call):
+        scores = call.query.double() @ call.key.double().mT * call.scale
+        own = slice(call.concepts.start + span[0], call.concepts.start + span[-1] + 1)
+        keys = [*range(call.image.start, call.image.stop), *range(own.start, own.stop)]
+        read = scores[:, :, own][..., keys].softmax(-1)[..., : call.image_tokens]
+        prompt = [at for at in range(scores.shape[-1]) if not call.concepts.start <= at < call.concepts.stop]
+        given = scores[:, :, call.image, own] - scores[:, :, call.image][..., prompt].logsumexp(-1, keepdim=True)
+        seen.append((read.mean(1).mean(1), given.exp().mean(1).mean(-1)))
+
+    with AttentionRecorder(backbone, direction=("i2c", "c2i"), concepts=CONCEPTS) as recorder:
+        with intercept(backbone.transformer, see):
+            forward(backbone)
+    for direction, wanted in zip(("c2i", "i2c"), zip(*seen, strict=True), strict=True):
+        found = recorder.recording[direction].sel(concept="blue bus", branch="cond").squeeze("step").values
+        np.testing.assert_allclose(found.reshape(2, len(seen), -1), torch.stack(wanted, 1), atol=1e-5, rtol=1e-3)
+
+
+def test_words_outside_the_prompt_go_with_generation_and_edits(tiny_backbone, tmp_path):
+    asked = {"steps": 2, "progress": False, "seed": [1, 2]}
+
+    def managers():
+        return apply_edit(tiny_backbone, blur(), 2), perturbed_guidance(tiny_backbone, blur(), 1, 2.0)
+
+    first, second = managers()
+    with first, second:
+        plain = tiny_backbone.generate(PROMPT, **asked)
+    first, second = managers()
+    recorder = AttentionRecorder(tiny_backbone, prompt=PROMPT, direction=("i2t", "c2i"), concepts=CONCEPTS)
+    with first, second, recorder, place_words(tiny_backbone, PROMPT, {"cars": (0, 0, 1, 1)}, strength=math.inf):
+        beside = tiny_backbone.generate(PROMPT, **asked)
+    for one, other in zip(plain, beside, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+    assert recorder.recording["c2i"].dims == ("image", "branch", "step", "layer", "concept", "y", "x")
+    assert recorder.recording["c2i"].sizes["step"] == 2
+    assert open_recording(recorder.save(tmp_path / "both.nc")) == recorder.recording
+    with pytest.raises(RecordingError, match="pass all in one list"), recorder, recorder_of(tiny_backbone):
+        pass
+
+
+def recorder_of(backbone):
+    return AttentionRecorder(backbone, direction="c2i", concepts=["sky"])
+
+
+def test_a_family_with_positions_on_text_is_refused():
+    with pytest.raises(InputError, match="family chroma: use one of sd3 and flux"):
+        recorder_of(wrap_pipeline(build("chroma")))
+
+
+def test_a_bias_that_closes_all_is_refused(tiny_backbone):
+    with (
+        pytest.raises(InputError, match="an open key for each query"),
+        intercept(tiny_backbone.transformer, bias=AttentionBias(NEVER, JointTokens(text=[3]))),
+    ):
+        forward(tiny_backbone)
+    with (
+        pytest.raises(InputError, match="weight for each of 2 keys, got 3"),
+        intercept(tiny_backbone.transformer, bias=AttentionBias(torch.zeros(3), keys=JointTokens(text=[3, 4]))),
+    ):
+        forward(tiny_backbone)
+    noisy = torch.zeros(2, *tiny_backbone.latent_shape)
+    with (
+        pytest.raises(RecordingError, match="one timestep"),
+        intercept(tiny_backbone.transformer, bias=AttentionBias(1.0, steps=0)),
+    ):
+        tiny_backbone.predict_velocity(noisy, torch.tensor([100.0, 900.0]), PROMPT)
