@@ -8,6 +8,7 @@ import regex
 import xarray as xr
 
 GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
+LABEL_END = r"(?<=.)(@[A-Z]\w*)?(?:#[0-9]+)?$"
 # Function words have a map, but name nothing in a picture.
 JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
 JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
@@ -41,10 +42,11 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
         maps[name].values.tolist() if name in maps.coords else [None] * len(tokens)
         for name in ("token_start", "token_stop")
     )
+    readers = maps["token_reader"].values.tolist() if "token_reader" in maps.coords else [""] * len(tokens)
     groups: list[list[int]] = []
     for i, token in enumerate(tokens):
         last = groups[-1][-1] if groups else 0
-        joined = groups and token.kind == tokens[last].kind
+        joined = groups and (token.kind, readers[i]) == (tokens[last].kind, readers[last])
         if joined and token.kind == "word":
             # byte tokens of one letter have the same range; a word has whole letters only
             start, stop = starts[i], stops[last]
@@ -69,7 +71,7 @@ def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
     parts = phrase.split()
     for at in range(len(words) - len(parts) + 1):
         group = words[at : at + len(parts)]
-        spelled = [word.label.split("#")[0].lower() for word in group]
+        spelled = [_plain(word.label).lower() for word in group]
         if len(parts) > 1 and spelled == [part.lower() for part in parts] and phrase not in taken:
             taken.add(phrase)
             joined = Word(phrase, tuple(i for word in group for i in word.tokens))
@@ -78,13 +80,19 @@ def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
 
 
 def _spells(token: Word) -> bool:
-    return regex.search(r"[\w\p{N}]", token.label.split("#")[0] or "#") is not None
+    return regex.search(r"[\w\p{N}]", _plain(token.label)) is not None
+
+
+def _plain(label: str) -> str:
+    """Return what a label spells, without the reader and the number of "cat@T5#2"."""
+    return regex.sub(LABEL_END, "", label)
 
 
 def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[str]) -> Word:
     if len(parts) == 1 and parts[0].kind not in GROUPS:
         return parts[0]
-    plain = GROUPS.get(parts[0].kind) or _spelling(parts, ranges)
+    reader = regex.search(LABEL_END, parts[0].label)[1] or ""
+    plain = (GROUPS.get(parts[0].kind) or _spelling(parts, ranges)) + reader
     label, count = plain, 1
     while label in taken:
         count += 1
@@ -97,7 +105,7 @@ def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
     """Return the letters of tokens in order, shared ones once."""
     text, end = "", ranges[0][0]
     for part, (start, stop) in zip(parts, ranges, strict=True):
-        text += part.label.split("#")[0][max(0, end - start) :]
+        text += _plain(part.label)[max(0, end - start) :]
         end = max(end, stop)
     return text
 
@@ -105,7 +113,7 @@ def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
 def content_words(words: Sequence[Word]) -> list[str]:
     """Return the labels of words that may name something in a picture: no articles, prepositions or punctuation."""
     named = [word.label for word in words if word.kind == "word"]
-    telling = [n for n in named if regex.search(r"\p{L}", n) and n.split("#")[0].lower() not in JOINING]
+    telling = [n for n in named if regex.search(r"\p{L}", n) and _plain(n).lower() not in JOINING]
     return telling or named or [word.label for word in words]
 
 
