@@ -456,6 +456,29 @@ def tiny_lumina2() -> DiffusionPipeline:
     return pipe
 
 
+def tiny_bria() -> DiffusionPipeline:
+    """Bria 3.2: 2 double directions and 3 single ones, 3 heads of 10."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    tokenizer = tiny_t5_tokenizer()
+    transformer = BriaTransformer2DModel(
+        in_channels=4 * 5,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=22,
+        axes_dims_rope=[2, 4, 4],
+    )
+    return BriaPipeline(
+        transformer=sharpened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(5),
+        text_encoder=tiny_t5(tokenizer, 22),
+        tokenizer=tokenizer,
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3-t5": tiny_sd3_with_t5,
@@ -476,6 +499,7 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "cogview4": tiny_cogview4,
     "longcat-image": tiny_longcat_image,
     "lumina2": tiny_lumina2,
+    "bria": tiny_bria,
 }
 
 

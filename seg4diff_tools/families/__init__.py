@@ -10,6 +10,7 @@ from torch import nn
 from seg4diff_tools.errors import InputError, UnknownArchitectureError, instance_of
 from seg4diff_tools.families._private import SamplingLoop, sampling_loop, uncompiled
 from seg4diff_tools.families.auraflow import AURAFLOW
+from seg4diff_tools.families.bria import BRIA
 from seg4diff_tools.families.chroma import CHROMA
 from seg4diff_tools.families.cogview4 import COGVIEW4
 from seg4diff_tools.families.ernie import ERNIE_IMAGE
@@ -29,7 +30,7 @@ from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [
     *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
-    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2),
+    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, BRIA),
 ]
 
 __all__ = [
