@@ -503,7 +503,7 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
 }
 
 
-SINCE = {"flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
+SINCE = {"longcat-image": "0.37.0", "flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
 
 
