@@ -3,7 +3,6 @@
 import difflib
 import math
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -68,18 +67,33 @@ class Prompt:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Indices of CLIP's padding (the `<pad>` tokens of the paper's Fig 9b and Table 2)."""
+        """Indices of the padding of every tokenizer (of CLIP, the `<pad>` tokens of the paper's Fig 9b and Table 2)."""
         return self.indices("pad")
 
-    def indices(self, *kinds: Kind) -> tuple[int, ...]:
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The tokenizers that read the words, in the order of their tokens: ("CLIP", "T5") of SD3 with T5."""
+        return tuple(dict.fromkeys(token.reader for token in self.tokens if token.kind == "word"))
+
+    def indices(self, *kinds: Kind, reader: str | None = None) -> tuple[int, ...]:
         """Indices of the tokens of the given kinds, in order.
 
         Args:
-            kinds: any of "start", "word", "end", "pad", "zero".
-        """
-        return tuple(token.index for token in self.tokens if token.kind in kinds)
+            kinds: any of "start", "word", "end", "pad", "zero", "template".
+            reader: the tokenizer that made them; None for any.
 
-    def span(self, phrase: str, occurrence: int | None = None) -> tuple[int, ...]:
+        Raises:
+            InputError: no token of the prompt has that reader.
+        """
+        self._check_reader(reader)
+        return tuple(t.index for t in self.tokens if t.kind in kinds and reader in (None, t.reader))
+
+    def _check_reader(self, reader: str | None) -> None:
+        made = tuple(dict.fromkeys(token.reader for token in self.tokens if token.reader))
+        if reader is not None and reader not in made:
+            raise InputError(f"expected reader, one of {', '.join(made)}, got {reader!r}: leave it out for all tokens")
+
+    def span(self, phrase: str, occurrence: int | None = None, reader: str | None = None) -> tuple[int, ...]:
         """Return the indices of the tokens of a word or phrase.
 
         The phrase is found on word boundaries, whatever its case and white space; in scripts that write words without
@@ -87,22 +101,26 @@ class Prompt:
         contains another.
 
         Args:
-            phrase: such as "car" or "red car"; "cat#2" is the second "cat", as maps label it.
+            phrase: such as "car" or "red car"; "cat#2" is the second "cat" and "cat@T5" what T5 read of it, as maps
+                label them.
             occurrence: 0-based occurrence to take; None takes the tokens of all.
+            reader: the tokenizer whose tokens to take, of several such as CLIP and T5; None takes those of all.
 
         Returns:
             Token indices in ascending order.
 
         Raises:
-            PromptError: the phrase, or that occurrence of it, is not in the prompt.
+            PromptError: the phrase, or that occurrence of it, is not in the prompt, or not in what the reader reads.
+            InputError: no token of the prompt has that reader.
         """
         if not isinstance(phrase, str) or not phrase.strip():
             raise PromptError(f"expected phrase, a word or several of the prompt, got {phrase!r}: pass text")
         parts = unicodedata.normalize("NFC", phrase).split()
         found = self._places(parts)
-        numbered_word = regex.fullmatch(r"(.+)#([1-9][0-9]*)", parts[-1])
-        if not found and numbered_word and occurrence is None:
-            parts, occurrence = [*parts[:-1], numbered_word[1]], int(numbered_word[2]) - 1
+        label = regex.fullmatch(r"(.+?)(?:@(\w+))?(?:#([1-9][0-9]*))?", parts[-1])
+        if not found and label and label[2] in (None, *self.readers) and None in (label[3], occurrence):
+            parts, reader = [*parts[:-1], label[1]], label[2] or reader
+            occurrence = int(label[3]) - 1 if label[3] else occurrence
             found = self._places(parts)
         if not found:
             raise PromptError(self._missing(" ".join(parts)))
@@ -115,7 +133,14 @@ class Prompt:
                     f"expected an occurrence from 0 to {len(found) - 1}, got {occurrence}"
                 ) from error
             found = found[chosen : chosen + 1]
-        return tuple(sorted({index for start, stop in found for index in _covering(self.tokens, start, stop)}))
+        self._check_reader(reader)
+        covering = {index for start, stop in found for index in _covering(self.tokens, start, stop)}
+        taken = tuple(sorted(i for i in covering if reader in (None, self.tokens[i].reader)))
+        if covering and not taken:
+            raise PromptError(
+                f"'{' '.join(parts)}' is not in what {reader} reads of the prompt, which is longer: leave reader out"
+            )
+        return taken
 
     def _places(self, parts: Sequence[str]) -> list[tuple[int, int]]:
         """Character ranges of a phrase in the text."""
@@ -137,44 +162,10 @@ class Prompt:
         return f"'{phrase}' is not in the prompt, whose words are: {', '.join(words)}{hint}"
 
 
-def label_clip(tokenizers: Sequence[PreTrainedTokenizerBase], text: str, length: int) -> tuple[Token, ...]:
-    """Names every text token that an SD3 pipeline without T5 gives to its transformer.
-
-    Kinds go by position, not by id: one tokenizer pads with the end token, the other with "!".
-
-    Args:
-        tokenizers: the pipeline's CLIP tokenizers; the first one labels.
-        text: the prompt, in Unicode NFC.
-        length: number of text tokens; those beyond CLIP's own are zero vectors in place of T5's tokens.
-
-    Returns:
-        start, words, end, pads up to the tokenizer's length, then zeros.
-
-    Raises:
-        PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
-    """
-    room = tokenizers[0].model_max_length - 2
-    pieces = [check_prompt(tokenizer, room, text, cut=True) for tokenizer in tokenizers]
-    if any(other != pieces[0] for other in pieces[1:]):
-        warnings.warn(
-            f"the text encoders split '{text}' into different tokens, so some columns mix two words; "
-            "tokens are labeled by the first tokenizer",
-            stacklevel=3,
-        )
-    spans, reader = pieces[0], reader_name(tokenizers[0])
-    tokens = [Token(0, "<start>", "start", reader=reader)]
-    tokens += [
-        Token(i, text[start:stop], "word", start, stop, reader) for i, (start, stop) in enumerate(spans, start=1)
-    ]
-    tokens.append(Token(len(tokens), "<end>", "end", reader=reader))
-    tokens += [Token(i, "<pad>", "pad", reader=reader) for i in range(len(tokens), min(room + 2, length))]
-    tokens += [Token(i, "<zero>", "zero") for i in range(len(tokens), length)]
-    return tuple(tokens)
-
-
 def reader_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer is called in labels: its class, without the words that all classes share."""
-    return type(tokenizer).__name__.removesuffix("Fast").removesuffix("Tokenizer")
+    """Return the name of a tokenizer in labels: that of its class, in short, and "LLM" of a general class."""
+    name = type(tokenizer).__name__.removesuffix("Fast").removesuffix("Tokenizer")
+    return "LLM" if name in ("PreTrained", "TokenizersBackend") else name
 
 
 def label_template(
@@ -215,7 +206,7 @@ def label_template(
         # what stands after the prompt has to fit too
         tail = sum(start >= last or token == tokenizer.eos_token_id for (start, _), token in pieces)
         lost = min(last, pieces[max(0, room - tail)][0][0]) - first
-        raise PromptError(_too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
+        raise PromptError(too_long(text, len(pieces) - skipped - tail, room - skipped - tail, max(0, lost)))
     tokens: list[Token] = []
     reader = reader_name(tokenizer)
     for (start, stop), token in pieces[skipped:]:
@@ -239,7 +230,7 @@ def numbered(tokens: Sequence[Token]) -> tuple[Token, ...]:
     return tuple(replace(token, index=index) for index, token in enumerate(tokens))
 
 
-def _too_long(text: str, count: int, room: int, lost: int) -> str:
+def too_long(text: str, count: int, room: int, lost: int) -> str:
     """What to say of a prompt whose characters from `lost` on do not fit."""
     words = [word.group() for word in regex.finditer(r"\S+", text) if word.end() > lost]
     return (
@@ -263,7 +254,7 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: 
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = [(start, stop) for start, stop in encoding["offset_mapping"]]
     if len(spans) > room and not cut:
-        raise PromptError(_too_long(text, len(spans), room, spans[room][0]))
+        raise PromptError(too_long(text, len(spans), room, spans[room][0]))
     # an unknown piece becomes the end token, and everything after it would be read as padding
     reserved = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     unread = [text[a:b] for (a, b), token in zip(spans, encoding["input_ids"], strict=True) if token in reserved]
@@ -363,14 +354,21 @@ def _join(class_names: Sequence[str]) -> tuple[str, dict[str, tuple[int, int]]]:
     return text, ranges
 
 
-def class_tokens(tokens: Sequence[Token], ranges: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+def class_tokens(
+    prompt: Prompt, ranges: dict[str, tuple[int, int]], reader: str | None = None
+) -> dict[str, tuple[int, ...]]:
     """Token indices of each class name, by where the name was put and not by search.
 
     Args:
-        tokens: of the joined prompt.
+        prompt: the joined names.
         ranges: character range of each name, from `class_texts`.
+        reader: the tokenizer whose tokens to take; None takes those of all.
+
+    Raises:
+        InputError: no token of the prompt has that reader.
     """
-    return {name: _covering(tokens, start, stop) for name, (start, stop) in ranges.items()}
+    words = [prompt.tokens[index] for index in prompt.indices("word", reader=reader)]
+    return {name: _covering(words, start, stop) for name, (start, stop) in ranges.items()}
 
 
 def _covering(tokens: Sequence[Token], start: int, stop: int) -> tuple[int, ...]:

@@ -488,7 +488,7 @@ class TestGenerate:
         schnell = wrap_pipeline(tiny_flux(guidance=False), "schnell")
         with pytest.raises(InputError, match="expected no guidance_scale, which schnell does not read"):
             schnell.generate("a cat", guidance_scale=7.0)
-        with pytest.raises(InputError, match="expected zero_tokens with SD3 alone, got 5 with flux"):
+        with pytest.raises(InputError, match="expected zero_tokens with SD3 without T5, got 5 with flux"):
             schnell.generate("a cat", zero_tokens=5)
 
     def test_negative_prompts_of_flux(self):

@@ -1,11 +1,20 @@
 """Families: what is known about an architecture, and the refusal of what is not."""
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    PixArtTransformer2DModel,
+    PRXTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    WanTransformer3DModel,
+)
 
 from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, Layout, family_of
+from seg4diff_tools.families.refused import _MODELS
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,44 @@ def test_layout_counts_patches_and_keeps_rows_and_columns_apart(transformer):
     inputs = {"hidden_states": torch.zeros(2, 16, 10, 14), "encoder_hidden_states": torch.zeros(2, 11, 13)}
     expected = Layout(grid=(5, 7), image=slice(0, 35), text=slice(35, 46), tokens=46)
     assert family_of(transformer).layout(transformer, inputs) == expected
+
+
+# the smallest of each: a class of what diffusers calls cross-attention, and one whose text has no queries
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: SanaTransformer2DModel(num_layers=1, num_attention_heads=1, num_cross_attention_heads=1),
+            r"got SanaTransformer2DModel; Sana reads the text in cross-attention, whose softmax has no image keys, so",
+        ),
+        (
+            lambda: WanTransformer3DModel(num_layers=1, num_attention_heads=1, ffn_dim=8, text_dim=8),
+            r"got WanTransformer3DModel; Wan reads the text in cross-attention",
+        ),
+        (
+            lambda: PixArtTransformer2DModel(
+                num_layers=1, num_attention_heads=1, attention_head_dim=1152, sample_size=8
+            ),
+            r"got PixArtTransformer2DModel; PixArt reads the text in cross-attention",
+        ),
+        (
+            lambda: PRXTransformer2DModel(
+                hidden_size=24, num_heads=3, depth=1, context_in_dim=8, axes_dim=[4, 4], patch_size=2
+            ),
+            r"got PRXTransformer2DModel; PRX lets image tokens attend to text, but text tokens have no queries",
+        ),
+    ],
+)
+def test_what_has_no_joint_attention_is_refused_with_the_reason(model, reason):
+    with pytest.raises(UnknownArchitectureError, match=reason) as caught:
+        family_of(model())
+    assert "register" not in str(caught.value)
+
+
+def test_every_refused_class_is_one_of_diffusers():
+    for classes in _MODELS.values():
+        for name in classes:
+            assert hasattr(diffusers, name) or hasattr(diffusers.models, name), name
 
 
 def test_an_unknown_architecture_is_refused_with_what_is_supported():

@@ -9,6 +9,8 @@ import torch
 from conftest import tiny_pipeline
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusion3Pipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
+from tiny_models import build
+from transformers import T5EncoderModel
 
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.checkpoints import load_pipeline
@@ -114,6 +116,16 @@ def test_other_pipelines_are_refused_by_name(copied):
         load_backbone(copied)
 
 
+def test_a_pipeline_with_cross_attention_is_refused_with_the_reason(copied):
+    index = json.loads((copied / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        UnknownArchitectureError, match=r"XLPipeline; the U-Net of .* reads the text in cross-attention"
+    ):
+        load_backbone(copied)
+
+
 def test_a_pipeline_that_came_after_the_installed_diffusers_is_named(copied):
     index = json.loads((copied / "model_index.json").read_text())
     (copied / "model_index.json").write_text(json.dumps(index | {"_class_name": "FuturePipeline"}))
@@ -121,10 +133,20 @@ def test_a_pipeline_that_came_after_the_installed_diffusers_is_named(copied):
         load_pipeline(copied, {"FuturePipeline": ()})
 
 
-def test_t5_is_refused():
-    pipe = tiny_pipeline()
-    pipe.text_encoder_3 = torch.nn.Linear(1, 1)
-    with pytest.raises(InputError, match=r"without text_encoder_3 \(Linear\)"):
+def test_t5_is_left_out_unless_asked_for(tmp_path):
+    build("sd3-t5").save_pretrained(tmp_path)
+    alone, whole = load_backbone(tmp_path), load_backbone(tmp_path, t5=True)
+    assert (alone.pipe.text_encoder_3, alone.pipe.tokenizer_3) == (None, None)
+    assert isinstance(whole.pipe.text_encoder_3, T5EncoderModel)
+    assert [len(one.encode_prompt("a cat").tokens) for one in (alone, whole)] == [77 + 77, 77 + 256]
+
+
+def test_t5_that_cannot_be_had(tiny_folder):
+    with pytest.raises(CheckpointError, match=r"has no text_encoder_3 \(T5\): load it with t5=False"):
+        load_backbone(tiny_folder, t5=True)
+    pipe = build("sd3-t5")
+    pipe.tokenizer_3 = None
+    with pytest.raises(InputError, match="both of text_encoder_3 and tokenizer_3, got the first alone"):
         wrap_pipeline(pipe)
 
 

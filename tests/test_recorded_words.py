@@ -134,15 +134,17 @@ def test_pipelines_that_cannot_encode_or_read_more_are_refused(build_backbone):
     pipe.text_encoder_2 = None
     with pytest.raises(InputError, match="for the prompt 'a cat', got one without text_encoder_2"):
         AttentionRecorder(pipe, prompt="a cat")
-    other = build_backbone().pipe
-    other.text_encoder_3 = other.text_encoder
-    for prompt in ("a cat", build_backbone().encode_prompt("a cat")):
-        with pytest.raises(InputError, match="a pipeline without text_encoder_3"):
+    other = build("ernie-image")
+    encoded = wrap_pipeline(other).encode_prompt("a cat")
+    other.register_modules(pe=other.text_encoder, pe_tokenizer=other.tokenizer)
+    for prompt in ("a cat", encoded):
+        with pytest.raises(InputError, match="a pipeline without pe and pe_tokenizer"):
             AttentionRecorder(other, prompt=prompt)
 
 
 @pytest.mark.parametrize(
-    "name", ["flux-dev", "qwen-image", "z-image", "hunyuan-image", "chroma", "krea2", "ernie-image"]
+    "name",
+    ["flux-dev", "qwen-image", "z-image", "hunyuan-image", "chroma", "krea2", "ernie-image", "longcat-image", "sd3-t5"],
 )
 def test_words_of_other_families(name):
     backbone = wrap_pipeline(build(name))

@@ -27,17 +27,19 @@ def backbone(request):
 def test_words_of_any_prompt_are_found_in_order(backbone, words):
     prompt = backbone.encode_prompt(" ".join(words))
     assert prompt.words == tuple(words)
-    start, taken = 0, []
-    for place, word in enumerate(words):
-        same = regex.compile(regex.escape(word), regex.IGNORECASE)
-        span = prompt.span(word, occurrence=sum(same.fullmatch(other) is not None for other in words[:place]))
-        tokens = [prompt.tokens[index] for index in span]
-        assert min(token.start for token in tokens) == start
-        assert max(token.stop for token in tokens) == start + len(word)
-        taken += span
-        start += len(word) + 1
-    # each token belongs to one word, and none is left over
-    assert tuple(taken) == prompt.indices("word")
+    for reader in prompt.readers:
+        start, taken = 0, []
+        for place, word in enumerate(words):
+            same = regex.compile(regex.escape(word), regex.IGNORECASE)
+            occurrence = sum(same.fullmatch(other) is not None for other in words[:place])
+            span = prompt.span(word, occurrence, reader)
+            tokens = [prompt.tokens[index] for index in span]
+            assert min(token.start for token in tokens) == start
+            assert max(token.stop for token in tokens) == start + len(word)
+            taken += span
+            start += len(word) + 1
+        # each token belongs to one word, and none is left over
+        assert tuple(taken) == prompt.indices("word", reader=reader)
 
 
 def test_a_part_of_a_hindi_word_is_no_word(backbone):

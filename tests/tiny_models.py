@@ -28,12 +28,16 @@ from diffusers import (
     OvisImageTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from packaging.version import Version
 from tiny_parts import (
+    TextProcessor,
     sharpened,
+    tiny_gemma,
+    tiny_glm,
     tiny_mistral,
     tiny_qwen,
     tiny_qwen3_vl,
@@ -53,7 +57,18 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+FOUR_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+"""Of a VAE of 8-pixel cells."""
+T5_WIDTH = 43  # of the tiny SD3's text features
+
 SIDE = 40  # pixels of the square images: 5 x 5 image tokens of 8 pixels
+
+
+def tiny_sd3_with_t5(**transformer) -> StableDiffusion3Pipeline:
+    """SD3 with its third text encoder."""
+    pipe, tokenizer = tiny_pipeline(**transformer), tiny_t5_tokenizer()
+    pipe.register_modules(text_encoder_3=tiny_t5(tokenizer, T5_WIDTH), tokenizer_3=tokenizer)
+    return pipe
 
 
 def tiny_flux(kind: type = FluxPipeline, guidance: bool = True) -> FluxPipeline:
@@ -360,8 +375,113 @@ def tiny_ernie_image() -> DiffusionPipeline:
     )
 
 
+def tiny_cogview4() -> DiffusionPipeline:
+    """CogView4: 5 directions, 3 heads of 8; latent cells of 8 pixels."""
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+
+    encoder, tokenizer = tiny_glm()
+    transformer = CogView4Transformer2DModel(
+        in_channels=5,
+        out_channels=5,
+        num_layers=5,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        text_embed_dim=14,
+        time_embed_dim=13,
+        condition_dim=4,
+        pos_embed_max_size=11,
+        sample_size=10,
+    )
+    return CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=tiny_vae(5, shift_factor=None, block_out_channels=(4, 6, 10, 12), **FOUR_BLOCKS),
+        transformer=sharpened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+
+
+def tiny_longcat_image() -> DiffusionPipeline:
+    """LongCat-Image: 2 double directions and 3 single ones, 3 heads of 10, without what rewrites prompts."""
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+
+    tokenizer = tiny_qwen_tokenizer()
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=4 * 16,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=20,
+        pooled_projection_dim=20,
+        axes_dims_rope=[2, 4, 4],
+    )
+    return LongCatImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(16),
+        text_encoder=tiny_qwen_vl(tokenizer, 20),
+        tokenizer=tokenizer,
+        text_processor=TextProcessor(tokenizer),
+        transformer=sharpened(transformer),
+    )
+
+
+def tiny_lumina2() -> DiffusionPipeline:
+    """Lumina 2: 5 directions after 1 + 1 refining ones, 4 heads of 12, two of which share their keys."""
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    encoder, tokenizer = tiny_gemma(14)
+    transformer = Lumina2Transformer2DModel(
+        sample_size=10,
+        in_channels=5,
+        hidden_size=48,
+        num_layers=5,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=2,
+        axes_dim_rope=(4, 4, 4),
+        axes_lens=(600, 64, 64),
+        cap_feat_dim=14,
+    )
+    pipe = Lumina2Pipeline(
+        transformer=sharpened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(5, block_out_channels=(4, 6, 10, 12), **FOUR_BLOCKS),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+    # of the tiny tokenizer, the own one has almost as many tokens as fit
+    pipe.system_prompt = "Draw."
+    return pipe
+
+
+def tiny_bria() -> DiffusionPipeline:
+    """Bria 3.2: 2 double directions and 3 single ones, 3 heads of 10."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    tokenizer = tiny_t5_tokenizer()
+    transformer = BriaTransformer2DModel(
+        in_channels=4 * 5,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=10,
+        num_attention_heads=3,
+        joint_attention_dim=22,
+        axes_dims_rope=[2, 4, 4],
+    )
+    return BriaPipeline(
+        transformer=sharpened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(5),
+        text_encoder=tiny_t5(tokenizer, 22),
+        tokenizer=tokenizer,
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
+    "sd3-t5": tiny_sd3_with_t5,
     "sd3.5": lambda: tiny_pipeline(dual_attention_layers=(0, 1), qk_norm="rms_norm"),
     "flux-dev": tiny_flux,
     "flux-schnell": lambda: tiny_flux(guidance=False),
@@ -376,10 +496,14 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "ovis-image": tiny_ovis_image,
     "krea2": tiny_krea2,
     "ernie-image": tiny_ernie_image,
+    "cogview4": tiny_cogview4,
+    "longcat-image": tiny_longcat_image,
+    "lumina2": tiny_lumina2,
+    "bria": tiny_bria,
 }
 
 
-SINCE = {"flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
+SINCE = {"longcat-image": "0.37.0", "flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
 
 
@@ -396,5 +520,5 @@ def build(name: str) -> DiffusionPipeline:
         pipe = BUILDERS[name]()
     pipe.set_progress_bar_config(disable=True)
     # the classes' own default is a megapixel
-    pipe.default_sample_size = SIDE // pipe.vae_scale_factor
+    pipe.default_sample_size = 10 if name == "lumina2" else SIDE // pipe.vae_scale_factor
     return pipe

@@ -3,7 +3,12 @@
 import torch
 from diffusers import AutoencoderKL
 from tokenizers import pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    GlmConfig,
+    GlmModel,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -108,6 +113,29 @@ def tiny_qwen(tokenizer: Qwen2TokenizerFast, width: int, layers: int = 4) -> Qwe
     sizes = {"hidden_size": width, "intermediate_size": width + 1, "num_hidden_layers": layers, "head_dim": 6}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).eval()
+
+
+def tiny_glm() -> tuple[GlmModel, Qwen2TokenizerFast]:
+    """A small GLM, and a tokenizer that puts two special tokens before a prompt and pads before them."""
+    tokenizer = tiny_qwen_tokenizer(padding_side="left")
+    tokenizer.add_tokens(["[gMASK]", "<sop>"], special_tokens=True)
+    before = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[gMASK]", "<sop>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=before)
+    sizes = {"hidden_size": 14, "intermediate_size": 15, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": tokenizer.pad_token_id}
+    return GlmModel(GlmConfig(vocab_size=len(tokenizer), **sizes, **heads)).eval(), tokenizer
+
+
+def tiny_gemma(width: int) -> tuple[Gemma2Model, Qwen2TokenizerFast]:
+    """A small Gemma 2, and a tokenizer that puts a special token before a prompt."""
+    tokenizer = tiny_qwen_tokenizer(bos_token="<bos>")
+    tokenizer.add_tokens(["<bos>"], special_tokens=True)
+    start = [("<bos>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=start)
+    sizes = {"hidden_size": width, "intermediate_size": 15, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads, **ids)).eval(), tokenizer
 
 
 def tiny_qwen_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen2_5_VLForConditionalGeneration:

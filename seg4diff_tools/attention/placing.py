@@ -210,7 +210,8 @@ def without(
     text = _Text(model, prompt)
     negative = encoded_prompts(model, text.family, negative_prompt)[0]
     limits = _limits(text.transformer, layers, steps)
-    filling = "zero" if text.family.zero_text else "pad"
+    zeros = bool(text.family.optional_parts)
+    filling = "zero" if zeros else "pad"
     for each in text.prompts:
         _present(each, {token.kind for token in each.tokens} | {filling}, chosen)
 
@@ -221,7 +222,7 @@ def without(
         for branch, own, images in (*branches, ("uncond", negative, range(turn.images))):
             if not turn.rows_of(branch):
                 continue
-            tokens = fitted(own.tokens, length, text.family.zero_text)
+            tokens = fitted(own.tokens, length, zeros)
             if branch == "cond":
                 _present(own, {token.kind for token in tokens}, chosen)
             closed = [token.index for token in tokens if token.kind in chosen]

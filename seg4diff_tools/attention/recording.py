@@ -70,12 +70,13 @@ class Recording:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def phrase(self, phrase: str, direction: str | None = None) -> xr.DataArray:
+    def phrase(self, phrase: str, direction: str | None = None, reader: str | None = None) -> xr.DataArray:
         """Return the mean map over the tokens of a word or phrase (Seg4Diff, arXiv 2509.18096, Eq 10).
 
         Args:
             phrase: of the prompt, such as "red cat", without regard to case; all of its occurrences count.
             direction: such as "i2t"; None for the one that was recorded. Of "i2c" or "c2i", `phrase` is a concept.
+            reader: the tokenizer whose tokens count, of several such as CLIP and T5; None for all of them.
 
         Returns:
             The maps without the token or concept axis; NaN for images whose prompt lacks the phrase.
@@ -101,7 +102,7 @@ class Recording:
         for image in range(maps.sizes["image"]):
             one = maps.isel(image=[image])
             try:
-                found.append(one.isel(token=_tokens_of(one, phrase)).mean("token", skipna=False))
+                found.append(one.isel(token=_tokens_of(one, phrase, reader)).mean("token", skipna=False))
             except PromptError as error:
                 problems.append(error)
                 found.append(one.mean("token") * float("nan"))
@@ -128,14 +129,15 @@ def open_recording(path: str | os.PathLike) -> Recording:
     return Recording({str(name): array for name, array in dataset.data_vars.items()})
 
 
-def _tokens_of(maps: xr.DataArray, phrase: str) -> list[int]:
+def _tokens_of(maps: xr.DataArray, phrase: str, reader: str | None) -> list[int]:
     """Columns of one image's tokens that spell a phrase."""
-    rows = zip(maps.token_start.values.ravel(), maps.token_stop.values.ravel(), strict=True)
+    rows = zip(*(maps[f"token_{name}"].values.ravel() for name in ("start", "stop", "reader")), strict=True)
     tokens = [
-        Token(at, "", "word" if start < stop else "pad", int(start), int(stop)) for at, (start, stop) in enumerate(rows)
+        Token(at, "", "word" if start < stop else "pad", int(start), int(stop), str(read_by))
+        for at, (start, stop, read_by) in enumerate(rows)
     ]
     prompt = Prompt(str(maps.prompt.values.item()), tuple(tokens), {})
-    chosen = prompt.span(phrase)
+    chosen = prompt.span(phrase, reader=reader)
     read = sorted({place for at in chosen for place in range(tokens[at].start, tokens[at].stop)})
     spelled = "".join(prompt.text[place] for place in read).casefold()
     if "".join(phrase.split()).casefold() not in "".join(spelled.split()):

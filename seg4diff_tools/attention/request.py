@@ -143,7 +143,7 @@ def checked_request(
         wanted,
         sorted(as_indices(range(count) if isinstance(heads, str) else heads, "heads", count)),
         isinstance(heads, str) and heads == "mean",
-        choose_columns(tokens, encoded_prompts(model, family, prompt), family.zero_text),
+        choose_columns(tokens, encoded_prompts(model, family, prompt), bool(family.optional_parts)),
         None if steps is None else frozenset(as_indices(steps, "steps")),
         _branches(branches),
         stop_after,

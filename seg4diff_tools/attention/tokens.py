@@ -65,7 +65,7 @@ class Columns:
             prompt lacks the word.
         prompts: whose tokens they are, one for all images or one each.
         spans: whether columns were named by the user.
-        zero_text: whether a longer text ends with zero vectors, not with pads.
+        zero_text: whether zero vectors, not pads, fill a text that one tokenizer reads.
     """
 
     names: list[str] | list[int] | None
@@ -138,7 +138,7 @@ class Columns:
         if len(self.prompts) == 1:
             tokens = fitted(self.prompts[0].tokens, length, self.zero_text)
             tokens = tokens if self.names is None else tuple(tokens[group[0]] for group in self.groups[0])
-            return {"token": unique([token.text for token in tokens])} | _about(tokens, ("token",))
+            return {"token": labels(tokens, self.prompts[0])} | _about(tokens, ("token",))
         nothing = Token(-1, "", "pad", -1, -1)
         rows = [
             [prompt.tokens[group[0]] if group else nothing for group in groups]
@@ -246,18 +246,19 @@ def _named(prompt: Prompt, tokens: Any) -> dict[str, tuple[int, ...]]:
     outside = [index for index in chosen if index >= len(prompt.tokens)]
     if outside:
         raise InputError(f"expected tokens from 0 to {len(prompt.tokens) - 1}, got {outside}: the prompt has no more")
-    labels = unique([prompt.tokens[index].text for index in chosen])
-    return {label: (index,) for label, index in zip(labels, chosen, strict=True)}
+    named = labels([prompt.tokens[index] for index in chosen], prompt)
+    return {label: (index,) for label, index in zip(named, chosen, strict=True)}
 
 
-def unique(words: Sequence[str]) -> list[str]:
-    """Return labels that differ: the second "cat" becomes "cat#2"."""
+def labels(tokens: Sequence[Token], prompt: Prompt) -> list[str]:
+    """Return distinct labels of tokens: the second "cat" is "cat#2", that of a second tokenizer "cat@T5"."""
     seen: Counter[str] = Counter()
-    labels = []
-    for word in words:
-        seen[word] += 1
-        labels.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
-    return labels
+    found = []
+    for token in tokens:
+        label = f"{token.text}@{token.reader}" if token.reader in prompt.readers[1:] else token.text
+        seen[label] += 1
+        found.append(label if seen[label] == 1 else f"{label}#{seen[label]}")
+    return found
 
 
 def fitted(tokens: Sequence[Token], length: int, zero_text: bool) -> tuple[Token, ...]:
@@ -272,7 +273,8 @@ def fitted(tokens: Sequence[Token], length: int, zero_text: bool) -> tuple[Token
             f"expected a text of {len(tokens)} tokens as the prompt's, got one of {length}, without {' '.join(lost)}: "
             "pass the prompt that the model reads"
         )
-    filling = Token(0, "<zero>", "zero") if zero_text else Token(0, "<pad>", "pad", reader=tokens[-1].reader)
+    zeros = zero_text and len({token.reader for token in tokens} - {""}) == 1
+    filling = Token(0, "<zero>", "zero") if zeros else Token(0, "<pad>", "pad", reader=tokens[-1].reader)
     return numbered([*tokens[:length], *[filling] * (length - len(tokens))])
 
 
@@ -296,11 +298,11 @@ def check_texts(
         raise InputError(
             f"expected one prompt or one per image, got {len(prompts)} for {len(rows)} images: pass as many"
         )
-    share = len(rows) // len(prompts)
+    share, zeros = len(rows) // len(prompts), bool(family.optional_parts)
     for image, row in enumerate(rows):
         prompt = prompts[image // share]
         for name in family.streams or family.text_inputs[:1]:
-            if name in prompt.inputs and not _same(inputs[name][row], prompt.inputs[name][0], family.zero_text):
+            if name in prompt.inputs and not _same(inputs[name][row], prompt.inputs[name][0], zeros):
                 text = None if loop is None else loop.prompt
                 if isinstance(text, (list, tuple)) and text and len(rows) % len(text) == 0:
                     text = text[image // (len(rows) // len(text))]

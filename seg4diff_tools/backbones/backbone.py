@@ -32,7 +32,7 @@ class Backbone:
     """A diffusion model with the operations that analyses need: encode, add noise, predict, generate.
 
     Args:
-        pipe: a plain diffusers pipeline; of SD3 without T5, as in the paper.
+        pipe: a plain diffusers pipeline.
         family: record of its architecture.
         name: shown in tables.
         expert_layer: 0-based layer whose I2T attention segments best; None if unknown.
@@ -139,7 +139,7 @@ class Backbone:
         return prompt_of(self.pipe, self.family, text, self._capture(text, None, zero_tokens=zero_tokens))
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
-        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text else {}
+        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text(self.pipe) else {}
         with self.running():
             return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
 
@@ -158,7 +158,7 @@ class Backbone:
                     module.training = True
 
     def class_prompts(
-        self, class_names: Sequence[str], *, zero_tokens: int = 77, cut_prompt: bool = False
+        self, class_names: Sequence[str], *, zero_tokens: int = 77, cut_prompt: bool = False, reader: str | None = None
     ) -> list[Prompt]:
         """Encode class names joined by spaces, the paper's segmentation prompt (section 4.2, Fig 7).
 
@@ -167,25 +167,26 @@ class Backbone:
             zero_tokens: see `encode_prompt`.
             cut_prompt: False distributes names that exceed one prompt over as few prompts as hold them all; True
                 truncates the one prompt at the text encoder's limit, as the released code does, so that names past it
-                have no token.
+                have no token. Of SD3 without T5.
+            reader: the tokenizer whose tokens of a name count, "CLIP" or "T5" of SD3 with T5; None for all of them.
 
         Returns:
             Prompts whose `classes` give every name's token indices, exact even where one name contains another.
 
         Raises:
-            InputError: no names, an empty one, or one twice.
+            InputError: no names, an empty one, or one twice, or a reader that the model lacks.
             PromptError: a single name longer than a prompt.
         """
         if cut_prompt:
-            if not self.family.clip_tokens:
-                raise InputError(
-                    f"expected cut_prompt with a model that reads CLIP tokens, got {self.name!r}: leave it out"
-                )
+            if not self.family.zero_text(self.pipe):
+                raise InputError(f"expected cut_prompt with SD3 without T5, got {self.name!r}: leave it out")
             text, classes = cut_class_text(self.pipe.tokenizer, class_names)
-            return [replace(self.encode_prompt(text, zero_tokens=zero_tokens, cut=True), classes=classes)]
-        texts = class_texts(*self.family.tokenizer_and_limit(self.pipe), class_names)
+            prompt = self.encode_prompt(text, zero_tokens=zero_tokens, cut=True)
+            prompt.indices(reader=reader)  # refuses one that the model lacks
+            return [replace(prompt, classes=classes)]
+        texts = class_texts(*self.family.class_tokenizer_and_limit(self.pipe), class_names)
         encoded = ((self.encode_prompt(text, zero_tokens=zero_tokens), ranges) for text, ranges in texts)
-        return [replace(prompt, classes=class_tokens(prompt.tokens, ranges)) for prompt, ranges in encoded]
+        return [replace(prompt, classes=class_tokens(prompt, ranges, reader)) for prompt, ranges in encoded]
 
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike], size: Size | None = None, fit: Fit = "resize"

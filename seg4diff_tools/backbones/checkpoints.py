@@ -18,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from seg4diff_tools.errors import CheckpointError, UnknownArchitectureError
+from seg4diff_tools.families import why_refused
 
 MINI = Path(__file__).parents[1] / "models" / "mini"
 """The folder of the embedded model."""
@@ -51,6 +52,7 @@ def load_pipeline(
     supported: Mapping[str, Collection[str]],
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    required: Collection[str] = (),
 ) -> diffusers.DiffusionPipeline:
     """Load a pipeline, all its parts in one dtype, from safetensors only.
 
@@ -59,6 +61,7 @@ def load_pipeline(
         supported: names of diffusers pipeline classes, each with its omitted components.
         device: default: CUDA, else Apple's MPS, else the CPU.
         dtype: of every model in it; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
+        required: names of components that it must have.
 
     Raises:
         CheckpointError: not a diffusers checkpoint, or parts or weights that are missing or truncated.
@@ -67,9 +70,12 @@ def load_pipeline(
     index = _model_index(source)
     pipeline = str(index.get("_class_name"))
     if pipeline not in supported:
+        reason = why_refused(str(part[1]) for part in index.values() if isinstance(part, list) and len(part) == 2)
         raise UnknownArchitectureError(
-            f"'{source}' holds a pipeline of class {pipeline}; supported: {', '.join(sorted(supported))}"
+            f"'{source}' holds a pipeline of class {pipeline}{reason}; supported: {', '.join(sorted(supported))}"
         )
+    if lacking := [name for name in required if not index.get(name, [None])[0]]:
+        raise CheckpointError(f"'{source}' has no {' and no '.join(lacking)} (T5): load it with t5=False")
     with _quiet(isinstance(source, Path)):
         known = hasattr(diffusers, pipeline)
     if not known:

@@ -74,9 +74,9 @@ def check_heads(backbone: "Backbone", heads: Any) -> list[Head]:
 def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
     """Return a valid number of zero vectors, or raise an InputError."""
     zero_tokens = as_int(zero_tokens, "zero_tokens", 0, 512)
-    if not backbone.family.zero_text and zero_tokens != 77:
+    if not backbone.family.zero_text(backbone.pipe) and zero_tokens != 77:
         raise InputError(
-            f"expected zero_tokens with SD3 alone, got {zero_tokens} with {backbone.family.name}: leave zero_tokens out"
+            f"expected zero_tokens with SD3 without T5, got {zero_tokens} with {backbone.family.name}: leave it out"
         )
     return zero_tokens
 

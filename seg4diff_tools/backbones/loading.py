@@ -7,14 +7,16 @@ from diffusers import DiffusionPipeline
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import best_device, find_checkpoint, load_pipeline, read_card
-from seg4diff_tools.errors import InputError, UnknownArchitectureError
-from seg4diff_tools.families import FAMILIES, family_of, refuse_split
+from seg4diff_tools.errors import InputError, UnknownArchitectureError, one_of
+from seg4diff_tools.families import FAMILIES, family_of, refuse_split, why_refused
 
 
 def load_backbone(
     name_or_path: str | Path = "mini",
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    *,
+    t5: bool = False,
 ) -> Backbone:
     """Load a pipeline of a supported family; Stable Diffusion 3 and 3.5 without T5, the paper's setting.
 
@@ -25,21 +27,25 @@ def load_backbone(
         device: default: CUDA, else Apple's MPS, else the CPU.
         dtype: of every part, as torch.bfloat16 or "bf16"; default: float32 on the CPU, bfloat16 on a GPU that has it,
             else float16. On a CPU with bfloat16 instructions "bf16" halves time and memory.
+        t5: load the T5 encoder of Stable Diffusion 3 or 3.5 too (9.5 GB in 16 bits), whose 256 tokens follow CLIP's 77.
+            Without it, zero vectors take their place.
 
     Returns:
         The backbone, frozen (no gradients), in evaluation mode.
 
     Raises:
-        CheckpointError: no such folder, not a diffusers folder, or weights that are missing or truncated.
+        CheckpointError: no such folder, not a diffusers folder, weights that are missing or truncated, or no T5 in it.
         UnknownArchitectureError: a pipeline of another architecture.
     """
+    one_of(t5, "t5", (False, True))
     if not isinstance(name_or_path, (str, Path)):
         raise InputError(
             f"expected name_or_path, a name or a folder, got {type(name_or_path).__name__}: pass 'mini', or wrap a "
             "pipeline with wrap_pipeline"
         )
     source = find_checkpoint(name_or_path)
-    pipe = load_pipeline(source, _supported(), as_device(device), None if dtype is None else as_dtype(dtype))
+    form = as_device(device), None if dtype is None else as_dtype(dtype)
+    pipe = load_pipeline(source, _supported(t5), *form, required=("text_encoder_3",) if t5 else ())
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
@@ -112,14 +118,14 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
     """Wrap a pipeline in memory (with a LoRA, quantized, offloaded, ...) as a Backbone, without changing it.
 
     Args:
-        pipe: a diffusers pipeline; SD3 without T5.
+        pipe: a diffusers pipeline; SD3 with or without T5.
         name: shown in tables.
         card: sets "expert_layer" and "guidance_scale".
 
     Raises:
         UnknownArchitectureError: no family is known for its transformer.
-        InputError: no pipeline, one with a part that the family omits, such as SD3's T5 encoder, or one that
-            `device_map` spread over several accelerators.
+        InputError: no pipeline, one with a part that the family omits, such as ERNIE-Image's prompt enhancer, one with
+            a text encoder but not its tokenizer, or one that `device_map` spread over several accelerators.
     """
     if not isinstance(pipe, DiffusionPipeline):
         raise InputError(
@@ -127,14 +133,22 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         )
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, torch.nn.Module):
+        reason = why_refused(type(part).__name__ for part in pipe.components.values())
         raise UnknownArchitectureError(
-            f"expected a pipeline with a transformer, got {type(pipe).__name__}: pass one of {', '.join(_supported())}"
+            f"expected a pipeline with a transformer, got {type(pipe).__name__}{reason}: pass one of "
+            f"{', '.join(_supported())}"
         )
     refuse_split(pipe, "pipeline")
     family = family_of(transformer)
     if left := [part for part in family.omitted_parts if getattr(pipe, part, None) is not None]:
         kinds = ", ".join(type(getattr(pipe, part)).__name__ for part in left)
         raise InputError(f"expected a pipeline without {' and '.join(left)} ({kinds}): load it with {left[0]}=None")
+    if family.optional_parts and not family.zero_text(pipe) and getattr(pipe, family.optional_parts[1], None) is None:
+        raise InputError(
+            "expected a pipeline with both of {} and {}, got the first alone: load both or neither".format(
+                *family.optional_parts
+            )
+        )
     published = family.expert_layers.get(family.layers(pipe.transformer), (None,))
     card = card or {}
     return Backbone(
@@ -146,6 +160,10 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
     )
 
 
-def _supported() -> dict[str, tuple[str, ...]]:
+def _supported(t5: bool = True) -> dict[str, tuple[str, ...]]:
     """Return the supported pipeline classes, each with the names of its omitted components."""
-    return {pipeline: family.omitted_parts for family in FAMILIES for pipeline in family.pipelines}
+    return {
+        pipeline: (*family.omitted_parts, *(() if t5 else family.optional_parts))
+        for family in FAMILIES
+        for pipeline in family.pipelines
+    }

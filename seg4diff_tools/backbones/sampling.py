@@ -96,8 +96,8 @@ def _options(
     if taken := [key for key in arguments if key in _INSTEAD]:
         raise InputError(f"expected no {taken[0]} in generate, got {taken[0]}: use {_INSTEAD[taken[0]]}")
     scale = _scale(backbone.guidance_scale if guidance_scale is None else guidance_scale, "guidance_scale")
-    options = {family.scale_name: scale} | arguments
-    if family.zero_text:
+    options = {family.scale_name: scale, **family.call_kwargs} | arguments
+    if family.zero_text(backbone.pipe):
         if "max_sequence_length" in arguments:
             raise InputError("expected no max_sequence_length in generate, got one: use zero_tokens=")
         encoded = {len(p.indices("zero")) for p in prompts if isinstance(p, Prompt)}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import PUBLISHED, Classes, Ignore, Limit, Root, Split, Stuff, open_samples
-from seg4diff_tools.cli.options import Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, PAD_FLAGS, flag_of, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -32,6 +32,7 @@ def evaluate(
     model: ModelName = "mini",
     lora: Lora = None,
     dtype: DtypeName = Dtype.auto,
+    t5: T5 = False,
     protocol: Annotated[
         list[Protocol] | None, typer.Option(help="Several times for several; present by default.")
     ] = None,
@@ -78,7 +79,7 @@ def evaluate(
     # another run's folder is refused before the model is loaded
     refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
     about = {"dataset": dataset, "root": str(root) if root else None, "split": split, "lora": lora}
-    with loaded(model, dtype, lora) as backbone:
+    with loaded(model, dtype, lora, t5) as backbone:
         result = run(
             backbone,
             samples,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import PUBLISHED, Classes, Ignore, Limit, Root, Split, open_samples
-from seg4diff_tools.cli.options import Dtype, DtypeName, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import numbers
 from seg4diff_tools.errors import InputError
 
@@ -44,6 +44,7 @@ def finetune(
     limit: Limit = None,
     model: ModelName = "mini",
     dtype: DtypeName = Dtype.auto,
+    t5: T5 = False,
     preset: Annotated[Magnet, typer.Option(help="Settings to start from.")] = Magnet.mini,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; the preset's by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images for one update, over all processes.")] = None,
@@ -97,7 +98,7 @@ def finetune(
     samples = open_samples(dataset, packaged, ["sa1b"], usual_split="train", **flags)[:limit]
     # another run's folder is refused before the model is loaded
     refuse_other(out, run_settings(config, samples), RUN)
-    with loaded(model, dtype) as backbone:
+    with loaded(model, dtype, t5=t5) as backbone:
         folder = magnet.finetune(
             backbone,
             samples,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from seg4diff_tools.cli.options import Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
 
 
 def generate(
@@ -22,6 +22,7 @@ def generate(
     model: ModelName = "mini",
     lora: Lora = None,
     dtype: DtypeName = Dtype.auto,
+    t5: T5 = False,
     images: Annotated[
         int | None, typer.Option(min=1, help="Of each prompt; by default 4 for GenEval, 10 for T2I-CompBench++.")
     ] = None,
@@ -40,7 +41,7 @@ def generate(
     # before the model is loaded
     read_prompts(prompts, layout)
     refuse_other(out, {"layout": layout, "steps": steps, "seed": seed}, "a benchmark's pictures")
-    with loaded(model, dtype, lora) as backbone:
+    with loaded(model, dtype, lora, t5) as backbone:
         folder = generate_benchmark(
             backbone,
             layout,

@@ -63,9 +63,11 @@ DtypeName = Annotated[
     Dtype, typer.Option(help="Of the weights; auto is fp32 on a CPU, else bf16 where there is it, else fp16.")
 ]
 
+T5 = Annotated[bool, typer.Option("--t5", help="With the T5 encoder of SD3 and 3.5; the paper leaves it out.")]
+
 
 @contextmanager
-def loaded(model: str, dtype: Dtype, lora: str | None = None) -> Iterator[Any]:
+def loaded(model: str, dtype: Dtype, lora: str | None = None, t5: bool = False) -> Iterator[Any]:
     """Load a model, with a LoRA inside the `with` where one is given."""
     from contextlib import nullcontext
 
@@ -76,6 +78,7 @@ def loaded(model: str, dtype: Dtype, lora: str | None = None) -> Iterator[Any]:
 
     if lora is not None:
         lora_file(lora)  # a wrong path is told before the model is loaded
-    backbone = load_backbone(model, device=processes().device, dtype=None if dtype is Dtype.auto else dtype.value)
+    weights = None if dtype is Dtype.auto else dtype.value
+    backbone = load_backbone(model, device=processes().device, dtype=weights, t5=t5)
     with nullcontext() if lora is None else apply_lora(backbone, lora):
         yield backbone

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import class_list
-from seg4diff_tools.cli.options import Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -22,6 +22,7 @@ def segment(
     model: ModelName = "mini",
     lora: Lora = None,
     dtype: DtypeName = Dtype.auto,
+    t5: T5 = False,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -46,7 +47,7 @@ def segment(
     folder = Path(f"{as_path(images).stem}-masks") if out is None else as_path(out, "out")
     asked = {"class_names": names, "options": option_settings(chosen)}
     refuse_other(folder, asked, "a segmentation")
-    with loaded(model, dtype, lora) as backbone:
+    with loaded(model, dtype, lora, t5) as backbone:
         check_options(backbone, chosen)
         settings = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
         settings |= asked

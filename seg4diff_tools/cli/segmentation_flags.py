@@ -31,6 +31,7 @@ FLAGS: dict[str, tuple[Any, str]] = {
     "second_pass": (float, "Drop classes below this share of the image and prompt again."),
     "cut_prompt": (bool, "One prompt, cut where the text encoder stops reading."),
     "zero_tokens": (int, "Zero vectors in place of T5's tokens; 77 by default."),
+    "reader": (str, "Tokenizer whose tokens count, CLIP or T5, with --t5; both by default."),
     "fit": (str, "resize (default) or crop."),
     "size": (str, "Pixels at which the model reads images, such as 1024 or 768,1024."),
     "tiles": (int, "2 also reads nine windows of half the image's side; 1 by default."),

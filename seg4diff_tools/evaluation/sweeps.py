@@ -37,7 +37,7 @@ from seg4diff_tools.segmentation.workbench import Workbench, label_frame
 NORMALIZATIONS = ("softmax", "softmax+minmax", "scores", "scores+minmax")
 PIXELS_AT_ONCE = 1 << 22
 """Pixels of label maps to compute at once; more is no faster and needs more memory."""
-USED = ("steps", "seeds", "merge_scaled", "classes_per_prompt", "cut_prompt", "zero_tokens", "fit", "size")
+USED = ("steps", "seeds", "merge_scaled", "classes_per_prompt", "cut_prompt", "zero_tokens", "reader", "fit", "size")
 """Fields of the options that a sweep reads."""
 
 __all__ = ["NORMALIZATIONS", "SCORES", "layer_step_sweep"]
@@ -63,8 +63,8 @@ def layer_step_sweep(
     Args:
         model: a backbone, a pipeline or a name.
         samples: images with label maps, such as `scenes.Scenes` or `datasets.folder`.
-        options: shared by all rows: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, fit and
-            size. Other fields keep their defaults; use `evaluate` for them.
+        options: shared by all rows: steps, seeds, merge_scaled, classes_per_prompt, cut_prompt, zero_tokens, reader,
+            fit and size. Other fields keep their defaults; use `evaluate` for them.
         layers: 0-based; all by default.
         steps_from_end: noise levels; 8 (of 28 steps) is the paper's.
         heads: "mean" for the mean over heads, "all" for each head, or a list of "mean" and indices.

@@ -11,6 +11,7 @@ from seg4diff_tools.scenes import BACKGROUNDS
 from seg4diff_tools.scenes.drawings import concepts
 
 GROUPS = {"pad": "<pads>", "zero": "<zeros>"}
+LABEL_END = r"(?<=.)(@[A-Z]\w*)?(?:#[0-9]+)?$"
 # Function words have a map, but name nothing that a picture shows.
 JOINING = {"a", "an", "the", "and", "or", "of", "on", "in", "at", "to", "by", "with", "from", "for", "is", "are"}
 JOINING |= {"under", "above", "below", "over", "behind", "near", "beside", "between", "left", "right"}
@@ -54,10 +55,11 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
         maps[name].values.tolist() if name in maps.coords else [None] * len(tokens)
         for name in ("token_start", "token_stop")
     )
+    readers = maps["token_reader"].values.tolist() if "token_reader" in maps.coords else [""] * len(tokens)
     groups: list[list[int]] = []
     for i, token in enumerate(tokens):
         last = groups[-1][-1] if groups else 0
-        joined = groups and token.kind == tokens[last].kind
+        joined = groups and (token.kind, readers[i]) == (tokens[last].kind, readers[last])
         if joined and token.kind == "word":
             # byte tokens of one letter have the same range; a word has whole letters only
             start, stop = starts[i], stops[last]
@@ -83,7 +85,7 @@ def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
     rest = list(words)
     while rest:
         group = rest[: len(parts)]
-        spelled = [word.label.split("#")[0].lower() for word in group]
+        spelled = [_plain(word.label).lower() for word in group]
         if len(parts) > 1 and spelled == parts:
             label = _unused(" ".join(phrase.split()), taken)
             joined.append(Word(label, tuple(i for word in group for i in word.tokens)))
@@ -94,13 +96,19 @@ def _join_phrase(words: list[Word], phrase: str, taken: set[str]) -> list[Word]:
 
 
 def _spells(token: Word) -> bool:
-    return regex.search(r"[\w\p{N}]", token.label.split("#")[0] or "#") is not None
+    return regex.search(r"[\w\p{N}]", _plain(token.label)) is not None
+
+
+def _plain(label: str) -> str:
+    """Return what a label spells, without the reader and the number of "cat@T5#2"."""
+    return regex.sub(LABEL_END, "", label)
 
 
 def _join(parts: Sequence[Word], ranges: Sequence[tuple[Any, Any]], taken: set[str]) -> Word:
     if len(parts) == 1 and parts[0].kind not in GROUPS:
         return parts[0]
-    label = _unused(GROUPS.get(parts[0].kind) or _spelling(parts, ranges), taken)
+    reader = regex.search(LABEL_END, parts[0].label)[1] or ""
+    label = _unused((GROUPS.get(parts[0].kind) or _spelling(parts, ranges)) + reader, taken)
     return Word(label, tuple(i for part in parts for i in part.tokens), parts[0].kind)
 
 
@@ -118,7 +126,7 @@ def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
     """Return the letters of tokens in order, shared ones once."""
     text, end = "", ranges[0][0]
     for part, (start, stop) in zip(parts, ranges, strict=True):
-        text += part.label.split("#")[0][max(0, end - start) :]
+        text += _plain(part.label)[max(0, end - start) :]
         end = max(end, stop)
     return text
 
@@ -126,7 +134,7 @@ def _spelling(parts: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> str:
 def content_words(words: Sequence[Word]) -> list[str]:
     """Return the labels of words that may name something in a picture: no articles, prepositions or punctuation."""
     named = [word.label for word in words if word.kind == "word"]
-    telling = [n for n in named if regex.search(r"\p{L}", n) and n.split("#")[0].lower() not in JOINING]
+    telling = [n for n in named if regex.search(r"\p{L}", n) and _plain(n).lower() not in JOINING]
     return telling or named or [word.label for word in words]
 
 

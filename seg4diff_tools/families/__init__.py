@@ -10,21 +10,27 @@ from torch import nn
 from seg4diff_tools.errors import InputError, UnknownArchitectureError, instance_of
 from seg4diff_tools.families._private import SamplingLoop, sampling_loop, uncompiled
 from seg4diff_tools.families.auraflow import AURAFLOW
+from seg4diff_tools.families.bria import BRIA
 from seg4diff_tools.families.chroma import CHROMA
+from seg4diff_tools.families.cogview4 import COGVIEW4
 from seg4diff_tools.families.ernie import ERNIE_IMAGE
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
 from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
 from seg4diff_tools.families.krea2 import KREA2
+from seg4diff_tools.families.longcat import LONGCAT_IMAGE
+from seg4diff_tools.families.lumina2 import LUMINA2
 from seg4diff_tools.families.ovis import OVIS_IMAGE
 from seg4diff_tools.families.qwen import QWEN_IMAGE
 from seg4diff_tools.families.record import Family, Layout
+from seg4diff_tools.families.refused import why_refused
 from seg4diff_tools.families.sd3 import SD3
 from seg4diff_tools.families.transformers import model_lock, transformer_of
 from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [
     *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
+    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, BRIA),
 ]
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "sampling_loop",
     "transformer_of",
     "uncompiled",
+    "why_refused",
 ]
 
 
@@ -84,7 +91,9 @@ def family_of(transformer: nn.Module) -> Family:
         if family.transformer in names:
             return family
     supported = ", ".join(f"{family.transformer} ({family.name})" for family in FAMILIES)
+    reason = why_refused(names)
+    way_out = "" if reason else ", or add the architecture with seg4diff_tools.families.register"
     raise UnknownArchitectureError(
-        f"expected a supported transformer, got {type(transformer).__name__}; supported: {supported}. Pass such a "
-        "transformer, its pipeline or a backbone, or add the architecture with seg4diff_tools.families.register"
+        f"expected a supported transformer, got {type(transformer).__name__}{reason}; supported: {supported}. Pass "
+        f"such a transformer, its pipeline or a backbone{way_out}"
     )

@@ -69,6 +69,7 @@ def capture_inputs(
                 generator=torch.Generator().manual_seed(0),
                 output_type="latent",
                 **family.sized(pipe, size),
+                **family.call_kwargs,
                 **family.no_guidance_kwargs,
                 **arguments,
             )
@@ -101,7 +102,9 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
     missing = [
         name
         for name, part in parts.items()
-        if part is None and name.startswith(("text_encoder", "tokenizer")) and name not in family.omitted_parts
+        if part is None
+        and name.startswith(("text_encoder", "tokenizer"))
+        and name not in (*family.omitted_parts, *family.optional_parts)
     ]
     if missing:
         raise InputError(
@@ -113,7 +116,7 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
         known = inspect.signature(plain.__init__).parameters
         pipe = plain(**{name: part for name, part in parts.items() if name in known})
     side = family.default_size(pipe)
-    arguments = {"max_sequence_length": 0} if family.zero_text else {}
+    arguments = {"max_sequence_length": 0} if family.zero_text(pipe) else {}
     with model_lock(pipe), torch.no_grad():
         return prompt_of(pipe, family, text, capture_inputs(pipe, family, text, size=(side, side), **arguments))
 

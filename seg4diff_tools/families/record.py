@@ -104,6 +104,7 @@ class Family:
         timestep_affine: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.
         streams: those of `text_inputs` that hold features of text tokens; the first if empty.
+        count_text: from a forward's inputs to the number of text tokens; None if it is that of all features.
         patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
         takes_packed: whether the pipeline's `latents` argument is packed too.
@@ -116,6 +117,7 @@ class Family:
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
         decode: the inverse of `encode`.
         velocity: from the transformer's prediction to noise minus image, packed alike.
+        call_kwargs: arguments of every pipeline call, such as one that turns rewriting of prompts off.
         no_guidance_kwargs: arguments of a pipeline call without classifier-free guidance.
         scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
         guidance_scale: default of it.
@@ -123,7 +125,8 @@ class Family:
         negative: default negative prompt; None for the pipeline's own.
         branches: order of the branches of classifier-free guidance.
         sequential: whether branches run in successive forwards, not in one batch.
-        zero_text: whether zero vectors can replace the tokens of an omitted text encoder.
+        optional_parts: a text encoder and its tokenizer that a pipeline may lack; zero vectors then take the place of
+            its tokens.
         clip_tokens: number of text tokens, at the start of the text, that come from CLIP.
         omitted_parts: names of pipeline components that are omitted.
         appendable: where further text tokens can be appended: attributes of the transformer that embed the text and, if
@@ -144,6 +147,7 @@ class Family:
     timestep_affine: tuple[float, float] = (0.0, 1.0)
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
     streams: tuple[str, ...] = ()
+    count_text: Callable[[Inputs], int] | None = None
     patch_size: int = 2
     packed: bool = False
     takes_packed: bool = True
@@ -156,6 +160,7 @@ class Family:
     encode: Callable[[Any, Tensor], Tensor] = encode_with_mode
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
     velocity: Callable[[Any], Tensor] = lambda output: output
+    call_kwargs: Mapping[str, Any] = field(default_factory=dict)
     no_guidance_kwargs: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     scale_name: str = "guidance_scale"
     guidance_scale: float = 7.5
@@ -163,7 +168,7 @@ class Family:
     negative: str | None = None
     branches: tuple[str, ...] = ("uncond", "cond")
     sequential: bool = False
-    zero_text: bool = False
+    optional_parts: tuple[str, ...] = ()
     clip_tokens: int = 0
     omitted_parts: tuple[str, ...] = ()
     appendable: tuple[str, ...] = ()
@@ -203,8 +208,20 @@ class Family:
             arguments["max_area"] = size[0] * size[1]
         return arguments
 
+    def zero_text(self, pipe: Any) -> bool:
+        """Return whether a pipeline puts zero vectors in the place of the tokens of `optional_parts`."""
+        return bool(self.optional_parts) and getattr(pipe, self.optional_parts[0], None) is None
+
+    def class_tokenizer_and_limit(self, pipe: Any) -> tuple[Any, int]:
+        """Return tokenizer and limit of joined class names; where CLIP reads tokens, it has to read all of them."""
+        if not self.clip_tokens:
+            return self.tokenizer_and_limit(pipe)
+        return pipe.tokenizer, pipe.tokenizer.model_max_length - 2
+
     def text_length(self, inputs: Inputs) -> int:
         """Return the number of text tokens in a prompt's transformer inputs."""
+        if self.count_text is not None:
+            return self.count_text(inputs)
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:

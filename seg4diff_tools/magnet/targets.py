@@ -139,13 +139,14 @@ def _prompt(
 
 def _any_tokens(backbone: Backbone, prompt: Prompt, spans: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return for each class every word position whose token is one of its name's."""
-    tokenizer = backbone.family.tokenizer_and_limit(backbone.pipe)[0]
+    tokenizer = backbone.family.class_tokenizer_and_limit(backbone.pipe)[0]
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     # a prompt that is cut has fewer words than ids
-    positions = dict(zip(prompt.indices("word"), ids(prompt.text), strict=False))
+    words = prompt.indices("word", reader=next(iter(prompt.readers), None))
+    positions = dict(zip(words, ids(prompt.text), strict=False))
     return {
         name: tuple(at for at, one in positions.items() if one in set(ids(name))) or span
         for name, span in spans.items()

@@ -140,7 +140,7 @@ def pad_maps(
     """
     backbone, layers = work.backbone, model_layers(work.backbone, options)
     prompt = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
-    tokens = prompt.indices(*options.kinds)
+    tokens = prompt.indices(*options.kinds, reader=options.reader)
     if len(tokens) == 0:
         raise InputError(
             f"expected kinds of text tokens that the prompt {prompt.text!r} has, got kinds without a token: pass others"

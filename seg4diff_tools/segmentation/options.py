@@ -56,6 +56,8 @@ class OpenVocabulary:
         cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does.
             The map of a name past the cut is NaN, and the first such name gets every pixel.
         zero_tokens: number of zero vectors in place of T5's tokens (0..512); 77 in the released code.
+        reader: the tokenizer whose tokens count where several read the prompt: "CLIP" or "T5" of SD3 with T5; None for
+            all of them.
         fit: "resize" stretches the image to the model's square, as the released code does; "crop" takes the largest
             centered square, as the paper says, and the label map covers that square.
         size: height and width in pixels at which the model reads the image, or the side of a square; None for its own.
@@ -85,6 +87,7 @@ class OpenVocabulary:
     second_pass: float = 0.0
     cut_prompt: bool = False
     zero_tokens: int = 77
+    reader: str | None = None
     fit: Fit = "resize"
     size: Size | None = None
     tiles: int = 1
@@ -164,6 +167,7 @@ class Unsupervised:
         matching: how groups are matched with classes when they are scored: once for each image, as the paper says, or
             in every row of pixels, as its released code does (`metrics.match_rows`).
         zero_tokens: number of zero vectors in place of T5's tokens (0..512).
+        reader: as in `OpenVocabulary`; the paper's pads are CLIP's.
         fit, size: as in `OpenVocabulary`.
 
     Raises:
@@ -181,6 +185,7 @@ class Unsupervised:
     merging: Merging = "published"
     matching: Matching = "image"
     zero_tokens: int = 77
+    reader: str | None = None
     fit: Fit = "resize"
     size: Size | None = None
 
@@ -254,6 +259,8 @@ def _common(options: Options) -> None:
     )
     _set(options, "seeds", tuple(as_indices(options.seeds, "seeds", 1 << 63)))
     _set(options, "zero_tokens", as_int(options.zero_tokens, "zero_tokens", 0, 512))
+    if options.reader is not None and (not isinstance(options.reader, str) or not options.reader):
+        raise InputError(f"expected reader, the name of a tokenizer, got {options.reader!r}: pass reader='T5' or None")
     one_of(options.fit, "fit", get_args(Fit))
     if isinstance(options.size, Sequence) and not isinstance(options.size, str) and len(options.size) == 2:
         _set(options, "size", tuple(as_int(side, "size", 1) for side in options.size))

@@ -105,7 +105,7 @@ def group(
         proposals, groups = masks.merge_maps(maps, options.threshold, options.rounds, options.merging)
         encoded = backbone.encode_prompt(options.prompt, zero_tokens=options.zero_tokens)
         centers = token_centers(frame, maps.shape[1:])
-        tokens = {"token": list(encoded.indices(*options.kinds)), **centers}
+        tokens = {"token": list(encoded.indices(*options.kinds, reader=options.reader)), **centers}
         settings = {
             "model": backbone.name,
             **option_settings(options),

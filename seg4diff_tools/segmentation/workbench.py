@@ -75,7 +75,7 @@ class Workbench:
 
     def prompts(self, words: Sequence[str], options: OpenVocabulary) -> list[Prompt]:
         """Return the encoded prompts of these words; the same words are encoded once."""
-        key = (tuple(words), options.classes_per_prompt, options.zero_tokens, options.cut_prompt)
+        key = (tuple(words), options.classes_per_prompt, options.zero_tokens, options.cut_prompt, options.reader)
         if key not in self._prompts:
             with self.timed("text"):
                 if len(self._prompts) >= 256:
@@ -84,7 +84,10 @@ class Workbench:
                     prompt
                     for part in chunks(len(words), options.classes_per_prompt or len(words))
                     for prompt in self.backbone.class_prompts(
-                        words[part], zero_tokens=options.zero_tokens, cut_prompt=options.cut_prompt
+                        words[part],
+                        zero_tokens=options.zero_tokens,
+                        cut_prompt=options.cut_prompt,
+                        reader=options.reader,
                     )
                 ]
         return self._prompts[key]

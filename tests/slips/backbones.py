@@ -39,6 +39,17 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("load-pipeline", lambda b: load_backbone(b.pipe), r"expected name_or_path.* got StableDiff.*wrap_pipeline"),
     ("load-dtype", lambda b: load_backbone("mini", dtype="int8"), r"expected dtype from fp32.*got 'int8': pass dtype="),
     ("load-device", lambda b: load_backbone("mini", device="gpu"), r"expected device .*got 'gpu': pass device='c"),
+    ("load-t5", lambda b: load_backbone("mini", t5=1), r"expected t5, one of False, True, got 1: pass t5=False"),
+    (
+        "load-t5-mini",
+        lambda b: load_backbone("mini", t5=True),
+        r"mini' has no text_encoder_3 \(T5\): load it with",
+    ),
+    (
+        "names-reader",
+        lambda b: b.class_prompts(["cat"], reader="T5"),
+        r"expected reader, one of CLIP, got 'T5': lea",
+    ),
     ("wrap-name", lambda b: wrap_pipeline("mini"), r"expected a diffusers pipeline, got str: .*load_backbone"),
     ("wrap-backbone", wrap_pipeline, r"expected a diffusers pipeline, got Backbone"),
     ("layers-word", lambda b: check_layers(b, "last"), r"expected layers as numbers, got 'last': pass layers=0"),
