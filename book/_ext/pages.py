@@ -46,6 +46,8 @@ def fold_arguments(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for content in doctree.findall(addnodes.desc_content):
         for fields in [child for child in content if isinstance(child, nodes.field_list)]:
             names = ", ".join(field[0].astext().lower() for field in fields)
+            if names == "type":  # of an attribute
+                continue
             start = f'<details class="arguments"><summary>{names}</summary>'
             at = content.index(fields)
             content[at : at + 1] = [
