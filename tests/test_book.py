@@ -1,7 +1,9 @@
 """The report stands on its own: all pages, all cells, nothing from the network, nothing too large."""
 
+import html
 import json
 import re
+import runpy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 pytest.importorskip("jupyter_book", reason='the book is not installed: pip install -e ".[book]"')
 
-from built_book import NOTEBOOKS, ROOT, build, pages
+from built_book import BOOK, NOTEBOOKS, ROOT, build, pages
 
 from seg4diff_tools.explorer.page import STORED
 
@@ -75,10 +77,31 @@ def test_notebook_is_portable(path):
 
 
 def test_every_page_is_built():
-    html = build()
-    assert (html / "index.html").is_file()
+    folder = build()
+    assert (folder / "index.html").is_file()
     for page in pages():
-        assert (html / f"{page}.html").is_file(), f"{page} is in _toc.yml but has no page"
+        assert (folder / f"{page}.html").is_file(), f"{page} is in _toc.yml but has no page"
+
+
+@each_notebook
+def test_the_front_page_has_each_chapter_with_question_and_answer(path):
+    told = re.sub(r"<[^>]*>", "", html.unescape((build() / "intro.html").read_text("utf-8")))
+    plain = str.maketrans("\u2019\u2018\u201c\u201d", "''\"\"")
+    title, question, answer = runpy.run_path(str(BOOK / "_ext" / "pages.py"))["opening"](path)
+    assert f"{title}: {question}\n{answer}" in told.translate(plain)
+
+
+def test_the_reference_folds_arguments_and_nothing_else():
+    page = (build() / "reference" / "segmentation.html").read_text("utf-8")
+    folded = re.findall(r'<details class="arguments"><summary>([^<]*)</summary>', page)
+    assert page.count("</details>") >= len(folded) > 5
+    assert {name for names in folded for name in names.split(", ")} <= {
+        "parameters",
+        "returns",
+        "raises",
+        "type",
+        "yields",
+    }
 
 
 @each_notebook
@@ -104,9 +127,9 @@ def test_every_explorer_is_in_its_page(path):
 
 
 def test_pages_load_nothing_from_the_network():
-    html = build()
+    folder = build()
     # What lies under _static are the theme's own templates, which no page shows.
-    found = sorted(file for file in html.rglob("*.html") if "_static" not in file.parts)
+    found = sorted(file for file in folder.rglob("*.html") if "_static" not in file.parts)
     assert len(found) > len(pages())
     for file in found:
         text = file.read_text()

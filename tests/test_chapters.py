@@ -5,6 +5,8 @@ Markdown: the numbers that it may quote, read from outputs, and the rule that ma
 otherwise, the claim fails: change the sentence, not the rule.
 """
 
+import base64
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from chapter_outputs import CHAPTERS, SHARE, SIGNED, SPAN, drawn, markdown, mask_losses, said, says, unproved
+from chapter_outputs import CHAPTERS, SHARE, SIGNED, SPAN, cells, drawn, markdown, mask_losses, said, says, unproved
+from PIL import Image
 from user_files import ROOT
 
 from seg4diff_tools import paper
@@ -97,7 +100,84 @@ def features() -> tuple[float, ...]:
     return (shares[0] > shares[1]).sum(), len(shares[0])
 
 
+def stretches(inked: np.ndarray) -> list[slice]:
+    """Where a picture stands, along one side of a figure: long stretches that are not white."""
+    ends = np.flatnonzero(np.diff(inked.astype(int), prepend=0, append=0)).reshape(-1, 2)
+    return [slice(start, stop) for start, stop in ends if stop - start > 50]
+
+
+def changes_of_edits() -> np.ndarray:
+    """How far chapter 5's pictures with edited words are from those as written, [edit picture], in levels of 255."""
+    (cell,) = [one for one in cells("05") if "car and bus swapped" in "".join(one["source"])]
+    (shown,) = [output["data"]["image/png"] for output in cell["outputs"]]
+    figure = np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(shown)))).convert("RGB"), dtype=float)
+    inked = (figure < 250).any(axis=2)
+    rows, columns = (stretches(inked.mean(axis=axis) > 0.5) for axis in (1, 0))
+    written, *edited = ([figure[row, column] for column in columns] for row in rows)
+    return np.array([[abs(one - as_is).mean() for one, as_is in zip(row, written, strict=True)] for row in edited])
+
+
+def spreads_of_edits() -> tuple[float, float]:
+    """Deviation of CLIPScore over prompts, untouched, and the range of its means over blurred layers."""
+    table = pd.read_csv(MODELS / "mini" / "edits.csv")
+    blurred = table[table["edit"] == "blur"]
+    means = blurred.dropna(subset="layer").groupby("layer")["CLIP-T"].mean()
+    return blurred.loc[blurred["layer"].isna(), "CLIP-T"].std(), np.ptp(means)
+
+
 CLAIMS = [
+    Claim(
+        "01",
+        "Not every layer does it",
+        lambda: (*said("02", rf"it has an mIoU of {SHARE}"), *said("02", rf"The worst layer has {SHARE}")),
+        lambda best, worst: 2 * worst < best,
+    ),
+    Claim(
+        "03",
+        "an even share is much larger",
+        lambda: (*said("03", rf"of their attention; even shares would be {SHARE}"), 50, 4096, 154, 4),
+        lambda even, prompts, images, texts, share: (
+            even > 10 * share and round(100 * texts / (texts + images)) == share
+        ),
+    ),
+    Claim(
+        "05",
+        "Differences between layers are small beside",
+        spreads_of_edits,
+        lambda prompts, layers: layers < prompts / 2,
+    ),
+    Claim(
+        "05",
+        "the swap changes less, pixel by pixel",
+        lambda: changes_of_edits().ravel(),
+        lambda *changes: len(changes) == 6 and all(np.array(changes[:3]) < changes[3:]),
+    ),
+    Claim(
+        "06",
+        "their maps differ faintly",
+        lambda: said("06", r"and ([\de.-]+) in layer 4\. The largest divergence .*? can have is ([\d.]+)"),
+        lambda apart, largest: apart < largest / 1000,
+    ),
+    Claim(
+        "11",
+        "vanishes at a logit of 1",
+        lambda: drawn("11", "Focal loss of a place inside the mask", "released"),
+        lambda *loss: (
+            (np.argmin(loss[:70]), loss[56]) == (56, 0) and loss[0] > loss[48] > loss[52] > 0 < loss[60] < loss[64]
+        ),
+    ),
+    Claim(
+        "11",
+        "So the loss has much to do",
+        lambda: said("11", rf"{SHARE} of the scores of class words .*? cover {SHARE} of them"),
+        lambda above, inside: above > inside + 10,
+    ),
+    Claim(
+        "13",
+        "readings by similarity are no better",
+        lambda: (),
+        lambda: not says("13", "Better than the first row: [^.]*(concept|cosine)"),
+    ),
     Claim(
         "01",
         "yes: by its attention",

@@ -210,6 +210,16 @@ def test_every_verdict_of_the_paper_page_has_a_rule():
     assert sorted(name for name, outcome in paper_rows().items() if not outcome.startswith(free)) == sorted(ROWS)
 
 
+def test_every_row_of_the_paper_page_says_what_makes_it():
+    rows = [line.strip("| ").split(" | ") for line in PAGES["paper"].splitlines() if line.startswith("| ")][2:]
+    for name, _, chapters, command, _ in rows:
+        ran = re.findall(r"`book/execute\.py (notebooks/\d\d\*\.ipynb)`", command)
+        assert sorted(path.stem for pattern in ran for path in ROOT.glob(pattern)) == sorted(
+            re.findall(r"`notebooks/(\w+)`", chapters)
+        ), name
+        assert all((ROOT / script).is_file() for script in re.findall(r"scripts/\w+\.py", command)), name
+
+
 def test_a_wrong_number_is_found():
     assert unproved("at 8 of 28, layer 4 has 67.1 % (Fig 9)", (8, 28, 67.14)) == ["4"]
     assert unproved("67 to 68.0 %", (67.14, 68.1)) == ["68.0"]

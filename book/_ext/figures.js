@@ -89,5 +89,6 @@
     };
     new MutationObserver(again).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     addEventListener("resize", again);
+    addEventListener("toggle", again, true); // folded figures have no width until they are opened
   });
 })();

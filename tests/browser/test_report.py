@@ -45,6 +45,9 @@ TOO_WIDE = """
   return [...page, ...wide.slice(0, 5).map(named)];
 }
 """
+# Pixels from top to bottom that a page may have, folded parts closed, by width.
+TALLEST = {1400: 9_000, 390: 14_000}
+HEIGHT = "document.querySelector('.bd-article').getBoundingClientRect().bottom + window.scrollY"
 # Light grounds in the dark theme, but for pictures.
 FRAMES = r"""
 () => {
@@ -94,6 +97,8 @@ def test_nothing_goes_wrong(page):
 
 
 def test_figures_are_drawn(page):
+    page.evaluate("document.querySelectorAll('.bd-article details').forEach((part) => (part.open = true))")
+    page.wait_for_function(SETTLED)
     for number, figure in enumerate(page.locator(".plotly-figure").all(), 1):
         box = figure.locator(".main-svg").first.bounding_box()
         assert box["width"] > 200 and box["height"] > 100, f"figure {number} has the size {box}"
@@ -101,6 +106,7 @@ def test_figures_are_drawn(page):
         pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot())).convert("RGB"))
         colors = len(np.unique(pixels.reshape(-1, 3), axis=0))
         assert colors > 20, f"figure {number} is blank: {colors} colors"
+    page.evaluate("document.querySelectorAll('.bd-article details').forEach((part) => (part.open = false))")
 
 
 def test_icons_are_drawn(page):
@@ -127,6 +133,7 @@ def test_it_fits_the_screen_in_both_themes(page, width, theme):
     page.evaluate("(theme) => (document.documentElement.dataset.theme = theme)", theme)
     page.wait_for_function(SETTLED)
     page.wait_for_timeout(100)
+    assert page.evaluate(HEIGHT) <= TALLEST[width], "fold what is second to the argument, or put figures side by side"
     assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate(FRAMES) == []
     assert page.complaints == []
