@@ -472,6 +472,7 @@ def test_names_of_several_words_are_one(tiny_backbone, recording):
     assert view.classes == ["hot dog"]
     assert view.call.endswith("'hot dog']")
     assert explore(tiny_backbone, named, steps=1, phrases=[]).classes == ["hot", "dog"]
+    assert len(explore(recording, named).pictures) == 1
 
 
 def test_a_segmentation_is_shown_as_masks_over_its_image(tmp_path):

@@ -1,4 +1,4 @@
-/** The explorer's front end as a whole: an anywidget module, and (wrapped by pages.py) the script of a page without Python. */
+/** The explorer's front end as a whole: an anywidget module, and (wrapped by page.py) the script of a page without Python. */
 
 /** What is shown in words, and ways to take it along. */
 function footer(view, exports) {
