@@ -143,7 +143,7 @@ class Prompt:
         return taken
 
     def _places(self, parts: Sequence[str]) -> list[tuple[int, int]]:
-        """Character ranges of a phrase in the text."""
+        """Return the character ranges of a phrase in the text."""
         pattern = r"\s+".join(map(regex.escape, parts))
         # where words are written without spaces, a neighbouring letter may belong to another one
         before, after = (rf"(?<!{LETTER})", rf"(?!{LETTER})")
@@ -179,7 +179,7 @@ def label_template(
     specials: bool = True,
     left: bool = False,
 ) -> tuple[Token, ...]:
-    """Names every text token of a prompt that one tokenizer reads, alone or inside of a chat template.
+    """Label every text token of a prompt that one tokenizer reads, alone or inside a chat template.
 
     Args:
         tokenizer: with character offsets ("fast").
@@ -226,12 +226,12 @@ def label_template(
 
 
 def numbered(tokens: Sequence[Token]) -> tuple[Token, ...]:
-    """Tokens in this order, each with its place as index."""
+    """Return tokens in this order, each with its place as index."""
     return tuple(replace(token, index=index) for index, token in enumerate(tokens))
 
 
 def too_long(text: str, count: int, room: int, lost: int) -> str:
-    """What to say of a prompt whose characters from `lost` on do not fit."""
+    """Return the message about a prompt whose characters from `lost` on do not fit."""
     words = [word.group() for word in regex.finditer(r"\S+", text) if word.end() > lost]
     return (
         f"the prompt has {count} tokens and the text encoder reads {room}: these words do not fit: {' '.join(words)}; "
@@ -240,7 +240,7 @@ def too_long(text: str, count: int, room: int, lost: int) -> str:
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: bool = False) -> list[tuple[int, int]]:
-    """Character range of every token of a prompt, special tokens left out.
+    """Return the character range of every token of a prompt, special tokens left out.
 
     Args:
         tokenizer: that reads it.
@@ -266,7 +266,7 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: 
 def class_texts(
     tokenizer: PreTrainedTokenizerBase, room: int, class_names: Sequence[str]
 ) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """The paper's segmentation prompt, "class names joined by a space", in as few texts as hold all names.
+    """Join class names by spaces, the paper's segmentation prompt, into as few texts as hold all names.
 
     Names stay in order, and each text gets about as many tokens as the next.
 
@@ -295,7 +295,7 @@ def class_texts(
 def cut_class_text(
     tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str]
 ) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """All class names in one text, with the token indices that the paper's released code reads for each.
+    """Join all class names in one text, with the token indices that the paper's released code reads for each.
 
     The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is
     cut there; names past it have no token.
@@ -357,7 +357,7 @@ def _join(class_names: Sequence[str]) -> tuple[str, dict[str, tuple[int, int]]]:
 def class_tokens(
     prompt: Prompt, ranges: dict[str, tuple[int, int]], reader: str | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Token indices of each class name, by where the name was put and not by search.
+    """Return the token indices of each class name, by where the name was put and not by search.
 
     Args:
         prompt: the joined names.

@@ -130,10 +130,11 @@ def test_words_and_places_stand_where_the_layout_says(backbone):
     assert moved.argmax() == before.image.start + row * columns + column
     assert moved[before.text].max() < moved.max() / 1e3
 
-    texts = {token.text: token.index for token in prompt.tokens if token.kind == "word"}
+    name = backbone.family.text_inputs[0]
+    held = len(prompt.inputs[name][0])
+    texts = {token.text: token.index for token in prompt.tokens[:held] if token.kind == "word"}
     place = texts["near"] if "near" in texts else prompt.span("tree")[0]
     inputs = backbone.inputs(latents, timestep, prompt)
-    name = backbone.family.text_inputs[0]
     features = torch.stack(inputs[name]) if isinstance(inputs[name], list) else inputs[name].clone()
     features[:, place] += 3
     (after, *_) = calls(backbone, inputs | {name: list(features) if isinstance(inputs[name], list) else features})
@@ -465,3 +466,52 @@ def test_chroma_adds_its_mask_to_the_scores():
     weak = torch.tensor([token.kind == "pad" for token in prompt.tokens])
     weak[prompt.pads[0]] = False
     assert torch.equal(call.mask[0, 0, call.image, call.text], (~weak).float().expand(call.image_tokens, -1))
+
+
+def test_hidream_reads_llama_twice_and_each_image_its_own():
+    backbone = wrap_pipeline(build("hidream"))
+    prompts = backbone.encode_prompt([PROMPT, "a dog"])
+    assert [token.reader for token in prompts[0].tokens[::128]] == ["T5", "Qwen2", "Qwen2"]
+    first, second = ([token.text for token in prompts[0].tokens[start : start + 128]] for start in (128, 256))
+    assert first == second
+    latents, _ = noisy(backbone)
+    both = backbone.inputs(latents.repeat(2, 1, 1, 1), 500.0, prompts)["encoder_hidden_states_llama3"]
+    assert both.shape == (4, 2, 128, 16)
+    for image, prompt in enumerate(prompts):
+        alone = backbone.inputs(latents, 500.0, prompt)["encoder_hidden_states_llama3"]
+        assert torch.equal(both[:, image : image + 1], alone)
+
+
+def test_hidream_refuses_sizes_that_its_pipeline_changes():
+    backbone = wrap_pipeline(build("hidream"))
+    with pytest.raises(InputError, match=r"got \(64, 64\), of which its pipeline makes \(40, 40\): pass size="):
+        backbone.generate(PROMPT, size=64, steps=1)
+    assert backbone.generate(PROMPT, size=(24, 64), steps=1, progress=False)[0].size == (64, 24)
+
+
+def test_longcat_reads_quoted_text_letter_by_letter():
+    backbone = wrap_pipeline(build("longcat-image"))
+    text = 'a sign "cat" and a cat\'s tree'
+    words = [token for token in backbone.encode_prompt(text).tokens if token.kind == "word"]
+    quoted = [token for token in words if text.index('"') <= token.start < text.rindex('"') + 1]
+    assert [token.text for token in quoted] == ['"', "c", "a", "t", '"']
+    assert {text[token.start : token.stop] == token.text for token in words} == {True}
+    with pytest.raises(PromptError, match="the text encoder reads 512"):
+        backbone.encode_prompt('"' + "cat " * 128 + '"')
+
+
+def test_lumina2_refuses_a_batch_whose_images_stand_in_different_places():
+    backbone = wrap_pipeline(build("lumina2"))
+    with (
+        pytest.raises(RecordingError, match="expected prompts of one length in a batch of Lumina 2, got"),
+        AttentionRecorder(backbone),
+    ):
+        backbone.generate([PROMPT, "a dog"], steps=1, progress=False)
+    backbone.generate([PROMPT, "a dog"], steps=1, progress=False)
+
+
+def test_cogview4_has_its_pads_before_the_prompt():
+    tokens = wrap_pipeline(build("cogview4")).encode_prompt("a cat").tokens
+    kinds = [token.kind for token in tokens]
+    assert len(tokens) % 16 == 0
+    assert kinds == ["pad"] * (len(tokens) - 4) + ["start", "start", "word", "word"]

@@ -553,7 +553,9 @@ class TestNumberFormats:
         for _ in range(2):
             velocity = backbone.predict_velocity(*backbone.add_noise(latents), "a cat")
             assert velocity.shape == latents.shape
-        assert len(backbone.generate("a cat", steps=1, size=backbone.token_px * 4, progress=False)) == 1
+        # HiDream makes pictures of one area alone
+        size = None if name == "hidream" else backbone.token_px * 4
+        assert len(backbone.generate("a cat", steps=1, size=size, progress=False)) == 1
         # in float16 this pipeline leaves its VAE in float32
         assert model_fingerprint(backbone) == before or (name, dtype) == ("auraflow", torch.float16)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 from transformers import T5EncoderModel
 
+from seg4diff_tools import families
 from seg4diff_tools._runs import as_path
+from seg4diff_tools.backbones import loading
 from seg4diff_tools.backbones.checkpoints import load_pipeline
 from seg4diff_tools.backbones.loading import as_backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
@@ -139,6 +142,14 @@ def test_t5_is_left_out_unless_asked_for(tmp_path):
     assert (alone.pipe.text_encoder_3, alone.pipe.tokenizer_3) == (None, None)
     assert isinstance(whole.pipe.text_encoder_3, T5EncoderModel)
     assert [len(one.encode_prompt("a cat").tokens) for one in (alone, whole)] == [77 + 77, 77 + 256]
+
+
+def test_a_registered_family_says_what_is_loaded(tiny_folder, monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES[:])
+    monkeypatch.setattr(loading, "FAMILIES", families.FAMILIES)
+    families.register(replace(SD3, name="mine", omitted_parts=("text_encoder_2", "tokenizer_2")))
+    backbone = load_backbone(tiny_folder)
+    assert (backbone.family.name, backbone.pipe.text_encoder_2) == ("mine", None)
 
 
 def test_t5_that_cannot_be_had(tiny_folder):

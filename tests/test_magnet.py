@@ -717,7 +717,7 @@ def test_a_batch_cut_into_pieces_has_the_mean_over_all_masks(backbone, tmp_path)
 # cast by .to, Krea 2 loses the norms that loading keeps in fp32
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", sorted({*BUILDERS} - {"sd3", "flux-schnell", "flux-kontext"}))
+@pytest.mark.parametrize("name", sorted({*BUILDERS} - {"sd3", "flux-schnell", "flux-kontext", "hidream"}))
 def test_every_family_learns_in_both_number_formats(name, dtype, tmp_path):
     backbone = wrap_pipeline(build(name).to(dtype))
     config = replace(QUICK, steps=1, batch=1, layers=(1,), reading="softmax", zero_tokens=77)
@@ -734,6 +734,11 @@ def test_evaluation_samples_may_be_paths_and_sizes_differ(backbone, tmp_path):
     config = replace(QUICK, steps=1, batch=2, size=40)
     run = finetune(backbone, [given], config, tmp_path / "run", evaluation=[given], progress=False)
     assert (run / "pictures" / "0-000001.png").is_file()
+
+
+def test_a_family_without_gradients_says_so(tmp_path):
+    with pytest.raises(InputError, match="expected a model with gradients, got hidream, whose experts"):
+        finetune(wrap_pipeline(build("hidream")), DATA, QUICK, tmp_path / "run")
 
 
 def test_a_family_without_checkpointing_says_so(tmp_path):

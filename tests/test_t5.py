@@ -1,17 +1,21 @@
 """Stable Diffusion 3 with T5: two tokenizers read one prompt, and each word has the tokens of both."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from tiny_models import build
+from typer.testing import CliRunner
 
+from seg4diff_tools.__main__ import app
 from seg4diff_tools.attention.edits import apply_edit, drop
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.explorer import explore
+from seg4diff_tools.explorer.live import record_live
 from seg4diff_tools.explorer.words import words_of
 from seg4diff_tools.magnet import MagnetConfig, finetune
 from seg4diff_tools.paper import RELEASED
@@ -181,3 +185,26 @@ def test_mask_alignment_trains_with_t5(backbone, tmp_path):
     config = MagnetConfig(steps=2, batch=1, rank=2, layers=(1,))
     folder = finetune(backbone, samples, config, tmp_path, progress=False)
     assert (folder / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_command_line_reads_t5_when_asked(tmp_path):
+    build("sd3-t5").save_pretrained(tmp_path / "model")
+    PIL.Image.fromarray(IMAGE).save(tmp_path / "photo.png")
+    words = ["segment", tmp_path / "photo.png", "cat", "grass", "--model", tmp_path / "model", "--layers", 1]
+    runner = CliRunner()
+    read = [*words, "--reader", "T5", "--out", tmp_path / "masks"]
+    refused = runner.invoke(app, [str(word) for word in read])
+    assert refused.exit_code != 0
+    assert "expected --reader, one of CLIP, got 'T5'" in refused.output
+    done = runner.invoke(app, [str(word) for word in (*read[:-1], tmp_path / "t5", "--t5")])
+    assert done.exit_code == 0, done.output
+    model = load_backbone(tmp_path / "model", t5=True)
+    found = segment(model, tmp_path / "photo.png", ["cat", "grass"], OpenVocabulary(layers=1, reader="T5"))
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / "t5" / "photo.png")), found.label_map)
+
+
+def test_a_live_explorer_records_the_words_of_both(backbone):
+    recording, _ = record_live(backbone, 1, {"layers": [1]}, None, PROMPT, 0, lambda done, total: None)
+    assert set(recording.maps.token_reader.values) == {"CLIP", "T5"}
+    assert "pad" not in recording.maps.token_kind.values
+    assert "cat@T5" in [word.label for word in words_of(recording.maps)]

@@ -39,7 +39,7 @@ def test_words_of_any_prompt_are_found_in_order(backbone, words):
             taken += span
             start += len(word) + 1
         # each token belongs to one word, and none is left over
-        assert tuple(taken) == prompt.indices("word", reader=reader)
+        assert tuple(sorted(taken)) == prompt.indices("word", reader=reader)
 
 
 def test_a_part_of_a_hindi_word_is_no_word(backbone):

@@ -38,6 +38,7 @@ from tiny_parts import (
     sharpened,
     tiny_gemma,
     tiny_glm,
+    tiny_llama,
     tiny_mistral,
     tiny_qwen,
     tiny_qwen3_vl,
@@ -479,6 +480,42 @@ def tiny_bria() -> DiffusionPipeline:
     )
 
 
+def tiny_hidream() -> DiffusionPipeline:
+    """HiDream-I1: 2 double directions and 3 single ones, 3 heads of 12, two experts."""
+    from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
+
+    tokenizer, tokenizer_2 = tiny_tokenizer(max_length=128), tiny_tokenizer(pad_token="!", max_length=128)
+    tokenizer_3, tokenizer_4 = tiny_t5_tokenizer(), tiny_qwen_tokenizer()
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=5,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=12,
+        num_attention_heads=3,
+        caption_channels=[22, 16],
+        text_emb_dim=11 + 17,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 4, 4),
+        max_resolution=(14, 14),
+        llama_layers=[0, 1, 2, 3, 3],
+    )
+    return HiDreamImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(5),
+        text_encoder=tiny_text_encoder(tokenizer, width=14, projection=11).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=tiny_text_encoder(tokenizer_2, width=26, projection=17).eval(),
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=tiny_t5(tokenizer_3, 22),
+        tokenizer_3=tokenizer_3,
+        text_encoder_4=tiny_llama(tokenizer_4, 16),
+        tokenizer_4=tokenizer_4,
+        transformer=sharpened(transformer),
+    )
+
+
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3-t5": tiny_sd3_with_t5,
@@ -500,10 +537,12 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "longcat-image": tiny_longcat_image,
     "lumina2": tiny_lumina2,
     "bria": tiny_bria,
+    "hidream": tiny_hidream,
 }
 
 
-SINCE = {"longcat-image": "0.37.0", "flux2-dev": "0.37.0", "flux2-klein": "0.37.0", "ernie-image": "0.38.0", "krea2": "0.42.0"}
+SINCE = dict.fromkeys(("longcat-image", "flux2-dev", "flux2-klein"), "0.37.0") | {"ernie-image": "0.38.0"}
+SINCE["krea2"] = "0.42.0"
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
 
 

@@ -9,6 +9,8 @@ from transformers import (
     Gemma2Model,
     GlmConfig,
     GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -136,6 +138,14 @@ def tiny_gemma(width: int) -> tuple[Gemma2Model, Qwen2TokenizerFast]:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads, **ids)).eval(), tokenizer
+
+
+def tiny_llama(tokenizer: Qwen2TokenizerFast, width: int) -> LlamaForCausalLM:
+    """A small Llama of 4 layers."""
+    sizes = {"hidden_size": width, "intermediate_size": 15, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ids)).eval()
 
 
 def tiny_qwen_vl(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen2_5_VLForConditionalGeneration:

@@ -23,9 +23,9 @@ class Recording:
             (image, branch, step, layer, head, direction); "i2c" and "c2i" of words outside the prompt with dims (image,
             branch, step, layer, head, concept, y, x); no head axis where the mean over heads was recorded.
             Coordinates are the token words or span names (`token_index`: position in the text; `token_start` and
-            `token_stop`: its characters in the prompt; with a second axis `image`, and -1 for none, where images have
-            different prompts), the `prompt` of each image, and the `timestep` of each step, with a second axis `image`
-            if images of one batch were at different timesteps.
+            `token_stop`: its characters in the prompt; `token_reader`: its tokenizer; with a second axis `image`, and
+            -1 for none, where images have different prompts), the `prompt` of each image, and the `timestep` of each
+            step, with a second axis `image` if images of one batch were at different timesteps.
     """
 
     arrays: Mapping[str, xr.DataArray]

@@ -22,7 +22,7 @@ from seg4diff_tools.families import why_refused
 
 MINI = Path(__file__).parents[1] / "models" / "mini"
 """The folder of the embedded model."""
-MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae", "transformer")
+MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "vae", "transformer")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def forward_inputs(
     time = start + slope * check_timesteps(timestep, len(noisy), noisy.device)
     inputs = {
         **{name: rows([value] * len(noisy)) for name, value in captured.items() if name not in own},
-        **stack_prompts(prompts, len(noisy) // len(prompts)),
+        **stack_prompts(prompts, len(noisy) // len(prompts), family.image_axis),
         family.latents: family.pack(noisy),
         family.timestep: time.to(like if like.is_floating_point else torch.float32),
         "return_dict": False,
@@ -47,12 +48,15 @@ def forward_inputs(
     return family.finalize_inputs(inputs)
 
 
-def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
+def stack_prompts(
+    prompts: Sequence[Prompt], times: int = 1, image_axis: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the transformer's arguments that come from prompts, as one batch.
 
     Args:
         prompts: of one length.
         times: repetitions of each.
+        image_axis: the axis of images in arguments where it is not the first.
 
     Returns:
         Arguments by name. Those with one row for each image are stacked; the rest, such as position ids, are shared.
@@ -66,19 +70,23 @@ def stack_prompts(prompts: Sequence[Prompt], times: int = 1) -> dict[str, Any]:
             f"expected prompts of one length, got {sorted(lengths)} tokens: run them one by one, and use one "
             "zero_tokens for all"
         )
-    return {name: rows([prompt.inputs[name] for prompt in prompts], times) for name in prompts[0].inputs}
+    return {
+        name: rows([prompt.inputs[name] for prompt in prompts], times, image_axis.get(name, 0))
+        for name in prompts[0].inputs
+    }
 
 
-def rows(values: Sequence[Any], times: int = 1) -> Any:
+def rows(values: Sequence[Any], times: int = 1, axis: int = 0) -> Any:
     """Combine an argument of several images into that of their batch.
 
     Args:
         values: one for each image; tensors and lists of length 1 are per image, anything else is shared.
         times: repetitions of each.
+        axis: of images in a tensor.
     """
     first = values[0]
-    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
-        return torch.cat(list(values)).repeat_interleave(times, dim=0)
+    if isinstance(first, Tensor) and first.ndim and first.shape[axis] == 1:
+        return torch.cat(list(values), dim=axis).repeat_interleave(times, dim=axis)
     if isinstance(first, list) and len(first) == 1:
         return [item for value in values for item in value for _ in range(times)]
     return first

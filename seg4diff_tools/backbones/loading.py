@@ -164,6 +164,6 @@ def _supported(t5: bool = True) -> dict[str, tuple[str, ...]]:
     """Return the supported pipeline classes, each with the names of its omitted components."""
     return {
         pipeline: (*family.omitted_parts, *(() if t5 else family.optional_parts))
-        for family in FAMILIES
+        for family in reversed(FAMILIES)  # the first one covers a pipeline
         for pipeline in family.pipelines
     }

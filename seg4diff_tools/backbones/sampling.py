@@ -62,6 +62,11 @@ def sample(
         raise InputError(
             f"expected seed, one or one per prompt, got {len(seeds)} for {len(texts)} prompts: pass seed=0"
         )
+    if (made := backbone.family.made_size(backbone.pipe, size)) != size:
+        raise InputError(
+            f"expected a size that {backbone.family.name} makes, got {size}, of which its pipeline makes {made}: pass "
+            f"size={made}"
+        )
     batch = len(texts) if batch is None else as_int(batch, "batch", 1)
     options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
     noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)

@@ -52,7 +52,9 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
     moved = _moved(first, backbone, backbone.inputs(changed, 500.0, encoded))
     image_leak = _check(moved, first.image.start + row * grid[1] + column, first.text, f"image token ({row}, {column})")
 
-    word = encoded.tokens[encoded.indices("word")[-1]]
+    # of several text inputs the first is changed
+    held = len(encoded.inputs[backbone.family.text_inputs[0]][0])
+    word = encoded.tokens[[index for index in encoded.indices("word") if index < held][-1]]
     moved = _moved(first, backbone, inputs | _with_changed_word(backbone, inputs, word.index))
     text_leak = _check(moved, first.text.start + word.index, first.image, f"word {word.text!r}")
     others = 1.0 - float(rows_sum) if first.image_tokens + first.text_tokens == first.query.shape[2] else 0.0

@@ -63,7 +63,7 @@ def words_of(maps: xr.DataArray, phrases: Sequence[str] = ()) -> tuple[Word, ...
         if joined and token.kind == "word":
             # byte tokens of one letter have the same range; a word has whole letters only
             start, stop = starts[i], stops[last]
-            overlap = start is not None and stop is not None and start < stop
+            overlap = start is not None and stop is not None and starts[last] <= start < stop
             joined = overlap or (starts[i] == stops[last] is not None and _spells(tokens[last]) and _spells(token))
         elif joined:
             joined = token.kind in GROUPS

@@ -16,6 +16,7 @@ from seg4diff_tools.families.cogview4 import COGVIEW4
 from seg4diff_tools.families.ernie import ERNIE_IMAGE
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
+from seg4diff_tools.families.hidream import HIDREAM_IMAGE
 from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
 from seg4diff_tools.families.krea2 import KREA2
 from seg4diff_tools.families.longcat import LONGCAT_IMAGE
@@ -30,7 +31,7 @@ from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [
     *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
-    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, BRIA),
+    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, HIDREAM_IMAGE, BRIA),
 ]
 
 __all__ = [

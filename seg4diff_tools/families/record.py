@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -99,11 +100,12 @@ class Family:
         label: from the pipeline, a prompt and the number of text tokens to a label for each of them.
         tokenizer_and_limit: from the pipeline to the tokenizer of the prompt and its limit in tokens.
         block_lists: attributes of the transformer that list its MM-DiT blocks, each with the block's attribute for
-            joint attention; a `layer` is an index through all stacks. Image-only attention is another attribute.
+            joint attention (dots allowed); a `layer` is an index through all. Image-only attention is another one.
         latents, timestep: names of the transformer's arguments.
         timestep_affine: a and b, where the transformer reads a + b t for a timestep t of 0 to 1000.
         text_inputs: names of the transformer's arguments that come from the prompt.
         streams: those of `text_inputs` that hold features of text tokens; the first if empty.
+        image_axis: the axis of images in those of `text_inputs` where it is not the first.
         count_text: from a forward's inputs to the number of text tokens; None if it is that of all features.
         patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
@@ -111,6 +113,7 @@ class Family:
         latents_as_given: whether the pipeline passes its `latents` argument to the transformer without a cast.
         finalize_inputs: makes a forward's inputs from the prompt and from the image consistent.
         default_size: from the pipeline to the side in pixels of the square images that it was trained on.
+        made_size: from the pipeline and a size in pixels to that of the images that it makes for it.
         max_tokens_per_side: from the transformer to the most image tokens along a side; None for no limit.
         latent_cell_px: from the pipeline to the side of a latent cell in pixels.
         channels: from the pipeline to the number of latent channels.
@@ -147,6 +150,7 @@ class Family:
     timestep_affine: tuple[float, float] = (0.0, 1.0)
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
     streams: tuple[str, ...] = ()
+    image_axis: Mapping[str, int] = field(default_factory=dict)
     count_text: Callable[[Inputs], int] | None = None
     patch_size: int = 2
     packed: bool = False
@@ -154,6 +158,7 @@ class Family:
     latents_as_given: bool = False
     finalize_inputs: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
     default_size: Callable[[Any], int] = native_side
+    made_size: Callable[[Any, tuple[int, int]], tuple[int, int]] = lambda pipe, size: size
     max_tokens_per_side: Callable[[nn.Module], int | None] = lambda transformer: None
     latent_cell_px: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
@@ -177,7 +182,9 @@ class Family:
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
         """Return the joint-attention modules with their layer index, in order."""
         modules = [
-            getattr(block, attention) for stack, attention in self.block_lists for block in getattr(transformer, stack)
+            attrgetter(attention)(block)
+            for stack, attention in self.block_lists
+            for block in getattr(transformer, stack)
         ]
         return list(enumerate(modules))
 
@@ -188,7 +195,8 @@ class Family:
     def double_layers(self, transformer: nn.Module) -> list[int]:
         """Return the layers of double-stream blocks, where text tokens have separate projections."""
         modules = self.joint_attention(transformer)
-        return [layer for layer, attention in modules if getattr(attention, "add_k_proj", None) is not None]
+        names = "add_k_proj", "to_k_t"
+        return [layer for layer, module in modules if any(getattr(module, name, None) is not None for name in names)]
 
     def heads(self, transformer: nn.Module) -> int:
         """Return the number of attention heads in each layer."""

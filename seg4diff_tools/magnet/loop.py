@@ -118,6 +118,8 @@ def finetune(
             f"expected gradient_checkpointing=False with {backbone.family.name}, whose blocks diffusers cannot compute "
             "again, got True: lower images_at_once instead"
         )
+    if backbone.family.name == "hidream":
+        raise InputError("expected a model with gradients, got hidream, whose experts diffusers runs without them")
     check_free(transformer)
     layers = check_layers(backbone, list(config.layers) or ["expert"]) if config.has_masks else []
     check_zeros(backbone, config.zero_tokens)
