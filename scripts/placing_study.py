@@ -19,7 +19,7 @@ from seg4diff_tools.generation import load_detector, prompts
 SAMPLING = {"steps": 12, "batch": 10}
 STRENGTHS = {f"strength {value:g}": Placing(value) for value in (1.0, 2.0, 4.0)}
 CHOSEN = 2.0  # by the first table
-CONTEST = {"without": Placing(strength=0), "placed": Placing(CHOSEN), "locked": Placing(CHOSEN, lock=3)}
+CONTEST = {"without": Placing(strength=0.0), "placed": Placing(CHOSEN), "locked": Placing(CHOSEN, lock=3)}
 TABLES = {
     "choosing": (prompts(4, seed=1), STRENGTHS),
     "judging": (prompts(17, seed=0), CONTEST),

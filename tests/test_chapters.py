@@ -543,6 +543,43 @@ CLAIMS = [
         ),
         lambda best, most, worst, least: most > 2 * least,
     ),
+    Claim(
+        "16",
+        "words outside the prompt segment",
+        lambda: (
+            *said("16", rf"outside of it {SHARE} by `i2c`: {SIGNED} points {SPAN}"),
+            *said("16", r"differ by ([\d.]+e[+-]\d+) at most"),
+            *said(
+                "16",
+                rf"Of (\d+) pictures {SHARE} are right without, {SHARE} with words kept in place: {SIGNED} points "
+                rf"{SPAN}",
+            ),
+            *said("16", rf"the layout locked: {SIGNED} points {SPAN}"),
+            *said("16", rf"counting {SIGNED} points {SPAN}"),
+            *said("16", rf"relation {SIGNED} points {SPAN}"),
+            *said("16", rf"color binding {SIGNED} points {SPAN}"),
+        ),
+        lambda score, gap, low, high, difference, count, without, placed, gain, gain_low, *others: (
+            low < 0 < high
+            and difference < 1e-4
+            and gain_low > 0
+            and others[2] < 0 < others[3]
+            and min(others[5], others[8]) > 0
+            and others[10] == 0
+        ),
+    ),
+    Claim(
+        "16",
+        "The mean of its map over the picture does to some extent",
+        lambda: said("16", rf"In {SHARE} of pairs \(95 %: {SHARE} to {SHARE}\)"),
+        lambda share, low, high: low > 50 and high < 100,
+    ),
+    Claim(
+        "16",
+        "The strength is the best of three",
+        lambda: said("16", rf"strength 1 {SHARE} right, strength 2 {SHARE} right, strength 4 {SHARE} right"),
+        lambda one, two, four: two > max(one, four),
+    ),
 ]
 
 FREE = (

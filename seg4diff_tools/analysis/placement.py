@@ -119,7 +119,7 @@ def placing_effects(
                 bar.update(len(texts))
             judged = judge(detector, made, prompts)
             found = detector.detect(made)
-            counts = [_count(*each) for each in zip(prompts, places, found, strict=True)]
+            counts = [things_in_place(*each) for each in zip(prompts, places, found, strict=True)]
             tables.append(
                 pd.DataFrame(
                     {"setting": name, "prompt": range(len(prompts)), "category": judged.category, "text": judged.prompt}
@@ -148,8 +148,14 @@ def _words(asked: Asked) -> str:
     return f"{asked.color} {noun}" if asked.color else noun
 
 
-def _count(prompt: CompositionPrompt, places: Places, scene: DetectedScene) -> int:
-    """How many kinds of things stand in their place."""
+def things_in_place(prompt: CompositionPrompt, places: Places, scene: DetectedScene) -> int:
+    """Count the kinds of things whose surest one found has its center in its place.
+
+    Args:
+        prompt: what was asked for.
+        places: from `asked_places`.
+        scene: what was found.
+    """
     count = 0
     for asked in prompt.objects:
         found = [thing.center for thing in scene.objects if thing.concept == asked.concept][:1]

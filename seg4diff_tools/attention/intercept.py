@@ -274,8 +274,8 @@ class _Tap(TorchFunctionMode):
             # finite: cuDNN does not take minus infinity in every release
             added, bias = added_mask(mask, query.dtype, CLOSED), bias.view(1, 1, 1, -1)
             mask = bias if added is None else added + bias
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
         if observers:
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
             with without_autocast(query.device):
                 output, lse, mask = self._observed(query, key, value, mask, scale, enable_gqa, groups)
                 key, value = repeated(key, query), repeated(value, query)

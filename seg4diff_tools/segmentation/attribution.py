@@ -73,7 +73,8 @@ def concept(
     divides by a temperature of 1000, which changes no label). Departure: there each concept is encoded on its own, as
     an extra token that attends to the image and to other concepts while image and prompt do not see it. Here the
     concepts are the words of the prompt, which names all classes: they also attend to the rest of the prompt, and the
-    image attends to them. A concept of several tokens is their mean.
+    image attends to them. A concept of several tokens is their mean. For words outside the prompt, call
+    `output_similarity` with `JointAttention.outside_prompt` and `Concepts.weights`, as chapter 16 does.
     """
     layers = range(backbone.layers) if layers is None else layers
     if variant is None:

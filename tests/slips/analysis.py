@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from seg4diff_tools import analysis as typed
+from seg4diff_tools import generation
 from seg4diff_tools.attention import edits
 from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.datasets import LabeledImage
@@ -25,6 +26,7 @@ TABLE = pd.DataFrame({"layer": [1, 1], "prompt": [0, 1], "CLIP-T": [0.0, 2.0]})
 PICTURE = np.zeros((56, 56, 3), np.uint8)
 LATENTS = torch.zeros(2, 16, 12, 14)
 clip = cache(lambda: load_clip(MINI))
+detector = cache(generation.load_detector)
 
 
 def _effects(backbone: Any, **changes: Any) -> Any:
@@ -71,7 +73,18 @@ def _combined(**changes: Any) -> Callable[[Any], Any]:
     return lambda backbone: analysis.choose_combination(backbone, **asked)
 
 
+def _placing(backbone: Any, **changes: Any) -> Any:
+    asked = {"detector": detector(), "prompts": generation.prompts(1)[:1], "settings": {"a": analysis.Placing(1.0)}}
+    return analysis.placing_effects(backbone, **asked | {"steps": 1, "progress": False} | changes)
+
+
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("placing-text", lambda b: _placing(b, prompts=["a cat"]), "prompts as a list of CompositionPrompt"),
+    ("placing-settings", lambda b: _placing(b, settings={"a": 2.0}), "settings, Placing by name"),
+    ("placing-detector", lambda b: _placing(b, detector=clip()), "detector, a SceneDetector"),
+    ("placing-strength", lambda b: analysis.Placing(-1.0), "strength, a number from 0"),
+    ("placing-lock", lambda b: analysis.Placing(lock=2.5), "lock, a whole number"),
+    ("placing-places", lambda b: analysis.asked_places("a cat"), "prompt, a CompositionPrompt"),
     ("effects-model", lambda b: _effects(None), "expected a model.*got NoneType: pass"),
     ("effects-clip", lambda b: _effects(b, clip="mini"), "clip, a Clip, got 'mini': pass load_clip"),
     (
