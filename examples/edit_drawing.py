@@ -4,7 +4,7 @@ Four pictures from one noise: as written, words blurred in one layer, two words 
 """
 
 import argparse
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from seg4diff_tools import load_backbone, plotting
 from seg4diff_tools.attention import apply_edit, blur, perturbed_guidance, swap
@@ -21,7 +21,7 @@ options = parser.parse_args()
 backbone = load_backbone(options.model)
 layer = backbone.layers // 2 if backbone.expert_layer is None else backbone.expert_layer
 prompt = backbone.encode_prompt(options.prompt)
-edits = {
+edits: dict[str, AbstractContextManager] = {
     "as written": nullcontext(),
     f"blurred in layer {layer}": apply_edit(backbone, blur(), layers=layer),
     "swapped": apply_edit(backbone, swap(prompt.span(options.first), prompt.span(options.second))),

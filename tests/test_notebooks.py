@@ -23,7 +23,7 @@ CODE = sources() | BLOCKS | {path.name: path.read_text("utf-8") for path in sort
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # lines of a cell that the report shows unfolded
 LONGEST = 20
-FOLDED = {"hide-input", "remove-input"}
+FOLDED = {"hide-cell", "hide-input", "remove-input"}
 # what mypy calls a name that is not there, an attribute that is not there, and a call that cannot be
 MISSING = {"attr-defined", "call-arg", "call-overload", "name-defined", "import-not-found", "used-before-def"}
 execute = runpy.run_path(str(ROOT / "book" / "execute.py"))

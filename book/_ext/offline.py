@@ -5,6 +5,7 @@ the explorer's script out of this package.
 """
 
 import json
+import re
 import shutil
 from importlib import metadata, resources
 from pathlib import Path
@@ -50,7 +51,12 @@ def adapt_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
         return
     notebook = json.loads(source[0])
     notebook["metadata"].pop("widgets", None)
+    heading = ""
     for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.*)$", "".join(cell["source"]), re.MULTILINE) or [heading])[-1]
+        elif "mystnb" not in cell["metadata"]:  # what a picture is called where it is not seen
+            cell["metadata"]["mystnb"] = {"image": {"alt": f"Figure: {heading}"}}
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if FIGURE in data:
