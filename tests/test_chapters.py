@@ -580,6 +580,30 @@ CLAIMS = [
         lambda: said("16", rf"strength 1 {SHARE} right, strength 2 {SHARE} right, strength 4 {SHARE} right"),
         lambda one, two, four: two > max(one, four),
     ),
+        "17",
+        "no single one stands out",
+        lambda: (
+            *said("17", rf"Image queries give pads {SHARE} .*? \(even shares: {SHARE}"),
+            *said("17", rf"token of the kind word, {VALUE} times an even share"),
+            drawn("17", "the largest single token of each kind", "pad").max(),
+            drawn("17", "the largest single token of each kind", "start").max(),
+            *said("17", rf"pads closed: features .*?, CLIPScore changes by [+-][\d.]+ {SPAN}"),
+            *said("17", rf"top key closed: features .*?, CLIPScore changes by [+-][\d.]+ {SPAN}"),
+            *said("17", rf"start closed: features keep a cosine of {VALUE}, CLIPScore changes by [+-][\d.]+ {SPAN}"),
+            *said("17", rf"The top key, which is closed, is of the kind word in {SHARE}"),
+        ),
+        lambda pads, even, word, largest, start, low, high, lower, upper, same, less, more, kind: (
+            0.4 < pads / even < 0.6
+            and largest < 1
+            and min(word, start) > 10
+            and low < 0 < high
+            and upper < 0
+            and same > 0.999
+            and max(abs(less), abs(more)) < 0.02
+            and kind > 50
+            and says("17", "pads closed and one layer cannot be told apart")
+        ),
+    ),
 ]
 
 FREE = (

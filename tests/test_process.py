@@ -21,12 +21,14 @@ import seg4diff_tools
 from seg4diff_tools import errors
 from seg4diff_tools.analysis import (
     attention_budget,
+    attention_takers,
     choose_combination,
     choose_heads,
     cross_validated,
     head_class_maps,
     image_features,
     layer_effects,
+    leakage,
     part_scores,
     pca_colors,
     token_labels,
@@ -115,6 +117,10 @@ def analyzed(backbone, scenes, clip, folder):
     return [
         *(features, pca_colors(features.sel(layer=1, kind="key").values)),
         *(value_norms(backbone, latents, prompts), attention_budget(backbone, latents, prompts, [8], **QUIET)),
+        *(
+            attention_takers(backbone, ["a red cat"], [scenes[0].image], layers=1, **QUIET),
+            leakage(backbone, scenes, 1, **QUIET),
+        ),
         *(part_scores(maps, scenes, least=1), choose_heads(maps, truths, 2), cross_validated(maps, scenes, 1, 2)),
         choose_combination(backbone, scenes, [1, 2], [3, 8], **QUIET),
         verify(backbone),
