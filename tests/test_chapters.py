@@ -580,6 +580,7 @@ CLAIMS = [
         lambda: said("16", rf"strength 1 {SHARE} right, strength 2 {SHARE} right, strength 4 {SHARE} right"),
         lambda one, two, four: two > max(one, four),
     ),
+    Claim(
         "17",
         "no single one stands out",
         lambda: (
