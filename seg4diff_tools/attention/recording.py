@@ -88,6 +88,11 @@ class Recording:
             raise InputError(f"expected phrase, a text such as 'red cat', got {phrase!r}: pass phrase='cat'")
         maps = self.maps if direction is None else self[direction]
         if "token_start" not in maps.coords:
+            if reader is not None:
+                raise RecordingError(
+                    f"expected reader with recorded tokens, got {reader!r} with named spans: record "
+                    f"tokens=['{phrase}@{reader}'], or tokens='words'"
+                )
             if phrase in maps.token.values.tolist():
                 return maps.sel(token=phrase)
             raise RecordingError(
