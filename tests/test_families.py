@@ -5,13 +5,19 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
     PixArtTransformer2DModel,
     PRXTransformer2DModel,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
     WanTransformer3DModel,
 )
+from packaging.version import Version
 
+from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, Layout, family_of
 from seg4diff_tools.families.refused import _MODELS
@@ -98,6 +104,21 @@ def test_what_has_no_joint_attention_is_refused_with_the_reason(model, reason):
     assert "register" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_pipeline_of_a_unet_is_refused_with_the_reason():
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    unet = UNet2DConditionModel(block_out_channels=(32,) * 4, layers_per_block=1, cross_attention_dim=8)
+    pipe = StableDiffusionPipeline(
+        unet=unet, scheduler=FlowMatchEulerDiscreteScheduler(), requires_safety_checker=False, **parts
+    )
+    for refuse in (wrap_pipeline, AttentionRecorder):
+        with pytest.raises(
+            UnknownArchitectureError, match=r"got StableDiffusionPipeline; the U-Net of .* reads the text"
+        ):
+            refuse(pipe)
+
+
+@pytest.mark.skipif(Version(diffusers.__version__) < Version("0.42"), reason="some of them came later")
 def test_every_refused_class_is_one_of_diffusers():
     for classes in _MODELS.values():
         for name in classes:

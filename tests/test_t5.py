@@ -104,6 +104,8 @@ def test_phrases_of_a_recorder_may_name_the_tokenizer(backbone, recording):
         np.testing.assert_allclose(
             recorder.maps.sel(token=label), recording.phrase("cat", reader=reader), rtol=1e-5, atol=1e-8
         )
+    with pytest.raises(RecordingError, match=r"got 'T5' with named spans: record tokens=\['cat@T5'\]"):
+        recorder.recording.phrase("cat", reader="T5")
 
 
 def test_words_of_the_explorer_keep_tokenizers_apart(recording):

@@ -92,6 +92,11 @@ class Recording:
             one_of(phrase, "phrase", maps.concept.values.tolist())
             return maps.sel(concept=phrase, drop=True)
         if "token_start" not in maps.coords:
+            if reader is not None:
+                raise RecordingError(
+                    f"expected reader with recorded tokens, got {reader!r} with named spans: record "
+                    f"tokens=['{phrase}@{reader}'], or tokens='words'"
+                )
             if phrase in maps.token.values.tolist():
                 return maps.sel(token=phrase)
             raise RecordingError(

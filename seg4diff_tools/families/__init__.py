@@ -92,7 +92,9 @@ def family_of(transformer: nn.Module) -> Family:
         if family.transformer in names:
             return family
     supported = ", ".join(f"{family.transformer} ({family.name})" for family in FAMILIES)
-    reason = why_refused(names)
+    # a pipeline of a U-Net has no transformer, and comes here itself
+    parts = getattr(transformer, "components", {}).values()
+    reason = why_refused({*names, *(type(part).__name__ for part in parts)})
     way_out = "" if reason else ", or add the architecture with seg4diff_tools.families.register"
     raise UnknownArchitectureError(
         f"expected a supported transformer, got {type(transformer).__name__}{reason}; supported: {supported}. Pass "
