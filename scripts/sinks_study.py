@@ -2,7 +2,7 @@
 
 The same prompts and noise are drawn with all keys, and with some of them closed to every query in every layer and
 step, in both branches of classifier-free guidance. Writes `sinks.csv`, which `--ship` copies to the model. A run that
-was stopped goes on with the next set of keys. About 12 minutes on a CPU core.
+was stopped goes on with the next set of keys. About 15 minutes on a CPU core.
 """
 
 import argparse
