@@ -33,7 +33,7 @@ def test_the_run_at_real_size_works_on_a_tiny_model_and_goes_on_where_it_stopped
     real_size.main(asked)
     (file,) = tmp_path.glob("*.jsonl")
     rows = {row["row"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-    more = {"segmented", "sweep", "fine-tuning"} if model == "sd3" else set()
+    more = {"segmented", "sweep", "flow matching", "fine-tuning"} if model == "sd3" else set()
     assert set(rows) == {"built", "plain", "recorded", "full map", "exactness"} | more
     assert all(row["peak"] > 0 and row["cpu"] >= 0 for row in rows.values())
     assert "the same bit for bit" in rows["recorded"]["remark"]

@@ -18,6 +18,7 @@ import torch
 from conftest import TWO_PROCESSES, tiny_pipeline
 from pandas.testing import assert_frame_equal
 from PIL import Image
+from tiny_models import BUILDERS, build
 from tiny_parts import sharpened
 
 from seg4diff_tools.analysis.search import choose_combination
@@ -465,3 +466,18 @@ def test_a_metric_that_fails_later_costs_its_value_alone(backbone, samples):
         found = run(backbone, samples, methods, metrics={"share": share})
     np.testing.assert_array_equal(found.values["share"][:, 0], [1, np.nan, -1])
     assert_frame_equal(found.table().drop(columns="share"), run(backbone, samples, methods).table())
+
+
+# cast by .to, Krea 2 loses the norms that loading keeps in fp32
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight", "ignore:.*upcast_vae:FutureWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_family_is_segmented_and_scored_in_half_precision(name, dtype, samples):
+    sample, options = samples[0], OpenVocabulary(layers=1)
+    usual = segment(wrap_pipeline(build(name)), sample.image, sample.class_names, options).class_maps
+    backbone = wrap_pipeline(build(name).to(dtype))
+    half = segment(backbone, sample.image, sample.class_names, options)
+    np.testing.assert_allclose(half.class_maps, usual, rtol=0.2)
+    hits = np.sum(half.label_map == sample.label_map)
+    for found in (run(backbone, [sample], options), layer_step_sweep(backbone, [sample], layers=1, progress=False)):
+        assert found.pixels.sel(count="hits").sum() == hits > 0

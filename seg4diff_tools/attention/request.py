@@ -92,8 +92,8 @@ class Request:
         if steps > 1:
             ways.insert(0, f"steps=range(0, {steps}, {max(2, -(-need // self.budget))})")
         raise RecordingError(
-            f"expected a recording within memory_budget={self.budget} ({_readable(self.budget)}), got one of "
-            f"{_readable(need)}: {steps} steps x {branches} branches x {images} images x {len(self.layers)} layers x "
+            f"expected a recording within memory_budget={self.budget} ({readable(self.budget)}), got one of "
+            f"{readable(need)}: {steps} steps x {branches} branches x {images} images x {len(self.layers)} layers x "
             f"{1 if self.mean else len(self.heads)} heads x {columns} tokens x {places} places x 4 bytes; pass "
             f"{' or '.join(ways)}"
         )
@@ -170,7 +170,7 @@ def _branches(branches: Any) -> tuple[str, ...] | None:
     return names
 
 
-def _readable(size: int) -> str:
+def readable(size: int) -> str:
     """Bytes as a text, such as "3.2 GiB"."""
     for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << exponent:

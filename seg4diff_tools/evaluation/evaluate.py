@@ -48,6 +48,7 @@ def evaluate(
     shuffle_seed: int | None = None,
     about: Mapping[str, Any] | None = None,
     batch: int = 8,
+    memory_budget: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Score methods of segmentation on the images of a data set, each with the same noise.
@@ -69,7 +70,9 @@ def evaluate(
         shuffle_seed: shuffle the images, so that a limit takes a random subset.
         about: further content of result.json, such as the data set's folder.
         batch: images in a group, and forwards to run at once.
-        progress: show a progress bar with the mIoU of the first method so far.
+        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
+            a group does not fit, fewer images and forwards run at once.
+        progress: show a progress bar with the mIoU of the first method so far, and the memory that is needed.
 
     Returns:
         Scores, with intervals, by class, by object size and by image. Unreadable samples are skipped and reported in a
@@ -77,7 +80,8 @@ def evaluate(
 
     Raises:
         InputError: no samples, an unknown protocol, no vocabulary, a class outside it, an `out` folder of another run
-            (refused before a model is loaded by name), or a metric that fails on the first image.
+            (refused before a model is loaded by name), a metric that fails on the first image, or more memory than
+            memory_budget even for one image.
         CheckpointError: the folder's files are damaged, or the disk is full.
 
     Source: Seg4Diff, arXiv 2509.18096, tables 1 and 2; scores as in appendix A.4.
@@ -94,7 +98,7 @@ def evaluate(
     indices = list(range(len(samples)))
     if shuffle_seed is not None:
         indices = np.random.default_rng(plan["shuffle_seed"]).permutation(len(samples)).tolist()
-    work, options = Workbench(backbone), _methods(methods)
+    work, options = Workbench(backbone, memory_budget), _methods(methods)
     own = _OwnMetrics(metrics or {}, indices[0])
     compute = partial(_counts, work, options, rows_of(plan), plan["vocabulary"], own, plan["batch"])
     shared = {"folder": folder, "at_once": plan["batch"], "skip": True, "progress": progress, "kind": "evaluation"}

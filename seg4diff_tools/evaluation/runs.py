@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import as_path, open_run, processes, read_settings, refuse_other, replace_file
+from seg4diff_tools.attention.request import readable
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -83,7 +84,8 @@ def run_counts(
             found.add(shard)
             finished += len(shard.records) + len(shard.faults)
             if shown:
-                bar.set_postfix_str(f"mIoU {100 * found.running():.1f} %", refresh=False)
+                told = f"mIoU {100 * found.running():.1f} %, {readable(work.need)} beside the weights"
+                bar.set_postfix_str(told, refresh=False)
             bar.update(finished - bar.n)
     work.seconds["files"] = time.perf_counter() - began - sum(work.seconds.values())
     if folder is not None and state.num_processes > 1:

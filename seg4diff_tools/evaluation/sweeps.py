@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from seg4diff_tools._runs import as_path
+from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import Head, check_heads, check_layers
 from seg4diff_tools.backbones.loading import as_backbone
@@ -56,6 +56,7 @@ def layer_step_sweep(
     vocabulary: Sequence[str] | None = None,
     out: str | Path | None = None,
     batch: int = 8,
+    memory_budget: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Score open-vocabulary segmentation at many layers, steps and heads, from one forward for each image and step.
@@ -75,6 +76,8 @@ def layer_step_sweep(
         out: folder for the counts of each image. A killed run resumes from there and ends with the identical table; a
             folder of other settings, another model or other images is refused. More images may be appended.
         batch: forwards to run at once (images times steps); a run in `out` keeps its own.
+        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
+            `batch` does not fit, fewer images and forwards run at once.
         progress: show a progress bar.
 
     Returns:
@@ -84,7 +87,8 @@ def layer_step_sweep(
 
     Raises:
         InputError: no samples, a label map of another size than its image, a class outside the vocabulary, a layer,
-            step or head out of range, unsupported options, or an `out` folder of another run.
+            step or head out of range, unsupported options, an `out` folder of another run, or more memory than
+            memory_budget even for one image.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8, 15, 16, 17 and table 5; scores as in appendix A.4.
     """
@@ -107,7 +111,7 @@ def layer_step_sweep(
     backbone = as_backbone(model)
     wanted = None if layers is None else layer_list(replace(options, layers=layers))
     plan |= {"layers": check_layers(backbone, wanted), "heads": check_heads(backbone, _heads(heads))}
-    work, at_once = Workbench(backbone), max(1, plan["batch"] // len(steps))
+    work, at_once = Workbench(backbone, memory_budget), max(1, plan["batch"] // len(steps))
     if plan["vocabulary"] is not None:
         # refuse a vocabulary that no prompt can hold before any computation
         work.prompts(plan["vocabulary"], options)
@@ -154,15 +158,47 @@ def _counts(
         for each in group
         if each not in shown
     ]
-    if not shown:
-        return records
+    if shown:
+        together, rows = _at_once(work, options, plan, shown)
+        for part in chunks(len(shown), together):
+            records += _counts_of(work, options, plan | {"batch": rows}, shown[part], tick)
+    return records
+
+
+def _at_once(
+    work: Workbench, options: OpenVocabulary, plan: dict[str, Any], group: Sequence[OpenedSample]
+) -> tuple[int, int]:
+    """Return how many images and rows of a forward fit into the memory at once."""
+    names = max((plan["vocabulary"] or each.sample.class_names for each in group), key=len)
+    prompts = work.prompts(list(names), options)
+    places = work.places(options.size)
+    row = 4 * places * len(_kinds(plan)) * len(plan["layers"]) * len(plan["heads"])
+    # of all seeds together and of one; of a forward apart and together
+    sizes = {"maps": 2 * row * len(plan["steps_from_end"]) * len(names)}
+    sizes["row"] = 2 * row * max(len(prompt.classes) for prompt in prompts)
+    ways = "fewer layers, heads, steps or class names"
+    tokens = places + len(prompts[0].tokens)
+    return work.at_once(len(group), plan["batch"], tokens=tokens, ways=ways, **sizes)
+
+
+def _counts_of(
+    work: Workbench,
+    options: OpenVocabulary,
+    plan: dict[str, Any],
+    shown: Sequence[OpenedSample],
+    tick: Callable[[float], Any],
+) -> list[ImageCounts]:
+    """Count the pixels of images that fit into the memory together."""
+    vocabulary = plan["vocabulary"]
+    records = []
     encode_images(work, shown, options, tick)
     latents = work.latents([each.picture for each in shown], options.fit, options.size)
     prompts = [work.prompts(list(vocabulary or each.sample.class_names), options) for each in shown]
     seeds = as_indices(options.seeds, "seeds")
+    totals: list[Tensor] = []
     with work.timed("attention"):
-        parts = [
-            read_class_maps(
+        for seed in seeds:
+            found = read_class_maps(
                 work.backbone,
                 latents,
                 prompts,
@@ -175,10 +211,9 @@ def _counts(
                 seed=seed,
                 batch=plan["batch"],
             )
-            for seed in seeds
-        ]
+            totals = [total.add_(maps) for total, maps in zip(totals, found, strict=True)] if totals else found
     for index, each in enumerate(shown):
-        maps = parts[0][index] if len(seeds) == 1 else torch.stack([part[index] for part in parts]).mean(0)
+        maps = totals[index] if len(seeds) == 1 else totals[index] / len(seeds)
         predicted = tuple(vocabulary or each.sample.class_names)
         true = tuple(name for name in predicted if name in each.sample.class_names)
         target = true_classes(each.sample.label_map, each.sample.class_names, predicted)

@@ -126,7 +126,9 @@ def finetune(
     backbone.latent_size(config.size)
     accelerator = _accelerator(backbone, folder, mixed_precision, tensorboard, config.conv_head)
     share = _divided(config.batch, accelerator.num_processes, "a number of processes")
-    at_once = images_that_fit(backbone, share, config.size) if images_at_once is None else images_at_once
+    at_once = images_at_once
+    if at_once is None:
+        at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
     weights = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
     open_run(folder, run_settings(config, samples) | weights, RUN)

@@ -13,6 +13,7 @@ from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.forwards import observe
+from seg4diff_tools.backbones.memory import FORWARD, token_bytes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt
@@ -75,6 +76,11 @@ def image_maps(
     columns = [_columns(names, options) for names in class_names]
     # an image whose only class is a background without words is not read: nothing competes with it
     asked = [index for index, own in enumerate(columns) if own]
+    if asked:
+        together, batch = _at_once(work, [columns[i] for i in asked], options, len(images), batch)
+        if together < len(images):
+            parts = chunks(len(images), together)
+            return [found for p in parts for found in image_maps(work, images[p], class_names[p], options, batch=batch)]
     crops = [_windows(frames[i], work.picture(images[i]), options.tiles) for i in asked]
     found = iter(_column_maps(work, crops, [columns[i] for i in asked], options, batch) if asked else ())
     read = {index: _joined([next(found) for _ in own], options.tiles) for index, own in zip(asked, crops, strict=True)}
@@ -145,6 +151,15 @@ def pad_maps(
         raise InputError(
             f"expected kinds of text tokens that the prompt {prompt.text!r} has, got kinds without a token: pass others"
         )
+    places = work.places(options.size)
+    forwards = len(as_indices(options.seeds, "seeds")) * len(as_indices(options.steps_from_end, "steps_from_end"))
+    kept = 4 * places * len(tokens) * (forwards + 1) * (backbone.layers if layers is None else len(layers))
+    # all images run in one forward
+    joint = places + len(prompt.tokens)
+    kept += FORWARD * token_bytes(backbone, joint)
+    together, _ = work.at_once(len(images), 1, maps=kept, row=0, tokens=joint, ways="fewer seeds or a smaller size")
+    if together < len(images):
+        return torch.cat([pad_maps(work, images[part], options) for part in chunks(len(images), together)])
     latents = work.latents(images, options.fit, options.size)
     grid, maps = backbone.token_grid(latents), []
 
@@ -157,6 +172,19 @@ def pad_maps(
                 noisy, timestep = backbone.add_noise(latents, step, options.steps, seed)
                 maps.append(torch.stack(observe(backbone, noisy, timestep, prompt, see, layers), dim=1).float())
         return torch.stack(maps, dim=1)
+
+
+def _at_once(
+    work: Workbench, columns: Sequence[Columns], options: OpenVocabulary, images: int, batch: int
+) -> tuple[int, int]:
+    """Return how many images and rows of a forward fit into the memory at once."""
+    places = work.places(options.size)
+    most = max(columns, key=len)
+    prompts = work.prompts(_turns(most, options)[0], options)
+    # maps of words and of columns for each window, then the finer grid and its mean
+    maps = 4 * places * len(most) * (2 * (2 * options.tiles - 1) ** 2 + 3 * options.tiles**2)
+    ways = "fewer tiles, fewer class names or a smaller size" if options.tiles > 1 else "a smaller size"
+    return work.at_once(images, batch, maps=maps, row=0, tokens=places + len(prompts[0].tokens), ways=ways)
 
 
 def _columns(names: Sequence[str], options: OpenVocabulary) -> Columns:

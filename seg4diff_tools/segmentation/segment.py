@@ -45,6 +45,7 @@ def segment(
     options: OpenVocabulary = ...,
     *,
     latents: torch.Tensor | None = ...,
+    memory_budget: int | None = ...,
     progress: bool = ...,
 ) -> Segmentation: ...
 
@@ -57,6 +58,7 @@ def segment(
     options: OpenVocabulary = ...,
     *,
     latents: torch.Tensor | None = ...,
+    memory_budget: int | None = ...,
     progress: bool = ...,
 ) -> list[Segmentation]: ...
 
@@ -69,6 +71,7 @@ def segment(
     options: OpenVocabulary = ...,
     *,
     latents: torch.Tensor | None = ...,
+    memory_budget: int | None = ...,
     progress: bool = ...,
 ) -> Any: ...
 
@@ -80,6 +83,7 @@ def segment(
     options: OpenVocabulary = PAPER,
     *,
     latents: torch.Tensor | None = None,
+    memory_budget: int | None = None,
     progress: bool = True,
 ) -> Segmentation | list[Segmentation]:
     """Segment images into named classes with the attention between image and text tokens.
@@ -96,6 +100,8 @@ def segment(
         options: everything else; `OpenVocabulary(**paper.RELEASED["segment"])` are the choices of the released code.
         latents: of the images, from `Backbone.encode_image` with the same fit and size, so that they are not encoded
             again.
+        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. It
+            decides how many windows and prompts run in one forward.
         progress: show a progress bar for several images.
 
     Returns:
@@ -103,7 +109,8 @@ def segment(
         names the words that the embedded model never saw: their masks mean nothing.
 
     Raises:
-        InputError: an unreadable image, no class, a class twice, or a layer, step or head out of range.
+        InputError: an unreadable image, no class, a class twice, a layer, step or head out of range, or one forward
+            that needs more than memory_budget.
         PromptError: a class name that is too long for a prompt.
 
     Example:
@@ -123,7 +130,7 @@ def segment(
             "leave latents out"
         )
     warn_of_unseen(backbone, names, options)
-    work, results = Workbench(backbone), []
+    work, results = Workbench(backbone, memory_budget), []
     bar = tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} segment")
     for index, source in enumerate(bar):
         (picture,) = open_images(source)

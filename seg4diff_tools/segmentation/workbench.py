@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.memory import FORWARD, check_need, checked_budget, encode_bytes, token_bytes
 from seg4diff_tools.errors import one_of
 from seg4diff_tools.images import Fit, Size, check_size, crop_box
 from seg4diff_tools.prompts import Prompt
@@ -44,17 +46,24 @@ class Picture:
 class Workbench:
     """A model with what the images of a run share: encoded prompts, encoded images, and the time of each kind of work.
 
+    Args:
+        backbone: the model.
+        memory_budget: bytes for all but the weights; None for most of what is free.
+
     Attributes:
         backbone: the model.
+        budget: bytes for all but the weights.
+        need: bytes that the largest part of the work so far was estimated to take.
         seconds: by kind of work.
         rows: seconds of attention and labels, by method and protocol.
         images: number of images done.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, memory_budget: int | None = None) -> None:
         self.backbone = backbone
         # a pipeline looks through all of its modules for it
         self._device = backbone.device
+        self.budget, self.need = checked_budget(memory_budget, self._device), 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.rows: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.images = 0
@@ -111,9 +120,43 @@ class Workbench:
             for each in pictures:
                 picture = each if isinstance(each, Picture) else self.picture(each)
                 if (fit, size) not in picture.latents:
+                    self.plan(encode_bytes(self.backbone, prod(read_size(self.backbone, size))), "encoding an image")
                     picture.latents[fit, size] = self.backbone.encode_image(picture.image, size, fit)
                 found.append(picture.latents[fit, size])
             return torch.cat(found)
+
+    def places(self, size: Size | None) -> int:
+        """Return the number of image tokens at a size in pixels; None for the model's own."""
+        return prod(read_size(self.backbone, size)) // self.backbone.token_px**2
+
+    def at_once(self, images: int, rows: int, *, maps: int, row: int, tokens: int, ways: str) -> tuple[int, int]:
+        """Return how many images, and how many rows of a forward, fit into the budget at once.
+
+        Args:
+            images, rows: as many as are wanted.
+            maps: bytes of maps of the image that has most.
+            row: bytes of maps of each row of a forward, beside the forward itself.
+            tokens: of the joint sequence.
+            ways: to need less, for the error.
+
+        Raises:
+            InputError: one image, or one row, does not fit.
+        """
+        row += FORWARD * token_bytes(self.backbone, tokens)
+        self.plan(maps + row, f"the maps of an image and a forward of {tokens} tokens", ways)
+        images = min(images, (self.budget - row) // max(1, maps))
+        rows = min(rows, (self.budget - images * maps) // row)
+        self.plan(images * maps + rows * row)
+        return images, rows
+
+    def plan(self, need: int, what: str = "", ways: str = "a smaller size") -> None:
+        """Note what a part of the work needs, and refuse what does not fit into the budget.
+
+        Raises:
+            InputError: it does not fit; the message says what to change.
+        """
+        check_need(need, self.budget, what, ways)
+        self.need = max(self.need, need)
 
     def forget(self) -> None:
         """Drop latents and crops, when other images come."""
@@ -136,11 +179,16 @@ def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size:
     height, width = image_size
     if fit == "resize":
         return 0, 0, width, height
-    target = check_size(backbone.image_size if size is None else size, backbone.token_px)
+    target = read_size(backbone, size)
     left, top, right, bottom = crop_box(image_size, target)
     # half a pixel is cut at the left or top; what rounding of the box itself adds is not
     column, row = int(left + 1e-6), int(top + 1e-6)
     return column, row, column + round(right - left), row + round(bottom - top)
+
+
+def read_size(backbone: Backbone, size: Size | None) -> tuple[int, int]:
+    """Return height and width in pixels at which the model reads images; `size` is None for its own."""
+    return check_size(backbone.image_size if size is None else size, backbone.token_px)
 
 
 def token_centers(frame: PIL.Image.Image, grid: Sequence[int]) -> dict[str, Float[np.ndarray, " token"]]:

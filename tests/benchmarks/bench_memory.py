@@ -1,8 +1,8 @@
 """What a step of fine-tuning keeps for each image, for `magnet.memory`: `python -m tests.benchmarks.bench_memory`.
 
-Prints a markdown table. Random Stable Diffusion 3s on the CPU, one image, no checkpointing. "kept": bytes of
-all tensors that autograd saves in the forward, weights excepted, each storage once. "peak": what a process of its own
-takes at most for two steps, beyond what it took before them.
+Prints a markdown table. Random Stable Diffusion 3s on the CPU, one image. "kept": bytes of all tensors that autograd
+saves in the forward, weights excepted, each storage once. "peak": what a process of its own takes at most for two
+steps, beyond what it took before them.
 """
 
 import argparse
@@ -20,8 +20,12 @@ from seg4diff_tools.scenes import Scenes
 from tests.benchmarks.bench_recorder import peak_rss
 from tests.conftest import tiny_pipeline
 
-SIZES = ((4, 6, 32, "fp32"), (8, 6, 32, "fp32"), (4, 6, 32, "bf16"), (4, 12, 32, "bf16"))
-"""Blocks, heads of 64 channels, image tokens along a side, and the number format of the model."""
+SIZES = (
+    *((4, 6, 32, "fp32", 0), (8, 6, 32, "fp32", 0), (4, 6, 32, "bf16", 0), (4, 12, 32, "bf16", 0)),
+    *((4, 24, 16, "fp32", 0), (8, 24, 16, "fp32", 0), (4, 24, 16, "fp32", 1), (8, 24, 16, "fp32", 1)),
+    *((4, 24, 32, "fp32", 0), (4, 24, 32, "fp32", 1)),
+)
+"""Blocks, heads of 64 channels, image tokens along a side, number format, and whether blocks are computed again."""
 
 
 def model(layers: int, heads: int, side: int, dtype: str) -> Backbone:
@@ -30,12 +34,17 @@ def model(layers: int, heads: int, side: int, dtype: str) -> Backbone:
     return wrap_pipeline(pipe.to(as_dtype(dtype)), name="random")
 
 
-def step(backbone: Backbone, steps: int = 1) -> None:
+def step(backbone: Backbone, steps: int = 1, checkpointing: bool = False) -> None:
     config = MagnetConfig(steps=steps, batch=1, layers=(1,), size=backbone.token_px * backbone.token_grid()[0])
-    finetune(backbone, Scenes("train", 4), config, tempfile.mkdtemp() + "/run", images_at_once=1, progress=False)
+    finetune(
+        *(backbone, Scenes("train", 4), config, tempfile.mkdtemp() + "/run"),
+        images_at_once=1,
+        gradient_checkpointing=checkpointing,
+        progress=False,
+    )
 
 
-def kept(backbone: Backbone) -> int:
+def kept(backbone: Backbone, checkpointing: bool) -> int:
     """Bytes of what autograd saves in one step."""
     weights = {value.untyped_storage().data_ptr() for value in backbone.transformer.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -46,37 +55,38 @@ def kept(backbone: Backbone) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step(backbone)
+        step(backbone, 1, checkpointing)
     return sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak", nargs=4, metavar=("LAYERS", "HEADS", "SIDE", "DTYPE"))
+    parser.add_argument("--peak", nargs=5, metavar=("LAYERS", "HEADS", "SIDE", "DTYPE", "CHECKPOINTING"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.peak:
         backbone = model(*map(int, options.peak[:3]), options.peak[3])
         backbone.encode_prompt("a cat")
         before = peak_rss()
-        step(backbone, 2)
+        step(backbone, 2, options.peak[4] == "1")
         print(peak_rss() - before)
         return
-    print("| format | blocks | channels | image tokens | kept, MiB | peak, MiB | formula, MiB |")
-    print("|---|---|---|---|---|---|---|")
-    for layers, heads, side, dtype in SIZES:
+    print("| format | blocks | channels | image tokens | checkpointing | kept, MiB | peak, MiB | formula, MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        layers, heads, side, dtype, again = size
         backbone = model(layers, heads, side, dtype)
-        estimate, found = step_bytes(backbone), kept(backbone)
+        estimate, found = step_bytes(backbone, checkpointing=bool(again)), kept(backbone, bool(again))
         command = [
             sys.executable,
             "-m",
             "tests.benchmarks.bench_memory",
             "--peak",
-            *map(str, (layers, heads, side, dtype)),
+            *map(str, size),
         ]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         sizes = f"{found / 2**20:.0f} | {peak:.0f} | {estimate / 2**20:.0f}"
-        print(f"| {dtype} | {layers} | {64 * heads} | {side**2} | {sizes} |", flush=True)
+        print(f"| {dtype} | {layers} | {64 * heads} | {side**2} | {'yes' if again else 'no'} | {sizes} |", flush=True)
 
 
 if __name__ == "__main__":

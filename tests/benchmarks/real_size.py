@@ -8,7 +8,7 @@ text encoders have CLIP's widths and two layers each, the VAE its shape of laten
 so that times are the transformer's. FLUX.1-dev's widths (24 heads x 128) come with one double and one single block.
 
 A row is printed when it is measured and kept in the results folder: a run that was stopped goes on after it. In fp32,
-SD3-medium wants 9 GB, and 13 GB for the fine-tuning step; a forward at 512 pixels takes about a minute on one core.
+SD3-medium wants 9 GB, and 11 GB for a step of fine-tuning; a forward at 512 pixels takes about a minute on one core.
 
 - plain: one forward as it is
 - recorded: with the head-mean I2T map of every layer and every text token, by AttentionRecorder
@@ -16,16 +16,18 @@ SD3-medium wants 9 GB, and 13 GB for the fine-tuning step; a forward at 512 pixe
 - full map: a forward in which the expert layer's whole softmax map is made beside its attention, as is usual
 - exactness: the expert layer's head-mean I2T map against a softmax in fp64
 - sweep: every layer of two photographs scored by one run
-- fine-tuning: one step of LoRA on the masks of one photograph, with blocks computed again in the backward pass
+- flow matching: one step of plain LoRA fine-tuning on one photograph, with blocks computed again in the backward pass
+- fine-tuning: the same with its masks and their losses, as `finetune` takes a step
 """
 
 import argparse
+import functools
 import json
 import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,7 @@ TINY = {
     "flux": {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)},
 }
 """Shapes of the tests' run of the same code."""
+SD3_ROWS = ("plain", "recorded", "segmented", "full map", "exactness", "sweep", "flow matching", "fine-tuning")
 EXPERT = {24: 9}
 """Layer whose maps are looked at, by number of layers; the middle one elsewhere."""
 WIDE = 0.045
@@ -271,9 +274,12 @@ class Run:
 
     def line(self, name: str) -> str:
         """A row of the table."""
-        row, plain = self.rows[name], self.rows.get("plain")
+        row, plain, flow = self.rows[name], self.rows.get("plain"), self.rows.get("flow matching")
         ratio = f"{row['cpu'] / plain['cpu']:.2f}" if plain and name != "built" else ""
-        return f"| {name} | {row['cpu']:.1f} | {ratio} | {row['peak']:.0f} | {row['above']:.0f} | {row['remark']} |"
+        remark = row["remark"]
+        if name == "fine-tuning" and flow:
+            remark += f"; {row['cpu'] / flow['cpu']:.2f} of the step without masks"
+        return f"| {name} | {row['cpu']:.1f} | {ratio} | {row['peak']:.0f} | {row['above']:.0f} | {remark} |"
 
 
 HEAD = (
@@ -326,11 +332,12 @@ def forward_rows(
     return {"plain": plain, "recorded": recorded, "full map": materialized, "exactness": exactness}
 
 
-def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
-    """All rows of SD3-medium."""
+def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool, wanted: Sequence[str]) -> None:
+    """The rows of SD3-medium."""
     from seg4diff_tools.evaluation.sweeps import layer_step_sweep
     from seg4diff_tools.magnet.config import MagnetConfig
     from seg4diff_tools.magnet.loop import finetune
+    from seg4diff_tools.magnet.memory import step_bytes
     from seg4diff_tools.segmentation.options import OpenVocabulary
     from seg4diff_tools.segmentation.segment import segment
 
@@ -360,19 +367,22 @@ def measure_sd3(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
         table = layer_step_sweep(backbone, photos, options=options, progress=False).table()
         return f"{len(table)} rows"
 
-    def tuned() -> str:
-        config = MagnetConfig(steps=1, batch=1, warmup=0, layers=(layer,), size=size)
+    def tuned(**changes: float) -> str:
+        config = MagnetConfig(steps=1, batch=1, warmup=0, layers=(layer,), size=size, **changes)
         with tempfile.TemporaryDirectory() as folder:
             finetune(backbone, photos[:1], config, folder, gradient_checkpointing=True, progress=False)
             written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
         return f"a LoRA of {written / 2**20:.0f} MiB"
 
-    rows |= {"segmented": segmented, "sweep": swept, "fine-tuning": tuned}
-    for name in ("plain", "recorded", "segmented", "full map", "exactness", "sweep", "fine-tuning"):
+    flow = functools.partial(tuned, focal_weight=0.0, dice_weight=0.0)
+    rows |= {"segmented": segmented, "sweep": swept, "flow matching": flow, "fine-tuning": tuned}
+    for name in wanted or SD3_ROWS:
         run.measure(name, rows[name])
+    estimate = step_bytes(backbone, size, checkpointing=True)
+    print(f"\nEstimated for a step beside the weights: {estimate / 2**20:.0f} MiB.")
 
 
-def measure_flux(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
+def measure_flux(run: Run, size: int, dtype: torch.dtype, tiny: bool, wanted: Sequence[str]) -> None:
     """The rows of FLUX.1-dev's two blocks."""
     made: list[Any] = []
 
@@ -383,8 +393,9 @@ def measure_flux(run: Run, size: int, dtype: torch.dtype, tiny: bool) -> None:
     run.rows.pop("built", None)
     run.measure("built", build)
     transformer, inputs = made
-    for name, work in forward_rows(run, transformer, lambda: transformer(**inputs, return_dict=False)[0], 1).items():
-        run.measure(name, work)
+    rows = forward_rows(run, transformer, lambda: transformer(**inputs, return_dict=False)[0], 1)
+    for name in wanted or rows:
+        run.measure(name, rows[name])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -394,6 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 where the CPU has it, else float32")
     parser.add_argument("--results", type=Path, default=Path("real_size"), help="folder of the rows, to go on from")
+    parser.add_argument("--rows", nargs="*", choices=SD3_ROWS, default=(), help="the rows to measure, all by default")
     parser.add_argument("--tiny", action="store_true", help="the same code on a tiny model")
     asked = parser.parse_args(arguments)
     dtype = getattr(torch, asked.dtype or ("bfloat16" if cpu_has_bf16() else "float32"))
@@ -401,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     cores = f"{torch.get_num_threads()} thread(s) of {platform.processor() or platform.machine()}"
     print(f"{asked.model}, {asked.size} px, {str(dtype).removeprefix('torch.')}, {cores}, torch {torch.__version__}\n")
     print(HEAD, flush=True)
-    {"sd3": measure_sd3, "flux": measure_flux}[asked.model](run, asked.size, dtype, asked.tiny)
+    {"sd3": measure_sd3, "flux": measure_flux}[asked.model](run, asked.size, dtype, asked.tiny, asked.rows)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,12 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         "shuffle_seed, a whole number 0 or more, got 'a': pass shuffle_seed=0",
     ),
     ("batch", _evaluate(batch=0), "batch 1 or more, got 0: choose one"),
+    ("memory", _evaluate(memory_budget="2GB"), "memory_budget, a whole number"),
+    (
+        "memory-small",
+        _evaluate(memory_budget=9),
+        "memory_budget=9 .9 bytes., got encoding an image, about",
+    ),
     ("batch-none", _evaluate(batch=None), "batch, a whole number 1 or more, got None: pass batch=1"),
     ("about", _evaluate(about=3), "about as a dict for JSON, got 3: pass"),
     ("about-list", _evaluate(about=["x"]), r"about as a dict for JSON, got \['x'\]: pass"),
@@ -292,6 +298,12 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         r"every class in the vocabulary, got \['grass'\] outside it: add them",
     ),
     ("sw-out", _sweep(out=3), "out as text or a Path, got 3: pass out='folder/file'"),
+    ("sw-memory", _sweep(memory_budget="2GB"), "memory_budget, a whole number"),
+    (
+        "sw-memory-small",
+        _sweep(memory_budget=9),
+        "memory_budget=9 .9 bytes., got the maps of an image and",
+    ),
     ("sw-batch", _sweep(batch="8"), "batch, a whole number 1 or more, got '8': pass batch=1"),
     (
         "read-none",

@@ -53,6 +53,12 @@ def _saved(backbone: Any, path: str) -> Any:
 
 
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("memory", lambda b: segment(b, IMAGE, NAMES, LAYER, memory_budget=0), "memory_budget 1 or more, got 0"),
+    (
+        "memory-small",
+        lambda b: segment(b, IMAGE, NAMES, TILES, memory_budget=9),
+        "9 bytes.*: pass fewer tiles, .* or",
+    ),
     ("model-none", lambda b: segment(None, IMAGE, NAMES), "expected a model.*got NoneType: pass"),
     (
         "model-transformer",
