@@ -7,7 +7,7 @@ was stopped goes on with the next set of keys. About 15 minutes on a CPU core.
 
 import argparse
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 
 from seg4diff_tools import load_backbone
 from seg4diff_tools.analysis import sinks
+from seg4diff_tools.attention import without
 from seg4diff_tools.backbones import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.generation import image_similarity, judge, load_clip, load_detector, prompts
@@ -30,12 +31,13 @@ STEPS = 8
 BATCH = 17
 
 
-def choice(closed: str, backbone: Backbone, texts: list[str]) -> sinks.Choose:
-    """Return the keys of a batch to close, by name."""
-    if "key" in closed:
-        return sinks.top_keys() if closed == "top key" else sinks.random_keys()
-    branches = backbone.encode_prompt([""] * len(texts) + texts)
-    return sinks.kind_keys(branches, KINDS[closed])
+def closing(closed: str, backbone: Backbone, texts: list[str]) -> AbstractContextManager:
+    """Return the context in which the keys of this name are closed."""
+    if closed in KINDS:
+        return without(backbone, KINDS[closed], prompt=texts)
+    if closed == "nothing":
+        return nullcontext()
+    return sinks.close_keys(backbone, sinks.top_keys() if closed == "top key" else sinks.random_keys())
 
 
 def draw(backbone: Backbone, asked: list[CompositionPrompt], closed: str) -> np.ndarray:
@@ -44,8 +46,7 @@ def draw(backbone: Backbone, asked: list[CompositionPrompt], closed: str) -> np.
     for start in range(0, len(asked), BATCH):
         texts = [prompt.text for prompt in asked[start : start + BATCH]]
         seeds = list(range(start, start + len(texts)))
-        shut = nullcontext() if closed == "nothing" else sinks.close_keys(backbone, choice(closed, backbone, texts))
-        with shut:
+        with closing(closed, backbone, texts):
             made += backbone.generate(texts, steps=STEPS, seed=seeds, progress=False)
     return np.stack([np.asarray(picture) for picture in made])
 

@@ -17,7 +17,6 @@ from seg4diff_tools.analysis.search import choose_combination
 from seg4diff_tools.analysis.sinks import (
     attention_takers,
     close_keys,
-    kind_keys,
     random_keys,
     top_keys,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "guidance_effects",
     "head_class_maps",
     "image_features",
-    "kind_keys",
     "layer_effects",
     "leakage",
     "mean_intervals",

@@ -18,7 +18,7 @@ from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.operators import CLOSED, attention_with_lse
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, list_of, some_of
+from seg4diff_tools.errors import InputError, list_of
 from seg4diff_tools.families import transformer_of
 from seg4diff_tools.images import ImageLike
 from seg4diff_tools.indices import as_float, as_indices, as_int
@@ -150,31 +150,6 @@ def random_keys(count: int = 1, seed: int = 0) -> Choose:
         got = _received_by_all(call)
         drawn = torch.rand(*got.shape, generator=generator, dtype=torch.float32, device="cpu").to(got.device)
         return _marked(drawn.masked_fill(_marked(got, count), -1.0), count)
-
-    return choose
-
-
-def kind_keys(prompts: Prompt | Sequence[Prompt], *kinds: Kind) -> Choose:
-    """Return a choice of the text tokens of some kinds, such as pads, for `close_keys`.
-
-    Args:
-        prompts: one for each group of rows of the forward's batch; under classifier-free guidance those of the negative
-            prompt stand where the pipeline puts them, for Stable Diffusion 3 before the others.
-        kinds: any of "start", "word", "end", "pad", "zero", "template".
-    """
-    own = [prompts] if isinstance(prompts, Prompt) else list_of(prompts, Prompt, "prompts", "[encode_prompt('a cat')]")
-    chosen = some_of(kinds, "kinds", get_args(Kind))
-
-    def choose(call: JointAttention) -> Bool[Tensor, "batch key"]:
-        if len(call.query) % len(own):
-            raise InputError(
-                f"expected prompts that the forward's rows share evenly, got {len(own)} for {len(call.query)} rows: "
-                "pass one for each, those of the negative prompt too"
-            )
-        rows = torch.zeros(len(own), call.query.shape[2], dtype=torch.bool)
-        for row, prompt in zip(rows, own, strict=True):
-            row[[call.text.start + index for index in prompt.indices(*chosen)]] = True
-        return rows.to(call.query.device).repeat_interleave(len(call.query) // len(own), dim=0)
 
     return choose
 

@@ -184,16 +184,9 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         lambda b: _closed(b, lambda call: torch.zeros(1, 3)),
         "booleans .*, got torch.float32",
     ),
-    (
-        "close-rows",
-        lambda b: _closed(b, analysis.kind_keys([b.encode_prompt("a cat")] * 3, "pad")),
-        "got 3 for 2 rows",
-    ),
     ("close-many", lambda b: _closed(b, analysis.top_keys(10_000)), "count from 1 to .*, got 10000"),
     ("top-count", lambda b: analysis.top_keys(0), "count 1 or more, got 0: choose"),
     ("random-seed", lambda b: analysis.random_keys(seed=-1), "seed 0 or more, got -1: choose"),
-    ("kinds-name", lambda b: analysis.kind_keys(b.encode_prompt("a cat"), "pads"), "kinds from start, .*got .*'pads'"),
-    ("kinds-text", lambda b: analysis.kind_keys("a cat", "pad"), "prompts as a list of Prompt, got 'a cat': pass"),
     (
         "leak-alone",
         lambda b: analysis.leakage(b, [UNNAMED], 1),
