@@ -64,6 +64,7 @@ SLIPS = {
     "a background of nothing": ((*CAT, "background", "--background", "0"), "--background, a number above 0.*pass"),
     "a size that is no number": ((*CAT, "--size", "big"), "--size as numbers, got 'big'"),
     "a size between tokens": ((*CAT, "--model", "{model}", "--layers", "1", "--size", "53"), "multiples of 8.*try 56"),
+    "half precision on a CPU": ((*CAT, "--dtype", "fp16"), "--dtype fp32 or bf16 on a CPU, got fp16.*: pass --dtype"),
     "a number format": ((*CAT, "--dtype", "int8"), "'--dtype': .*'int8' is not one of .*bf16.*--help"),
     "no such model": ((*CAT, "--model", "minni"), "no model folder 'minni': .*did you mean 'mini'"),
     "no such LoRA": ((*CAT, "--lora", "{data}"), "expected LoRA weights in .*: check the path, or pass one of mini-"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import PUBLISHED, Classes, Ignore, Limit, Root, Split, Stuff, open_samples
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, MemoryBudget, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, PAD_FLAGS, flag_of, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -33,6 +33,7 @@ def evaluate(
     lora: Lora = None,
     dtype: DtypeName = Dtype.auto,
     t5: T5 = False,
+    memory_budget: MemoryBudget = None,
     protocol: Annotated[
         list[Protocol] | None, typer.Option(help="Several times for several; present by default.")
     ] = None,
@@ -90,6 +91,7 @@ def evaluate(
             shuffle_seed=shuffle_seed,
             about=about,
             batch=batch,
+            memory_budget=memory_budget,
         )
     if processes().is_main_process:
         table = result.table().drop(columns=["gain", "gain_low", "gain_high", "comparisons"])

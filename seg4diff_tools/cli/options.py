@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from seg4diff_tools.errors import Seg4DiffError, missing_extra
+from seg4diff_tools.errors import InputError, Seg4DiffError, missing_extra
 
 # Typer has it from click or from a copy of click
 _UsageError: Any = typer.BadParameter.__base__
@@ -62,7 +62,9 @@ Lora = Annotated[str | None, typer.Option(help="Folder of a LoRA to put on, or m
 DtypeName = Annotated[
     Dtype, typer.Option(help="Of the weights; auto is fp32 on a CPU, else bf16 where there is it, else fp16.")
 ]
-
+MemoryBudget = Annotated[
+    int | None, typer.Option(min=1, help="Bytes to use beside the weights, by an estimate; most of what is free.")
+]
 T5 = Annotated[bool, typer.Option("--t5", help="With the T5 encoder of SD3 and 3.5; the paper leaves it out.")]
 
 
@@ -78,7 +80,9 @@ def loaded(model: str, dtype: Dtype, lora: str | None = None, t5: bool = False) 
 
     if lora is not None:
         lora_file(lora)  # a wrong path is told before the model is loaded
-    weights = None if dtype is Dtype.auto else dtype.value
-    backbone = load_backbone(model, device=processes().device, dtype=weights, t5=t5)
+    weights, device = None if dtype is Dtype.auto else dtype.value, processes().device
+    if dtype is Dtype.fp16 and device.type == "cpu":
+        raise InputError("expected dtype fp32 or bf16 on a CPU, got fp16, which it computes slowly: pass dtype=bf16")
+    backbone = load_backbone(model, device=device, dtype=weights, t5=t5)
     with nullcontext() if lora is None else apply_lora(backbone, lora):
         yield backbone

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import class_list
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, MemoryBudget, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -23,6 +23,7 @@ def segment(
     lora: Lora = None,
     dtype: DtypeName = Dtype.auto,
     t5: T5 = False,
+    memory_budget: MemoryBudget = None,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -35,6 +36,7 @@ def segment(
     from seg4diff_tools.caching import model_fingerprint
     from seg4diff_tools.segmentation.options import OpenVocabulary, option_settings
     from seg4diff_tools.segmentation.segment import check_options, image_list, warn_of_unseen
+    from seg4diff_tools.segmentation.workbench import Workbench
 
     names, chosen = _names(class_names, classes), OpenVocabulary(**options)
     refuse_idle(chosen, names)
@@ -53,7 +55,8 @@ def segment(
         settings |= asked
         open_run(folder, settings, "a segmentation")
         warn_of_unseen(backbone, names, chosen)
-        skipped = _write(backbone, files[processes().process_index :: processes().num_processes], names, chosen, folder)
+        own = files[processes().process_index :: processes().num_processes]
+        skipped = _write(Workbench(backbone, memory_budget), own, names, chosen, folder)
     for name, error in skipped.items():
         typer.echo(f"left out {name}: {error}", err=True)
     if processes().is_main_process:
@@ -62,7 +65,7 @@ def segment(
         raise typer.Exit(1)
 
 
-def _write(backbone: Any, files: list[Path], names: list[str], options: Any, folder: Path) -> dict[str, str]:
+def _write(work: Any, files: list[Path], names: list[str], options: Any, folder: Path) -> dict[str, str]:
     """Write the results of each image that has none yet; return the images that cannot be read, and why."""
     from io import BytesIO
 
@@ -73,10 +76,9 @@ def _write(backbone: Any, files: list[Path], names: list[str], options: Any, fol
     from seg4diff_tools.images import open_images
     from seg4diff_tools.plotting.static import label_overlay
     from seg4diff_tools.segmentation.segment import segment_picture
-    from seg4diff_tools.segmentation.workbench import Workbench
 
-    work, skipped = Workbench(backbone), {}
-    for file in tqdm(files, unit="image", desc=f"{backbone.name} segment"):
+    skipped = {}
+    for file in tqdm(files, unit="image", desc=f"{work.backbone.name} segment"):
         digest, told = hashlib.sha256(file.read_bytes()).hexdigest(), folder / f"{file.stem}.json"
         if told.is_file() and json.loads(told.read_text(encoding="utf-8"))["sha256"] == digest:
             continue
