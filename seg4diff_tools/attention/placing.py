@@ -54,7 +54,7 @@ def place_words(
             any size, or a box (left, top, right, bottom) with values from 0 to 1; for several prompts one mapping each.
             Image tokens of which at least half lies in it belong to it.
         strength: above 0, a log: the attention that is held back shrinks by about exp(-strength). On the embedded model
-            2 keeps words in their place on the embedded model (chapter 16).
+            2 keeps words in their place (chapter 16).
         layers: 0-based; None for all.
         steps: of sampling, counted from 0 in each pipeline call; None for all.
 
