@@ -471,7 +471,7 @@ def test_chroma_adds_its_mask_to_the_scores():
 def test_hidream_reads_llama_twice_and_each_image_its_own():
     backbone = wrap_pipeline(build("hidream"))
     prompts = backbone.encode_prompt([PROMPT, "a dog"])
-    assert [token.reader for token in prompts[0].tokens[::128]] == ["T5", "Qwen2", "Qwen2_blocks"]
+    assert [token.reader for token in prompts[0].tokens[::128]] == ["T5", "Qwen2", "Qwen2Blocks"]
     first, second = ([token.text for token in prompts[0].tokens[start : start + 128]] for start in (128, 256))
     assert first == second
     latents, timestep = noisy(backbone)
@@ -480,7 +480,7 @@ def test_hidream_reads_llama_twice_and_each_image_its_own():
         backbone.predict_velocity(latents, timestep, twice)
     maps = recorder.maps
     # a label of a map is that of its column alone
-    for label in ("cat@Qwen2#2", "cat@Qwen2_blocks#2"):
+    for label in ("cat@Qwen2#2", "cat@Qwen2Blocks#2"):
         assert twice.span(label) == (maps.sel(token=label).token_index,)
     both = backbone.inputs(latents.repeat(2, 1, 1, 1), 500.0, prompts)["encoder_hidden_states_llama3"]
     assert both.shape == (4, 2, 128, 16)

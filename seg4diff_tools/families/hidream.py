@@ -30,8 +30,8 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
         label_template(tokenizer, text, min(TOKENS, tokenizer.model_max_length), left=tokenizer.padding_side == "left")
         for tokenizer in (pipe.tokenizer_3, pipe.tokenizer_4)
     )
-    # one name for each copy, so that a label such as "cat@LLM_blocks#2" is that of one token
-    blocks = [replace(token, reader=f"{token.reader}_blocks") for token in llama]
+    # one name for each copy, so that a label such as "cat@LLMBlocks#2" is that of one token
+    blocks = [replace(token, reader=f"{token.reader}Blocks") for token in llama]
     return numbered([*t5, *llama, *blocks])
 
 
