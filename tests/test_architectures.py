@@ -471,10 +471,17 @@ def test_chroma_adds_its_mask_to_the_scores():
 def test_hidream_reads_llama_twice_and_each_image_its_own():
     backbone = wrap_pipeline(build("hidream"))
     prompts = backbone.encode_prompt([PROMPT, "a dog"])
-    assert [token.reader for token in prompts[0].tokens[::128]] == ["T5", "Qwen2", "Qwen2"]
+    assert [token.reader for token in prompts[0].tokens[::128]] == ["T5", "Qwen2", "Qwen2Blocks"]
     first, second = ([token.text for token in prompts[0].tokens[start : start + 128]] for start in (128, 256))
     assert first == second
-    latents, _ = noisy(backbone)
+    latents, timestep = noisy(backbone)
+    twice = backbone.encode_prompt("a cat and a cat")
+    with AttentionRecorder(backbone, prompt=twice, layers=0) as recorder:
+        backbone.predict_velocity(latents, timestep, twice)
+    maps = recorder.maps
+    # a label of a map is that of its column alone
+    for label in ("cat@Qwen2#2", "cat@Qwen2Blocks#2"):
+        assert twice.span(label) == (maps.sel(token=label).token_index,)
     both = backbone.inputs(latents.repeat(2, 1, 1, 1), 500.0, prompts)["encoder_hidden_states_llama3"]
     assert both.shape == (4, 2, 128, 16)
     for image, prompt in enumerate(prompts):
@@ -508,6 +515,21 @@ def test_lumina2_refuses_a_batch_whose_images_stand_in_different_places():
     ):
         backbone.generate([PROMPT, "a dog"], steps=1, progress=False)
     backbone.generate([PROMPT, "a dog"], steps=1, progress=False)
+
+
+def test_lumina2_can_stop_guidance_midway():
+    backbone, stopped = wrap_pipeline(build("lumina2")), {"cfg_trunc_ratio": 0.5, "guidance_scale": 3.0}
+    with AttentionRecorder(backbone, layers=0) as recorder:
+        backbone.generate(PROMPT, steps=4, progress=False, **stopped)
+    there = recorder.maps.notnull().any(("layer", "token", "y", "x"))[0]
+    assert there.sel(branch="cond").values.tolist() == [True] * 4
+    assert there.sel(branch="uncond").values.tolist() == [True, True, False, False]
+    # from the first step on, it is as if there were none
+    found = []
+    for asked in (stopped | {"cfg_trunc_ratio": 0.0}, {"guidance_scale": 1.0}):
+        with perturbed_guidance(backbone, drop(), 2, scale=2.0):
+            found += backbone.generate(PROMPT, steps=2, progress=False, **asked)
+    np.testing.assert_array_equal(*map(np.asarray, found))
 
 
 def test_cogview4_has_its_pads_before_the_prompt():

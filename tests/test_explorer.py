@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import traitlets
 import xarray as xr
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from seg4diff_tools import AttentionRecorder, explore, open_recording, scenes
 from seg4diff_tools.backbones.loading import as_backbone
@@ -454,6 +455,43 @@ def test_pictures_of_steps_are_kept_where_they_are_asked_for(tiny_backbone):
     asked = explore(tiny_backbone, IMAGE, prompt="a cat", steps=1, step_pictures=True)
     assert len(asked.step_pictures) == 1
     assert asked.call.endswith("steps=1, step_pictures=True")
+
+
+@pytest.mark.parametrize("kind", ["heun", "stochastic"])
+def test_steps_that_are_not_straight_tell_no_pictures(kind):
+    backbone = as_backbone(tiny_models.build("sd3"))
+    euler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    backbone.pipe.scheduler = scheduler = FlowMatchHeunDiscreteScheduler() if kind == "heun" else euler
+    view = explore(backbone, "a cat", steps=2)
+    assert (view.step_pictures, view.call) == ([], 'explore(backbone, prompt="a cat", seed=0, steps=2')
+    with pytest.raises(InputError, match=f"FlowMatchEuler.*got {type(scheduler).__name__}: pass step_pictures=False"):
+        explore(backbone, "a cat", steps=2, step_pictures=True)
+    # of a picture that is given, the noise is known
+    assert len(explore(backbone, IMAGE, prompt="a cat", steps=2, step_pictures=True).step_pictures) == 2
+
+
+def test_words_outside_the_prompt_are_explored_alone(tiny_backbone, monkeypatch):
+    outside = {"direction": ["i2c", "c2i"], "concepts": ["a sky", "tree"]}
+    view = explore(
+        tiny_backbone, IMAGE, prompt="a cat", steps=1, record=outside, layer=2, token="tree", direction="c2i"
+    )
+    with AttentionRecorder(tiny_backbone, prompt="a cat", **outside) as recorder:
+        noisy = tiny_backbone.add_noise(tiny_backbone.encode_image(IMAGE), 1, 1)
+        tiny_backbone.predict_velocity(*noisy, "a cat")
+    wanted = recorder.recording["c2i"].sel(layer=2, concept="tree").squeeze()
+    np.testing.assert_allclose(view.data.values, wanted, rtol=1e-5)
+    assert [token["label"] for token in view.tokens] == ["a sky", "tree"]
+    assert explore(recorder, IMAGE, direction="i2c").axes["direction"] == ["i2c", "c2i"]
+    both = outside | {"direction": ["i2t", "c2i"]}
+    with AttentionRecorder(tiny_backbone, prompt="a cat", **both) as recorder:
+        tiny_backbone.predict_velocity(*noisy, "a cat")
+    with pytest.raises(InputError, match=r"got both: i2t, c2i: pass one direction, such as recording\['c2i'\]"):
+        explore(recorder)
+    assert explore(recorder.recording["c2i"], token="tree").token == "tree"
+    # a live one says so before it generates
+    monkeypatch.setattr("seg4diff_tools.explorer.live.record_live", None)
+    with pytest.raises(InputError, match="got both: i2t, c2i"):
+        explore(tiny_backbone, "a cat", record=both)
 
 
 def test_names_of_several_words_are_one(tiny_backbone, recording):

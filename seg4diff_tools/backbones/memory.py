@@ -45,8 +45,9 @@ def checked_budget(memory_budget: Any, device: torch.device) -> int:
 
 def token_bytes(backbone: Backbone, tokens: int) -> int:
     """Return the bytes of one value for each channel of this many tokens of the joint sequence."""
-    weights = backbone.transformer.named_parameters()
-    queries = (value.shape[0] for name, value in weights if name.endswith((".to_q.weight", ".to_q.base_layer.weight")))
+    modules = backbone.transformer.named_modules()
+    # the shape of a weight is no width where it is quantized
+    queries = (module.out_features for name, module in modules if name.endswith(".to_q"))
     return tokens * max(queries, default=1) * backbone.dtype.itemsize
 
 
@@ -71,5 +72,5 @@ def check_need(need: int, budget: int, what: str, ways: str) -> None:
     if need > budget:
         raise InputError(
             f"expected work that fits into memory_budget={budget} ({readable(budget)}), got {what}, about "
-            f"{readable(need)}: pass {ways}, or memory_budget={need}"
+            f"{readable(need)}: pass {ways}, or memory_budget={need} or more"
         )

@@ -73,8 +73,10 @@ def layer_step_sweep(
         normalize: any of "softmax", "softmax+minmax", "scores", "scores+minmax" (Table 5).
         vocabulary: class names of the prompt. None gives each image its own classes, as the paper's released evaluation
             does (protocol "present"); a list is used for each image (protocol "full").
-        out: folder for the counts of each image. A killed run resumes from there and ends with the identical table; a
-            folder of other settings, another model or other images is refused. More images may be appended.
+        out: folder for the counts of each image. A killed run resumes from there; a folder of other settings, another
+            model or other images is refused. More images may be appended. With the same `memory_budget` the table is
+            that of a run in one go; with None the free memory tells how many forwards run at once, and maps can differ
+            by rounding, which moves a pixel only where two classes tie.
         batch: forwards to run at once (images times steps); a run in `out` keeps its own.
         memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
             `batch` does not fit, fewer images and forwards run at once.

@@ -16,7 +16,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import InputError, as_names, instance_of, one_of, shown
-from seg4diff_tools.explorer.live import STEPS, LiveExplorer
+from seg4diff_tools.explorer.live import STEPS, LiveExplorer, samples_straight
 from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
 from seg4diff_tools.explorer.words import known_phrases, told_phrases
@@ -55,9 +55,9 @@ def explore(
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
-            image, branch, layer, step, head and token (or class); a dictionary of several, by name, for comparison; a
-            segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with `prompt`, also a
-            name), which is recorded with `prompt`, `seed` and `image`.
+            image, branch, layer, step, head and token (or class, or concept); a dictionary of several, by name, for
+            comparison; a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with
+            `prompt`, also a name), which is recorded with `prompt`, `seed` and `image`.
         image: the picture under the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
             its input picture, with every step's noise; None generates one. A sample or scene brings its image, its
             caption as the prompt and its class names as phrases.
@@ -67,7 +67,8 @@ def explore(
         record: further arguments of `AttentionRecorder` for a backbone, such as {"heads": "all", "direction": ["i2t",
             "t2i"]}.
         step_pictures: keep the clean image that the backbone predicts at each recorded step, which is then shown under
-            the maps of that step; costs one decode of the VAE a step. None keeps them for generated pictures.
+            the maps of that step; costs one decode of the VAE a step. None keeps them for pictures that are generated
+            with FlowMatchEulerDiscreteScheduler, the one whose steps tell them.
         phrases: names of several words that are shown as one, with the mean of their maps; None for the class names of
             the sample, and for those that scenes draw, such as "night sky".
         store: characters of maps that a saved notebook keeps, for display without Python; 0 for none.
@@ -80,7 +81,8 @@ def explore(
         "token")` observes one, `view.data` has the shown maps and `view.save_html("view.html")` writes a page.
 
     Raises:
-        InputError: nothing to show, a setting that was not recorded, or incompatible recordings.
+        InputError: nothing to show, a setting that was not recorded, incompatible recordings, or words outside the
+            prompt (i2c, c2i) beside those of the prompt.
         RecordingError: a file that is no recording, is damaged, or has another version.
 
     Example: `explore(recorder, scene.image, token="cat")`, `explore(backbone, scene)`,
@@ -109,7 +111,7 @@ def explore(
         image = None if image is None else open_image(image)
         if not isinstance(prompt, str):
             raise InputError(f"expected prompt as text for a backbone, got {prompt!r}: pass prompt='a cat on grass'")
-        kept = image is None if step_pictures is None else step_pictures
+        kept = image is None and samples_straight(source) if step_pictures is None else step_pictures
         options = {"phrases": names, **settings}
         return LiveExplorer(source, image, prompt, seed, steps, record or {}, store, step_pictures=kept, **options)
     given = {"prompt": prompt, "record": record, "step_pictures": step_pictures, "seed": seed or None}

@@ -10,16 +10,18 @@ from typing import Any
 import PIL.Image
 import torch
 import traitlets
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording
+from seg4diff_tools.attention.request import RECORDED
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.sampling import draw_noise
-from seg4diff_tools.errors import one_of
-from seg4diff_tools.explorer.maps import AXES, MapSource
+from seg4diff_tools.errors import InputError, one_of, some_of
+from seg4diff_tools.explorer.maps import AXES, MapSource, check_directions
 from seg4diff_tools.explorer.widget import CLASSES, Explorer, described
 from seg4diff_tools.explorer.words import content_words, told_phrases
 from seg4diff_tools.families import model_lock
@@ -67,6 +69,7 @@ class LiveExplorer(Explorer):
         known = [name for name in signature(AttentionRecorder).parameters if name not in ("model", "stop_after")]
         for name in options:
             one_of(name, "keys of record", known, "arguments of AttentionRecorder, such as record={'layers': [9]}")
+        check_directions(some_of(options.get("direction", "i2t"), "direction", RECORDED))
         if (chosen := options.get("steps")) is not None:
             options = {**options, "steps": as_indices(chosen, "steps of record", steps)}
         self._recipe = backbone, steps, options, step_pictures
@@ -116,11 +119,12 @@ class LiveExplorer(Explorer):
             *(["image"] if picture is not None else []),
             f"prompt={json.dumps(prompt, ensure_ascii=False)}",
         ]
-        _, steps, options, step_pictures = self._recipe
+        backbone, steps, options, step_pictures = self._recipe
+        usual = picture is None and samples_straight(backbone)
         told = [
             *([f"steps={steps}"] if steps != STEPS else []),
             *([f"record={dict(options)!r}"] if options else []),
-            *([f"step_pictures={step_pictures}"] if step_pictures != (picture is None) else []),
+            *([f"step_pictures={step_pictures}"] if step_pictures != usual else []),
         ]
         return f"explore({', '.join([*arguments, f'seed={seed}', *told])}{told_phrases(self._phrases)}"
 
@@ -199,6 +203,13 @@ class LiveExplorer(Explorer):
             self.revision += 1
 
 
+def samples_straight(backbone: Backbone) -> bool:
+    """Return whether each step of sampling leads straight to the clean image that is predicted, as Euler's does."""
+    scheduler = backbone.pipe.scheduler
+    euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return euler and not scheduler.config.get("stochastic_sampling", False)
+
+
 class _CancelledError(Exception):
     """Raised to stop a cancelled recording."""
 
@@ -220,7 +231,8 @@ def record_live(
         steps: length of the schedule.
         options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads, and every token
             are recorded; padding is omitted if there are more tokens than CLIP's 77.
-        step_pictures: decode the clean image that the model predicts at each recorded step.
+        step_pictures: decode the clean image that the model predicts at each recorded step; of a generated picture
+            with a scheduler that `samples_straight`.
         picture: the input, with the noise of each wanted step; None to generate one.
         prompt: of the model.
         seed: of the noise.
@@ -229,7 +241,15 @@ def record_live(
     Returns:
         The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures, one
         for each recorded step, or none.
+
+    Raises:
+        InputError: step_pictures of a generated picture, of which the scheduler's steps do not tell them.
     """
+    if step_pictures and picture is None and not samples_straight(backbone):
+        raise InputError(
+            f"expected step_pictures of a generated picture with FlowMatchEulerDiscreteScheduler, whose steps lead "
+            f"straight to what is predicted, got {type(backbone.pipe.scheduler).__name__}: pass step_pictures=False"
+        )
     encoded = backbone.encode_prompt(prompt)
     read = encoded.indices("start", "word", "end", "template")
     tokens = encoded.indices("start", "word", "end", "template", "pad")

@@ -1,7 +1,7 @@
 """Recorded maps for a viewer: all words of one setting at a time, in 8 bits."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Float32, UInt8
 
+from seg4diff_tools.attention.request import OUTSIDE
 from seg4diff_tools.errors import InputError, shown
 from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words_of
 
@@ -60,7 +61,7 @@ class MapSource:
 
     Args:
         recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x,
-            and any of image, branch, layer, step, head and token (or class).
+            and any of image, branch, layer, step, head and token (or class, or concept).
         phrases: phrases that are shown as one word, such as "night sky", where the prompt has them.
         schedule: length of the whole schedule; None infers it from a recording of all steps from 0 on.
 
@@ -75,7 +76,7 @@ class MapSource:
 
     Raises:
         InputError: nothing to show, an unknown axis, or recordings with different words or grids, or without a common
-            layer or step.
+            layer or step; words outside the prompt beside those of the prompt.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class MapSource:
         }
         if not named:
             raise InputError("expected recorded maps, got a recording without any: record direction='i2t' or 't2i'")
+        for directions in recordings.values():
+            check_directions(directions)
         self._maps = {key: _canonical(maps) for key, maps in named.items()}
         first = next(iter(self._maps.values()))
         self.tokens, self.words = tokens_of(first), words_of(first, phrases)
@@ -255,9 +258,25 @@ class MapSource:
         return f"This page keeps {said}; run in a notebook, the explorer has all." if parts else ""
 
 
+def check_directions(directions: Iterable[str]) -> None:
+    """Check that maps of one recording can have the same words.
+
+    Raises:
+        InputError: words of the prompt, and words outside of it.
+    """
+    directions = list(directions)
+    inside, outside = ([name for name in directions if name in kinds] for kinds in (OUTSIDE.values(), OUTSIDE))
+    if inside and outside:
+        raise InputError(
+            f"expected maps of the prompt's words, or of words outside of it, got both: {', '.join(directions)}: pass "
+            f"one direction, such as recording[{outside[0]!r}], or record it alone"
+        )
+
+
 def _canonical(maps: xr.DataArray) -> xr.DataArray:
     """Return maps with all axes in one order; missing ones get length 1 and no values."""
-    maps = maps.rename({"class": "token"}) if "class" in maps.dims and "token" not in maps.dims else maps
+    if "token" not in maps.dims:
+        maps = maps.rename({name: "token" for name in ("class", "concept") if name in maps.dims})
     order = (*AXES[2:], "token", "y", "x")
     if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
         raise InputError(

@@ -89,7 +89,10 @@ def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
 
 
 def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
-    # guidance-distilled models read guidance_scale and add true_cfg_scale; Z-Image can stop guidance midway
+    # Lumina 2 and Z-Image can stop guidance midway
+    if names.get("do_classifier_free_truncation"):
+        return None
+    # guidance-distilled models read guidance_scale and add true_cfg_scale
     flags = (
         ("do_true_cfg", "true_cfg_scale"),
         ("apply_cfg", "current_guidance_scale"),

@@ -3,6 +3,7 @@
 Latents that are not square are filled up to a fixed number of image tokens, whose keys are zero."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -29,7 +30,9 @@ def _label(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
         label_template(tokenizer, text, min(TOKENS, tokenizer.model_max_length), left=tokenizer.padding_side == "left")
         for tokenizer in (pipe.tokenizer_3, pipe.tokenizer_4)
     )
-    return numbered([*t5, *llama, *llama])
+    # one name for each copy, so that a label such as "cat@LLMBlocks#2" is that of one token
+    blocks = [replace(token, reader=f"{token.reader}Blocks") for token in llama]
+    return numbered([*t5, *llama, *blocks])
 
 
 def _made_size(pipe: Any, size: tuple[int, int]) -> tuple[int, int]:
