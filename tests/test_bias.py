@@ -14,6 +14,7 @@ from seg4diff_tools.attention.areas import grid_mask
 from seg4diff_tools.attention.bias import AttentionBias, JointTokens
 from seg4diff_tools.attention.concepts import encode_concepts
 from seg4diff_tools.attention.edits import apply_edit, blur, perturbed_guidance
+from seg4diff_tools.attention.groups import Rule, group_bias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.placing import layout_masks, lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
@@ -175,6 +176,11 @@ def test_areas_by_hand():
     large = np.zeros((6, 8), dtype=bool)
     large[:3, 4:] = True
     assert grid_mask(large, (2, 2)).tolist() == [[False, True], [False, False]]
+    # the same place as a box and as a mask whose size the grid does not divide
+    for edge in range(1, 12):
+        mask = np.zeros((1, 12), dtype=bool)
+        mask[:, :edge] = True
+        assert torch.equal(grid_mask(mask, (1, 8)), grid_mask((0.0, 0.0, edge / 12, 1.0), (1, 8)))
     assert grid_mask(torch.tensor([[True, False]]), (2, 4)).tolist() == [[True, True, False, False]] * 2
 
 
@@ -360,3 +366,33 @@ def test_a_bias_that_closes_all_is_refused(tiny_backbone):
         intercept(tiny_backbone.transformer, bias=AttentionBias(1.0, steps=0)),
     ):
         tiny_backbone.predict_velocity(noisy, torch.tensor([100.0, 900.0]), PROMPT)
+
+
+def test_a_function_may_give_one_bias(tiny_backbone):
+    with intercept(tiny_backbone.transformer, bias=RULES[1]):
+        wanted = forward(tiny_backbone)
+    with intercept(tiny_backbone.transformer, bias=lambda layout, turn: RULES[1]):
+        assert torch.equal(forward(tiny_backbone), wanted)
+
+
+def test_words_outside_the_prompt_need_a_family_that_takes_them(tiny_backbone):
+    concepts = encode_concepts(tiny_backbone, ["sky"])
+    with (
+        pytest.raises(InputError, match="got one of the family chroma"),
+        intercept(build("chroma").transformer, concepts=concepts),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("weight", [1e5, -1e5, 1e300, torch.tensor([1e5, -1e5], dtype=torch.float64)])
+def test_large_weights_stay_finite_in_half_precision(weight):
+    keys, none = torch.zeros(2, 5, dtype=torch.bool)
+    keys[[1, 3]] = True
+    like = torch.zeros(1, dtype=torch.float16)
+    rule = AttentionBias(weight, keys=JointTokens(text=[1, 3]))
+    found = group_bias([Rule(rule.weight, ~none, keys)] * 2, 1, like)
+    limit = torch.finfo(torch.float16).max
+    signs = torch.as_tensor(weight, dtype=torch.float64).sign().expand(2)
+    assert found.dtype == torch.float16
+    assert found[[1, 3]].tolist() == (signs * limit).tolist()
+    assert found[[0, 2, 4]].tolist() == [0, 0, 0]

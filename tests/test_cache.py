@@ -15,8 +15,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from seg4diff_tools import caching, datasets
+from seg4diff_tools.attention.bias import AttentionBias, JointTokens
 from seg4diff_tools.attention.edits import apply_edit, blur, drop, perturbed_guidance, swap
 from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import load_backbone, wrap_pipeline
 from seg4diff_tools.backbones.lora import apply_lora, attach, trained
@@ -276,6 +278,9 @@ class TestFingerprint:
             yield
             handle.remove()
 
+        def placed(strength, right=0.5, *, word="cat", text="a dog and a cat"):
+            return place_words(backbone, text, {word: (0.0, 0.0, right, 1.0)}, strength=strength)
+
         class Processor(type(block.attn.processor)):
             pass
 
@@ -295,6 +300,16 @@ class TestFingerprint:
             "a hook": lambda: hook(2.0),
             "another hook": lambda: hook(3.0),
             "key bias": lambda: intercept(backbone.transformer, key_bias=torch.ones(203)),
+            "a function of biases": lambda: intercept(backbone.transformer, bias=biases_by(1.0)),
+            "another function": lambda: intercept(backbone.transformer, bias=biases_by(2.0)),
+            "function and keys": lambda: intercept(backbone.transformer, bias=biases_by(2.0), key_bias=torch.ones(203)),
+            "words placed": lambda: placed(2.0),
+            "placed firmly": lambda: placed(3.0),
+            "placed elsewhere": lambda: placed(2.0, 0.7),
+            "another word": lambda: placed(2.0, word="dog"),
+            "another prompt": lambda: placed(2.0, text="a cat and a dog"),
+            "a layout locked": lambda: lock_layout(backbone, "a cat", ["cat"], 1),
+            "kinds left out": lambda: without(backbone, "pad", prompt="a cat"),
             "a processor": lambda: put(block.attn, "processor", Processor()),
             "temperature": lambda: put(block.attn, "scale", 0.5),
             "another scheduler": lambda: put(pipe, "scheduler", FlowMatchEulerDiscreteScheduler(shift=5.0)),
@@ -314,6 +329,25 @@ class TestFingerprint:
             assert model_fingerprint(backbone) == found["plain"], name
         for name, value in found.items():
             assert [other for other in found if found[other] == value] == [name]
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda backbone: place_words(backbone, "a cat", {"cat": (0.0, 0.0, 0.5, 1.0)}),
+            lambda backbone: lock_layout(backbone, "a cat", ["cat"], 1),
+            lambda backbone: without(backbone, "pad", prompt="a cat"),
+            lambda backbone: intercept(backbone.transformer, bias=biases_by(2.0)),
+        ],
+    )
+    def test_the_same_biases_are_the_same_model(self, tiny_backbone, make):
+        found = []
+        for _ in range(2):
+            with make(tiny_backbone):
+                found.append(model_fingerprint(tiny_backbone))
+                remember(noted, tiny_backbone)
+        remember(noted, tiny_backbone)
+        assert found[0] == found[1] != model_fingerprint(tiny_backbone)
+        assert len(CALLS) == 2
 
     def test_what_changes_no_result_is_left_out(self, build_backbone):
         backbone = build_backbone()
@@ -349,6 +383,10 @@ class TestFingerprint:
             layer_step_sweep(backbone, scenes, layers=[1], out=tmp_path / "run", progress=False)
         backbone.pipe.enable_lora()
         layer_step_sweep(backbone, scenes, layers=[1], out=tmp_path / "run", progress=False)
+
+
+def biases_by(weight):
+    return lambda layout, turn: [AttentionBias(weight, keys=JointTokens(text=[1]))]
 
 
 def tiny_lora(backbone):

@@ -13,6 +13,7 @@ from seg4diff_tools.analysis.features import (
     token_labels,
     value_norms,
 )
+from seg4diff_tools.attention.areas import area_means
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import InputError
 
@@ -119,6 +120,17 @@ def test_pca_colors_are_shared_by_images():
 def test_token_labels_by_hand():
     labels = torch.tensor([[0, 0, 2, 2, 1, 1], [0, 1, 2, 1, 1, 1]])
     assert token_labels(labels, (1, 3)).tolist() == [[0, 2, 1]]
+
+
+def test_tokens_of_sizes_that_do_not_divide_take_parts_of_pixels():
+    # 5 pixels on 3 tokens: 1 + 2/3, 1/3 + 1 + 1/3, 2/3 + 1 of them
+    values = torch.tensor([[3.0, 0.0, 5.0, 10.0, 15.0]])
+    assert_allclose(area_means(values, (1, 3)), [[1.8, 5.0, 13.0]])
+    wide = torch.rand(2, 7, 11, generator=torch.Generator().manual_seed(0))
+    whole = wide.repeat_interleave(3, 1).repeat_interleave(4, 2)  # 21 x 44 pixels, on 3 x 4 tokens of 7 x 11
+    assert_allclose(area_means(wide, (3, 4)), whole.unflatten(1, (3, 7)).unflatten(3, (4, 11)).mean((2, 4)), rtol=1e-6)
+    # more pixels of 1 touch the middle token, but those of 0 cover more of it
+    assert token_labels(torch.tensor([[0, 1, 0, 1, 1]]), (1, 3)).tolist() == [[0, 0, 1]]
 
 
 def test_prompts_have_to_fit(tiny_backbone, given):

@@ -1,5 +1,7 @@
 """Words kept in their place: where they are asked to be, and how pictures are judged."""
 
+import math
+
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
@@ -50,6 +52,14 @@ def test_pictures_are_those_of_the_model_with_words_in_place(tiny_backbone):
     wanted = judge(detector, made, asked)
     found = table[table.setting == "placed"].reset_index(drop=True)
     assert_frame_equal(found[["correct", "wrong"]], wanted[["correct", "wrong"]])
+
+
+def test_an_infinite_strength_closes_the_ways_outside(tiny_backbone):
+    asked, sampling = prompts(1)[:1], {"steps": 2, "progress": False}
+    table = placing_effects(tiny_backbone, load_detector(), asked, {"closed": Placing(math.inf)}, **sampling)
+    with place_words(tiny_backbone, [asked[0].text], [asked_places(asked[0])], strength=math.inf):
+        made = tiny_backbone.generate([asked[0].text], seed=[0], **sampling)
+    assert table.correct.tolist() == judge(load_detector(), made, asked).correct.tolist()
 
 
 def test_things_count_where_they_are_asked_to_be():

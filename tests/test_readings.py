@@ -87,6 +87,21 @@ def test_bounces_are_powers_of_the_joint_map(tiny_backbone, latents, prompt, tim
     assert_allclose(found, wanted, rtol=1e-4 if heads == "even" else 0.02)
 
 
+def test_a_kind_that_no_token_has_is_refused(tiny_backbone, latents, prompt):
+    with pytest.raises(InputError, match="kinds of tokens that .* has, .*, got 'template'"):
+        read(tiny_backbone, latents, [prompt], partial(readings.without, kinds="template"), [1])
+
+
+def test_heads_are_alike_where_none_remembers(tiny_backbone, latents, prompt, monkeypatch):
+    attention = tiny_backbone.transformer.transformer_blocks[3].attn
+    for layer in (attention.to_q, attention.add_q_proj):
+        monkeypatch.setattr(
+            layer, "forward", lambda states, own=layer: torch.zeros_like(torch.nn.Linear.forward(own, states))
+        )
+    found = read(tiny_backbone, latents, [prompt], partial(readings.bounced, heads="eigenvalue"), [3])
+    assert_allclose(found, 1 / (49 + 154), rtol=1e-4)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("method", "pattern"),

@@ -1,5 +1,8 @@
 """Takers of attention, the chain's stationary distribution and closed keys against the materialized joint map."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,17 @@ from seg4diff_tools.analysis import (
     random_keys,
     top_keys,
 )
-from seg4diff_tools.attention import second_eigenvalue, token_rank
+from seg4diff_tools.attention import (
+    AttentionBias,
+    AttentionRecorder,
+    JointTokens,
+    apply_edit,
+    drop,
+    second_eigenvalue,
+    token_rank,
+)
 from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.errors import RecordingError
 
 TEXTS = ["a cat and a dog", "a red car"]
 
@@ -144,3 +156,49 @@ def test_closing_ends_with_the_with(tiny_backbone, inputs):
     with close_keys(tiny_backbone, top_keys()):
         assert not torch.equal(tiny_backbone.predict_velocity(*inputs), before)
     assert torch.equal(tiny_backbone.predict_velocity(*inputs), before)
+
+
+def first_key(call):
+    closed = torch.zeros(len(call.query), call.query.shape[2], dtype=torch.bool)
+    closed[:, call.image.start] = True
+    return closed
+
+
+def test_closed_keys_go_with_biases(tiny_backbone, inputs):
+    rule = AttentionBias(-math.inf, JointTokens(image=(0.0, 0.0, 0.5, 1.0)), JointTokens(text=[1, 2]))
+    with intercept(tiny_backbone.transformer, bias=rule):
+        call, output = outputs(tiny_backbone, inputs, first_key)
+    scores = call.query.double() @ call.key.double().mT * call.scale + call.added(slice(0, None), slice(0, None))
+    scores[..., call.image.start] = -torch.inf
+    assert_allclose(output, scores.softmax(-1) @ call.value.double(), atol=2e-5)
+    # and as one bias with the other
+    both = [rule, AttentionBias(-math.inf, keys=JointTokens(image=np.arange(42).reshape(6, 7) == 0))]
+    with intercept(tiny_backbone.transformer, bias=both):
+        wanted = tiny_backbone.predict_velocity(*inputs)
+    with intercept(tiny_backbone.transformer, bias=rule), close_keys(tiny_backbone, first_key):
+        assert_allclose(tiny_backbone.predict_velocity(*inputs), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("choose", [lambda: top_keys(3), lambda: random_keys(3)])
+def test_words_outside_the_prompt_change_nothing_with_closed_keys(tiny_backbone, inputs, choose):
+    with close_keys(tiny_backbone, choose()):
+        alone = tiny_backbone.predict_velocity(*inputs)
+    with AttentionRecorder(tiny_backbone, direction="c2i", concepts=["sky"]), close_keys(tiny_backbone, choose()):
+        beside = tiny_backbone.predict_velocity(*inputs)
+    assert_allclose(beside, alone, atol=1e-5)
+
+
+def test_closed_keys_do_not_undo_an_edit(tiny_backbone, inputs):
+    with (
+        pytest.raises(RecordingError, match="own output in layer 0, .*enter close_keys first"),
+        apply_edit(tiny_backbone, drop()),
+        close_keys(tiny_backbone, top_keys()),
+    ):
+        tiny_backbone.predict_velocity(*inputs)
+
+
+def test_uniform_attention_forgets_at_once(call):
+    even = replace(
+        call, query=torch.zeros_like(call.query), raw_lse=torch.full_like(call.lse, np.log(call.key.shape[2]))
+    )
+    assert second_eigenvalue(even).max() < 1e-6

@@ -10,9 +10,10 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate, one_hot
+from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
+from seg4diff_tools.attention.areas import area_means
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_latents, check_layers
@@ -157,7 +158,7 @@ def explained_variance(features: Float[np.ndarray, "token channel"], groups: Int
 
 
 def token_labels(label_map: Int[Tensor, "height width"], grid: tuple[int, int]) -> Int[Tensor, "y x"]:
-    """Return the majority class of each image token.
+    """Return the majority class of each image token; of several, the first.
 
     Args:
         label_map: class of each pixel, 0 or more.
@@ -169,8 +170,7 @@ def token_labels(label_map: Int[Tensor, "height width"], grid: tuple[int, int]) 
     label_map, grid = torch.from_numpy(label_array(label_map)), as_size(grid)
     if label_map.numel() == 0 or label_map.min() < 0:
         raise InputError("expected label_map with classes of 0 or more, got a negative one or none: give it a class")
-    shares = interpolate(one_hot(label_map).permute(2, 0, 1)[None].float(), size=grid, mode="area")
-    return shares[0].argmax(0)
+    return area_means(one_hot(label_map).permute(2, 0, 1), grid).argmax(0)
 
 
 def value_norms(

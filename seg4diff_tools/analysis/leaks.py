@@ -6,9 +6,9 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import interpolate
 
 from seg4diff_tools.analysis.search import sample_maps
+from seg4diff_tools.attention.areas import area_means
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
@@ -58,9 +58,9 @@ def leakage(
     rows = []
     for image, (sample, maps) in enumerate(sample_maps(backbone, samples, "leaks", progress, True, **read)):
         labels = torch.as_tensor(np.array(sample.label_map)).long()
-        masks = torch.stack([labels == index for index in range(len(sample.class_names))]).float()
+        masks = torch.stack([labels == index for index in range(len(sample.class_names))])
         # the share of each token that a class covers
-        places = interpolate(masks[None], size=tuple(maps.shape[-2:]), mode="area")[0].flatten(1).double()
+        places = area_means(masks, tuple(maps.shape[-2:])).flatten(1)
         on = torch.einsum("lwp,op->lwo", maps[0, :, 0].flatten(2).double(), places)
         means, total = on / places.sum(1), maps[0, :, 0].double().sum((-2, -1))
         seen = [index for index, own in enumerate(places) if own.sum() > 0]

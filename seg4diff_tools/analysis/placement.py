@@ -1,5 +1,6 @@
 """Effects of words that are kept in their place on pictures: are more of them right, and do things stand there?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError, instance_of, list_of
 from seg4diff_tools.generation.composition import Asked, CompositionPrompt, fitting_plan, judge
 from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
-from seg4diff_tools.indices import as_float, as_int
+from seg4diff_tools.indices import as_float, as_int, scalar
 from seg4diff_tools.scenes.drawings import concepts
 
 Places = dict[str, Bool[np.ndarray, "y x"]]
@@ -29,7 +30,7 @@ class Placing:
     """How words are kept in their place.
 
     Args:
-        strength: see `place_words`; 0 for pictures without it.
+        strength: see `place_words`, infinite ones too; 0 for pictures without it.
         lock: step whose attention tells where words stand, see `lock_layout`; None for places that are given.
 
     Raises:
@@ -40,7 +41,9 @@ class Placing:
     lock: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", as_float(self.strength, "strength"))
+        strength = scalar(self.strength)
+        infinite = isinstance(strength, float) and strength == math.inf
+        object.__setattr__(self, "strength", strength if infinite else as_float(strength, "strength"))
         if self.lock is not None:
             object.__setattr__(self, "lock", as_int(self.lock, "lock", 0))
 

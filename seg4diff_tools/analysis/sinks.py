@@ -15,10 +15,9 @@ from seg4diff_tools.analysis.features import observe_images
 from seg4diff_tools.attention.chain import token_rank
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import CLOSED, attention_with_lse
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, list_of
+from seg4diff_tools.errors import InputError, RecordingError, list_of
 from seg4diff_tools.families import transformer_of
 from seg4diff_tools.images import ImageLike
 from seg4diff_tools.indices import as_float, as_indices, as_int
@@ -98,7 +97,8 @@ def attention_takers(
 def close_keys(model: Any, choose: Choose, layers: int | Iterable[int] | None = None) -> Iterator[None]:
     """Close keys to every query in each forward inside the `with`, chosen anew in each layer and step.
 
-    Recorders see the attention before the keys are closed.
+    Keys stay closed that biases, as of `place_words`, have closed. Recorders see the attention before the keys are
+    closed, and so does an edit inside the `with`, whose change is added to the output of the open keys.
 
     Args:
         model: backbone, pipeline or transformer.
@@ -107,17 +107,21 @@ def close_keys(model: Any, choose: Choose, layers: int | Iterable[int] | None = 
 
     Raises:
         InputError: a layer out of range, or keys of another shape.
+        RecordingError: another interception around it, as of `apply_edit`, replaced the output already.
     """
     if not callable(choose):
         raise InputError(f"expected choose, a function of a JointAttention, got {choose!r}: pass top_keys()")
 
     def close(call: JointAttention) -> Tensor:
+        if call.replaced:
+            raise RecordingError(
+                f"expected the model's own output in layer {call.layer}, got one that was edited before keys are "
+                "closed: enter close_keys first, edits inside it"
+            )
         closed, shape = choose(call), (len(call.query), call.query.shape[2])
         if tuple(closed.shape) != shape or closed.dtype != torch.bool:
             raise InputError(f"expected closed keys as booleans {shape}, got {closed.dtype} {tuple(closed.shape)}")
-        mask = call.query.new_zeros(shape).masked_fill(closed, CLOSED)[:, None, None]
-        mask = mask if call.mask is None else call.mask + mask
-        return attention_with_lse(call.query, call.key, call.value, mask, call.scale)[0]
+        return call.without_keys(closed)
 
     with intercept(transformer_of(model), close, layers=layers):
         yield
@@ -148,8 +152,11 @@ def random_keys(count: int = 1, seed: int = 0) -> Choose:
 
     def choose(call: JointAttention) -> Bool[Tensor, "batch key"]:
         got = _received_by_all(call)
-        drawn = torch.rand(*got.shape, generator=generator, dtype=torch.float32, device="cpu").to(got.device)
-        return _marked(drawn.masked_fill(_marked(got, count), -1.0), count)
+        inside = _prompt_and_image(call)
+        size = len(got), int(inside.sum())
+        drawn = torch.full(got.shape, -1.0, dtype=torch.float32, device="cpu")
+        drawn[:, inside] = torch.rand(*size, generator=generator, dtype=torch.float32, device="cpu")
+        return _marked(drawn.to(got.device).masked_fill(_marked(got, count), -1.0), count)
 
     return choose
 
@@ -163,8 +170,16 @@ def _sides(call: JointAttention) -> Float[Tensor, "batch 2 query"]:
 
 
 def _received_by_all(call: JointAttention) -> Float[Tensor, "batch key"]:
-    even = _sides(call).new_ones(len(call.query), 1, 1, call.query.shape[2])
+    even = _prompt_and_image(call).to(call.query.device, torch.float32).expand(len(call.query), 1, 1, -1)
     return call.received(even).mean(1)[:, 0]
+
+
+def _prompt_and_image(call: JointAttention) -> Bool[Tensor, " key"]:
+    """Return all joint tokens but the words outside the prompt, which no choice follows; on the CPU."""
+    inside = torch.ones(call.query.shape[2], dtype=torch.bool, device="cpu")
+    if call.concepts is not None:
+        inside[call.concepts] = False
+    return inside
 
 
 def _marked(values: Float[Tensor, "batch key"], count: int) -> Bool[Tensor, "batch key"]:

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from seg4diff_tools.errors import InputError, shown
 from seg4diff_tools.indices import scalar
@@ -56,14 +55,31 @@ def grid_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
     """
     area = as_area(area, "area")
     if isinstance(area, Tensor):
-        share = adaptive_avg_pool2d(area[None].to(torch.float64), grid)[0]
+        share = area_means(area, grid)
     else:
         left, top, right, bottom = area
-        share = _overlap(top, bottom, grid[0])[:, None] * _overlap(left, right, grid[1])
+        rows, columns = grid
+        share = _overlap(top * rows, bottom * rows, rows)[:, None] * _overlap(left * columns, right * columns, columns)
     return share >= min(0.5, share.max().item()) - 1e-9
 
 
-def _overlap(low: float, high: float, count: int) -> Float[Tensor, " cell"]:
-    """Share of each of `count` cells from 0 to 1 that lies between two numbers."""
-    edges = torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
-    return ((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)) * count).clamp(min=0)
+def area_means(pixels: Shaped[Tensor, "*some y x"], grid: tuple[int, int]) -> Float[Tensor, "*some row column"]:
+    """Return the mean of pixels over the area of each image token, fp64; a pixel on a border counts with its parts.
+
+    Args:
+        pixels: masks or other values, on the CPU; whole numbers are added up without rounding.
+        grid: rows and columns of image tokens, no divisors of the size needed.
+    """
+    weights = []
+    for length, count in zip(pixels.shape[-2:], grid, strict=True):
+        # in units in which pixels and tokens begin and end at whole numbers
+        starts = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * count
+        weights.append(_overlap(starts, starts + count, count, length))
+    rows, columns = weights
+    return rows.mT @ pixels.to(torch.float64) @ columns / (pixels.shape[-2] * pixels.shape[-1])
+
+
+def _overlap(low: Any, high: Any, count: int, size: int = 1) -> Float[Tensor, "*part cell"]:
+    """Length of each of `count` cells of a size, which begin at 0, between two numbers or columns of them."""
+    edges = torch.arange(count + 1, dtype=torch.float64, device="cpu") * size
+    return (edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0)

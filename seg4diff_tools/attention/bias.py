@@ -11,8 +11,8 @@ from torch import Tensor
 
 from seg4diff_tools.attention.areas import Area, as_area, grid_mask
 from seg4diff_tools.attention.groups import Rule
-from seg4diff_tools.attention.turns import Turn
-from seg4diff_tools.errors import InputError, RecordingError, instance_of, list_of, shown
+from seg4diff_tools.attention.turns import PERTURBED, Turn
+from seg4diff_tools.errors import InputError, RecordingError, instance_of, shown, some_of
 from seg4diff_tools.families import Layout
 from seg4diff_tools.indices import as_indices, scalar
 
@@ -75,7 +75,7 @@ class AttentionBias:
         layers: 0-based; None for all.
         steps: of sampling, counted from 0; it begins anew where the timestep rises, as at the start of each pipeline
             call. None for all.
-        branches: of guidance, such as "cond"; None for all.
+        branches: of guidance, "cond", "uncond" or "perturbed"; None for all. It adds nothing where they do not run.
         images: of the batch; None for all.
 
     Raises:
@@ -108,15 +108,15 @@ class AttentionBias:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(as_indices(value, name)))
         if self.branches is not None:
-            names = [self.branches] if isinstance(self.branches, str) else self.branches
-            object.__setattr__(self, "branches", tuple(list_of(names, str, "branches", "branches=['cond']", "names")))
+            known = ("cond", "uncond", PERTURBED)
+            object.__setattr__(self, "branches", tuple(some_of(self.branches, "branches", known)))
 
     def rule(self, layout: Layout, turn: Turn) -> "Rule | None":
         """Return what it adds in a forward; None where it adds nothing.
 
         Raises:
             InputError: tokens or images that the forward does not have, or another number of weights than keys.
-        RecordingError: steps of a batch whose images are at different ones.
+            RecordingError: steps of a batch whose images are at different ones.
         """
         if self.steps is not None and turn.step is None:
             raise RecordingError(

@@ -52,6 +52,7 @@ def second_eigenvalue(call: JointAttention, *, most: int = 30) -> Float[Tensor, 
     logs = []
     for _ in range(as_int(most, "most", 2)):
         moved = moved - moved.mean(-1, keepdim=True)
-        moved = call.received(moved / moved.norm(dim=-1, keepdim=True))
+        # uniform attention leaves nothing: 0, whose logarithm is minus infinity
+        moved = call.received(moved / moved.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny))
         logs.append(moved.norm(dim=-1)[..., 0].log())
     return torch.stack(logs[most // 2 :]).mean(0).exp()

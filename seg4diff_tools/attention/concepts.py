@@ -74,6 +74,13 @@ class Concepts:
             transformer: the model.
             family: of it.
         """
+        check_appendable(family)
+        width = transformer.config.joint_attention_dim
+        if self.states.shape[1] != width:
+            raise InputError(
+                f"expected concepts of {width} features a token, got {self.states.shape[1]}: pass "
+                "encode_concepts(model, ['sky']) of the same model"
+            )
         embedder, *positions = (getattr(transformer, name) for name in family.appendable)
         length = 0
 
@@ -95,6 +102,16 @@ class Concepts:
             yield
 
 
+def check_appendable(family: Family) -> None:
+    """Raise an InputError where a family's text tokens have positions, so that none can be appended."""
+    if not family.appendable:
+        able = " and ".join(known.name for known in FAMILIES if known.appendable)
+        raise InputError(
+            f"expected a model whose text tokens have no positions with concepts, got one of the family {family.name}: "
+            f"use one of {able}, or put the words into the prompt"
+        )
+
+
 def encode_concepts(model: Any, names: Sequence[str]) -> Concepts:
     """Encode words outside the prompt, each as a prompt of its own, of which the word's tokens are taken.
 
@@ -108,12 +125,7 @@ def encode_concepts(model: Any, names: Sequence[str]) -> Concepts:
     """
     names = as_names(names, "concepts", example="['sky', 'cat']")
     family = family_of(transformer_of(model))
-    if not family.appendable:
-        able = " and ".join(known.name for known in FAMILIES if known.appendable)
-        raise InputError(
-            f"expected a model whose text tokens have no positions with concepts, got one of the family {family.name}: "
-            f"use one of {able}, or put the words into the prompt"
-        )
+    check_appendable(family)
     states, spans, count = [], [], 0
     for name in names:
         (prompt,) = encoded_prompts(model, family, name)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seg4diff_tools.attention.exact import as_slice, index_on, mask_part
+from seg4diff_tools.attention.exact import as_slice, index_on, mask_part, working_dtype
 from seg4diff_tools.attention.operators import CLOSED, added_mask
 from seg4diff_tools.errors import InputError
 
@@ -55,12 +55,16 @@ class Rule:
         return closed
 
     def values(self, like: Tensor) -> Float[Tensor, " token"]:
-        """What it adds to the score of each key, on the device and in the dtype of `like`."""
+        """What it adds to the score of each key, on the device of `like`, in at least fp32, within what `like`
+        holds."""
         places = index_on(tuple(self.keys.nonzero()[:, 0].tolist()), like.device)
-        added = like.new_zeros(len(self.keys))
+        added = like.new_zeros(len(self.keys), dtype=working_dtype(like))
         if isinstance(self.weight, Tensor):
-            return added.index_put((places,), self.weight.to(added))
-        return added.index_fill(0, places, self.weight)
+            weight = self.weight.to(like.device, torch.promote_types(self.weight.dtype, added.dtype))
+            return added.index_put((places,), _held(weight, like.dtype).to(added))
+        largest = torch.finfo(like.dtype).max
+        weight = self.weight if self.weight == -math.inf else max(-largest, min(largest, self.weight))
+        return added.index_fill(0, places, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +149,12 @@ class GroupBias:
         return [_joined(each, self.back, 0) for each in zip(*whole, strict=True)]
 
 
+def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite values within what a dtype holds; minus infinity stays."""
+    largest = torch.finfo(dtype).max
+    return torch.where(values == -math.inf, values, values.clamp(-largest, largest))
+
+
 def _with_bias(mask: Tensor | None, group: Group, dtype: torch.dtype) -> Tensor | None:
     part = None if mask is None else mask_part(mask, group.queries, group.open_keys)
     if group.added is None:
@@ -198,7 +208,8 @@ def group_bias(rules: Sequence[Rule], batch: int, like: Tensor) -> GroupBias | F
         groups = []
         for members_of, places in zip(kinds[1:].mT.tolist(), queries, strict=True):
             own = [at for at, inside in zip(concerned, members_of, strict=True) if inside]
-            added = sum((values[at] for at in own), like.new_zeros(tokens))
+            added = sum((values[at] for at in own), like.new_zeros(tokens, dtype=working_dtype(like)))
+            added = _held(added, like.dtype).to(like.dtype)
             free = ~sum((closed[at] for at in own), no_key)
             if not free.any():
                 raise InputError("expected an open key for each query, got a bias that closes all: leave some open")

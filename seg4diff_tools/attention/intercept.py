@@ -31,12 +31,12 @@ from seg4diff_tools.attention.operators import (
 )
 from seg4diff_tools.attention.shapes import KeyBias
 from seg4diff_tools.attention.turns import Turn, Turns
-from seg4diff_tools.errors import InputError, RecordingError, list_of
+from seg4diff_tools.errors import InputError, RecordingError, instance_of, list_of
 from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
 from seg4diff_tools.families._private import add_hook, native_dispatch, native_processors, uncompiled
 from seg4diff_tools.indices import as_indices, as_int
 
-Biases = Callable[[Layout, Turn], Sequence[AttentionBias]]
+Biases = Callable[[Layout, Turn], AttentionBias | Iterable[AttentionBias]]
 
 
 class StopForward(Exception):
@@ -49,12 +49,17 @@ class _Request:
 
     on_attention: Callable[[JointAttention], Tensor | None] | None
     layers: frozenset[int]
-    bias: Sequence[AttentionBias] | Biases
+    bias: Sequence[AttentionBias]
+    bias_of: Biases | None
     concepts: Concepts | None
     stop_after: int | None
 
     def concerns(self, layer: int) -> bool:
-        return layer in self.layers or bool(self.bias) or self.concepts is not None or self.stops(layer)
+        return layer in self.layers or self.biased or self.concepts is not None or self.stops(layer)
+
+    @property
+    def biased(self) -> bool:
+        return bool(self.bias) or self.bias_of is not None
 
     def stops(self, layer: int) -> bool:
         return self.stop_after is not None and layer >= self.stop_after
@@ -84,7 +89,8 @@ def intercept(
             observe, or an output [batch heads tokens dim] that the model goes on with instead.
         layers: layers that `on_attention` wants: one, several or a range; None wants all.
         bias: what is added to the scores of some queries with some keys: one `AttentionBias`, several, or a function
-            from the `Layout` and `Turn` of a forward to them. Gradients flow through the attention to everything else.
+            from the `Layout` and `Turn` of a forward to one, several or an empty list. Gradients flow through the
+            attention to everything else.
         key_bias: the same for all queries, layers and steps: additive log-weight of each joint key, [keys].
         concepts: words outside the prompt, from `encode_concepts`, that the calls' `outside_prompt` shows.
         stop_after: end the forward inside this layer's attention, right after `on_attention` has seen it. The forward
@@ -92,7 +98,8 @@ def intercept(
 
     Raises:
         UnknownArchitectureError: the transformer is of no known family.
-        InputError: a layer is out of range, or a bias does not fit the joint sequence.
+        InputError: a layer is out of range, a bias does not fit the joint sequence, or words outside the prompt the
+            model.
         RecordingError: the attention of a wanted layer does not pass the interception point, or there are other words
             outside the prompt already.
     """
@@ -108,8 +115,14 @@ def intercept(
         )
     if key_bias is not None and (not isinstance(key_bias, Tensor) or key_bias.ndim != 1):
         raise InputError("expected key_bias, a tensor with one value per joint key, got another: pass a 1-D tensor")
-    biases = _checked(bias, key_bias, depth)
-    request = _Request(on_attention, frozenset(wanted if on_attention else ()), biases, concepts, stop_after)
+    if concepts is not None:
+        instance_of(concepts, Concepts, "concepts", "encode_concepts(model, ['sky'])")
+    biases = [] if key_bias is None else [AttentionBias(key_bias)]
+    bias_of = bias if callable(bias) else None
+    if bias is not None and bias_of is None:
+        biases += _listed(bias, depth)
+    asked = frozenset(wanted if on_attention else ())
+    request = _Request(on_attention, asked, biases, bias_of, concepts, stop_after)
     with model_lock(transformer).hold("an interception of attention"):
         tap = _TAPS.get(transformer)
         if tap is None:
@@ -130,19 +143,15 @@ def intercept(
                 tap.remove()
 
 
-def _checked(bias: Any, key_bias: Tensor | None, depth: int) -> Sequence[AttentionBias] | Biases:
-    """Return biases as a list, `key_bias` with them, or the function that gives them."""
-    of_keys = [] if key_bias is None else [AttentionBias(key_bias)]
-    if bias is None:
-        return of_keys
-    if callable(bias):
-        return lambda layout, turn: [*of_keys, *bias(layout, turn)]
+def _listed(bias: Any, depth: int, name: str = "bias", *, empty: bool = False) -> list[AttentionBias]:
+    """Return biases as a list, their layers checked."""
     several = [bias] if isinstance(bias, AttentionBias) else bias
-    listed = list_of(several, AttentionBias, "bias", "bias=AttentionBias(-1.0, keys=JointTokens(text=[1]))")
+    way_out = "AttentionBias(-1.0, keys=JointTokens(text=[1])), or a list of them"
+    listed = list_of(several, AttentionBias, name, way_out, empty=empty)
     for each in listed:
         if each.layers is not None:
             as_indices(each.layers, "layers", depth)
-    return [*of_keys, *listed]
+    return listed
 
 
 def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -158,9 +167,10 @@ def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Non
 
 
 def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
-    """Return what is intercepted now: for each `intercept`, its callback, layers, biases and last layer."""
+    """Return what is intercepted now: for each `intercept`, its callback, layers, biases, function of biases and last
+    layer."""
     requests = _TAPS[transformer].requests if transformer in _TAPS else []
-    return [(r.on_attention, sorted(r.layers), r.bias, r.stop_after) for r in requests]
+    return [(r.on_attention, sorted(r.layers), r.bias, r.bias_of, r.stop_after) for r in requests]
 
 
 class _Tap(TorchFunctionMode):
@@ -199,9 +209,12 @@ class _Tap(TorchFunctionMode):
         inputs = self._family.forward_inputs(transformer, args, kwargs)
         self._layout = layout = self._family.layout(transformer, inputs)
         self._rules, self._biases = [], {}
-        if any(request.bias for request in self.requests):
+        if any(request.biased for request in self.requests):
             turn = self._turns.see(self._family, transformer, inputs, beside=beside)
-            biases = [bias for r in self.requests for bias in (r.bias(layout, turn) if callable(r.bias) else r.bias)]
+            depth = self._family.layers(transformer)
+            biases = [bias for request in self.requests for bias in request.bias]
+            for given in [request.bias_of(layout, turn) for request in self.requests if request.bias_of is not None]:
+                biases += _listed(given, depth, "what the function of biases returns", empty=True)
             self._rules = [rule for bias in biases if (rule := bias.rule(layout, turn)) is not None]
         if self.concepts is not None:
             self._layout, self._rules = self.concepts.outside(layout, self._rules)
@@ -286,7 +299,8 @@ class _Tap(TorchFunctionMode):
                 )
                 for request in observers:
                     replacement = request.on_attention(call) if request.on_attention else None
-                    call.output = call.output if replacement is None else replacement
+                    if replacement is not None:
+                        call.output, call.replaced = replacement, True
             output = call.output
         elif groups is not None:
 

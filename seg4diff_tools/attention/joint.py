@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seg4diff_tools.attention.exact import (
@@ -22,7 +22,7 @@ from seg4diff_tools.attention.exact import (
     working_dtype,
 )
 from seg4diff_tools.attention.groups import GroupBias
-from seg4diff_tools.attention.operators import differentiable_lse
+from seg4diff_tools.attention.operators import CLOSED, differentiable_lse, observed_attention
 from seg4diff_tools.attention.shapes import AttentionBlock, JointHeads, LogSumExp
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.indices import as_indices
@@ -49,6 +49,7 @@ class JointAttention:
         output: [batch heads tokens dim], what the model goes on with.
         bias: what is added to the scores beside the mask, by groups of queries; None for nothing.
         concepts: positions of words outside the prompt, see `outside_prompt`; None without any.
+        replaced: whether `output` is another one than query, key and value give: another interception edited it.
     """
 
     layer: int
@@ -63,6 +64,7 @@ class JointAttention:
     output: JointHeads
     bias: GroupBias | None = None
     concepts: slice | None = None
+    replaced: bool = False
 
     @property
     def lse(self) -> LogSumExp:
@@ -89,6 +91,25 @@ class JointAttention:
             return mask
         bias = self.bias.part(queries, keys)
         return bias if mask is None else mask + bias
+
+    def without_keys(self, closed: Bool[Tensor, "batch key"]) -> JointHeads:
+        """Compute the output with further keys closed to every query, beside mask and biases.
+
+        Args:
+            closed: which of the joint keys, for each row of the batch.
+
+        Returns:
+            The output, [batch heads tokens dim]; of a query without any other key, the mean over its closed ones.
+        """
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor]:
+            return (observed_attention(query, key, value, mask, self.scale)[0],)
+
+        mask = torch.zeros_like(closed, dtype=self.query.dtype).masked_fill(closed, CLOSED)[:, None, None]
+        mask = mask if self.mask is None else self.mask + mask
+        if self.bias is None:
+            return attend(self.query, self.key, self.value, mask)[0]
+        return self.bias.run(attend, (self.query,), (self.key, self.value), mask)[0]
 
     def outside_prompt(self) -> "JointAttention":
         """Return this attention with the words outside the prompt in the place of its text.

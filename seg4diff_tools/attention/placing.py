@@ -7,6 +7,7 @@ branch that reads the prompt. The model is never touched.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, get_args
 
@@ -262,13 +263,19 @@ def layout_masks(maps: Float[Tensor, "image word y x"]) -> Bool[Tensor, "image w
     return (highest & (maps > maps.mean((-2, -1), keepdim=True))).cpu()
 
 
+@dataclass(init=False, eq=False)
 class _Text:
     """The prompts that a model has to read inside a `with`, and the forward that is running."""
 
+    # fields that are compared are what `caching` tells it by
+    family: Family
+    prompts: list[Prompt]
+    turn: Turn = field(compare=False)
+
     def __init__(self, model: Any, prompt: Any) -> None:
         self.transformer: nn.Module = transformer_of(model)
-        self.family: Family = family_of(self.transformer)
-        self.prompts: list[Prompt] = encoded_prompts(model, self.family, prompt)
+        self.family = family_of(self.transformer)
+        self.prompts = encoded_prompts(model, self.family, prompt)
         if not self.prompts:
             raise InputError("expected prompt, a text or an encoded prompt, got None: pass prompt='a cat'")
         self.turn = Turn(None, ("cond",), 0)

@@ -132,7 +132,7 @@ class AttentionRecorder:
         self._forward: tuple[str, ...] = ()
         self._free = self._request.budget
         self._checked: list[Any] = []
-        self._weights: Tensor | None = None
+        self._weights: dict[Any, Tensor | None] = {}
 
     def __enter__(self) -> "AttentionRecorder":  # noqa: PYI034 - the run-time type check cannot resolve Self
         if self._stack is not None:
@@ -308,7 +308,7 @@ class AttentionRecorder:
         if direction in OUTSIDE and request.concepts is not None:
             outside = call.outside_prompt()
             reduce = outside.head_mean if request.mean else outside.weights
-            spans = request.concepts.weights.to(call.query.device)
+            spans = self._span_weights(call.query.device, outside=True)
             maps = reduce(OUTSIDE[direction], heads=request.heads, spans=spans, workspace=workspace)
             return (maps.mT if direction == "i2c" else maps).unflatten(-1, pieces.grid)
         columns, weights = request.columns, self._span_weights(call.query.device)
@@ -327,12 +327,13 @@ class AttentionRecorder:
             return maps
         return columns.combine(maps, here, pieces.images)
 
-    def _span_weights(self, device: torch.device) -> Tensor | None:
-        """The weights of spans on a device, copied there once."""
-        if self._weights is None or self._weights.device != device:
-            weights = self._request.columns.weights()
-            self._weights = None if weights is None else weights.to(device)
-        return self._weights
+    def _span_weights(self, device: torch.device, outside: bool = False) -> Tensor | None:
+        """The weights of spans, or of words outside the prompt, on a device, copied there once."""
+        if (outside, device) not in self._weights:
+            concepts = self._request.concepts if outside else None
+            weights = self._request.columns.weights() if concepts is None else concepts.weights
+            self._weights[outside, device] = None if weights is None else weights.to(device)
+        return self._weights[outside, device]
 
     @property
     def tensors(self) -> dict[tuple[str, int, str, int], Tensor]:

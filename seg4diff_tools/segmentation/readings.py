@@ -9,10 +9,9 @@ from typing import Literal, get_args
 
 import torch
 
+from seg4diff_tools.attention import placing
 from seg4diff_tools.attention.chain import second_eigenvalue
-from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.operators import CLOSED
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.errors import one_of, some_of
@@ -49,16 +48,17 @@ def without(
     Returns:
         Probabilities, mean over heads, over each class's tokens and over layers.
 
+    Raises:
+        InputError: a kind that no token of a prompt has.
+
     Source: Seg4Diff, arXiv 2509.18096, equations 9 and 10, of the masked model.
     """
     closed = some_of(kinds, "kinds", [kind for kind in get_args(Kind) if kind != "word"])
     layers = check_layers(backbone, ["expert"] if layers is None else layers)
     found = []
     for prompt in prompts:
-        layout = backbone.family.layout(backbone.transformer, backbone.inputs(noisy, timestep, prompt))
-        bias = torch.zeros(layout.tokens, dtype=torch.float32, device=noisy.device)
-        bias[[layout.text.start + index for index in prompt.indices(*closed)]] = CLOSED
-        with intercept(backbone.transformer, key_bias=bias):
+        # there is no guidance: the same prompt as the negative one has nothing encoded
+        with placing.without(backbone, *closed, prompt=prompt, negative_prompt=prompt):
             found.append(layer_maps(backbone, noisy, timestep, [prompt], layers, head_mean).mean(0))
     return torch.cat(found, dim=1)
 
@@ -118,6 +118,8 @@ def _chained(call: JointAttention, spans: Spans, times: int, heads: HeadWeights)
     ends = spans.new_zeros(len(call.query), 1, call.query.shape[2], spans.shape[1])
     ends[:, :, call.text] = spans
     weights = ends.new_ones(len(call.query), call.query.shape[1]) if heads == "even" else second_eigenvalue(call)
+    # heads alike where all are uniform
+    weights = weights.clamp(min=1e-30)
     weights = weights / weights.sum(1, keepdim=True)
     for _ in range(times):
         ends = torch.einsum("bh,bhqs->bqs", weights.to(ends), call.averaged(ends).to(ends))[:, None]

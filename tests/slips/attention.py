@@ -10,6 +10,7 @@ from seg4diff_tools import families
 from seg4diff_tools.attention import (
     AttentionBias,
     AttentionRecorder,
+    Concepts,
     JointTokens,
     apply_edit,
     average,
@@ -38,6 +39,15 @@ def enter(manager: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return call
 
 
+def biased_by(function: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    def call(backbone: Any) -> None:
+        with intercept(backbone, bias=function):
+            backbone.predict_velocity(torch.zeros(1, *backbone.latent_shape), 500.0, "a cat")
+
+    return call
+
+
+NARROW = Concepts(("sky",), torch.zeros(1, 7), ((0,),))
 LEFT = (0.0, 0.0, 0.5, 1.0)
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("layer-too-high", record(layers=5), "layers from 0 to 4, got 5"),
@@ -94,6 +104,9 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("bias-weight", lambda b: AttentionBias(float("nan")), "weight, a number or one for each key"),
     ("bias-infinite", lambda b: AttentionBias(np.inf), "weight, a number or one for each key"),
     ("bias-keys", lambda b: AttentionBias(1.0, keys=[3]), "keys, a JointTokens.*pass JointTokens"),
+    ("bias-branches", lambda b: AttentionBias(1.0, branches="conditional"), "branches from cond, uncond, perturbed"),
+    ("bias-function", biased_by(lambda layout, turn: None), "function of biases returns as a list of AttentionBias"),
+    ("bias-function-layer", biased_by(lambda layout, turn: AttentionBias(1.0, layers=9)), "layers from 0 to 4, got 9"),
     ("bias-steps", lambda b: AttentionBias(1.0, steps="early"), "steps as numbers"),
     ("joint-tokens-none", lambda b: JointTokens(), "JointTokens with at least one kind"),
     ("joint-tokens-box", lambda b: JointTokens(image=(0.5, 0.0, 0.2, 1.0)), "image, a box"),
@@ -103,6 +116,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("concepts-text", record(direction="c2i", concepts="sky"), "concepts as a list of names"),
     ("concepts-blank", record(direction="c2i", concepts=["..."]), "concepts with letters"),
     ("concepts-twice", lambda b: encode_concepts(b, ["sky", "sky"]), "concepts, each one once"),
+    ("concepts-names", enter(lambda b: intercept(b, concepts=["sky"])), "concepts, a Concepts.*pass encode_concepts"),
+    ("concepts-width", enter(lambda b: intercept(b, concepts=NARROW)), "concepts of 43 features a token, got 7: pass"),
     ("concepts-unused", record(concepts=["sky"]), "concepts= together with direction"),
     ("concepts-missing", record(direction="i2c"), "concepts= together with direction"),
     ("place-typo", enter(lambda b: place_words(b, "a cat", {"cta": LEFT})), "'cta' is not in the prompt"),
