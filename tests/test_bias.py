@@ -167,6 +167,19 @@ def test_steps_branches_and_images_are_those_of_the_pipeline(name, guidance):
         assert (recorder.maps.sel(token=1) > 0).all()
 
 
+def test_a_forward_that_stopped_early_leaves_no_branch_for_the_next_call():
+    backbone, maps = wrap_pipeline(build("cogview4")), []
+    span = backbone.encode_prompt("a cat").span("cat")
+    with place_words(backbone, "a cat", {"cat": LEFT}, strength=math.inf):
+        for _ in range(2):
+            with intercept(backbone.transformer, lambda call: maps.append(call.i2t(text=span)), stop_after=0):
+                backbone.generate("a cat", steps=1, progress=False)
+    assert len(maps) == 2
+    for found in maps:
+        inside = (found > 0).all(dim=(0, 1, 3))
+        assert torch.equal(inside, grid_mask(LEFT, backbone.token_grid()).ravel())
+
+
 def test_areas_by_hand():
     assert grid_mask((0.0, 0.0, 0.5, 1.0), (2, 4)).tolist() == [[True, True, False, False]] * 2
     # half of the second column, and less than half of the third row
