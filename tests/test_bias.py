@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusion3PAGPipeline
 from test_attention import inputs as sd3_inputs
 from test_attention import make
 from tiny_models import BUILDERS, SIDE, build
@@ -19,6 +20,7 @@ from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.placing import layout_masks, lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import open_recording
+from seg4diff_tools.attention.tokens import encoded_prompts
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError, RecordingError
@@ -168,6 +170,19 @@ def test_steps_branches_and_images_are_those_of_the_pipeline(name, guidance):
         assert (recorder.maps.sel(token=1) > 0).all()
 
 
+def test_a_forward_that_stopped_early_leaves_no_branch_for_the_next_call():
+    backbone, maps = wrap_pipeline(build("cogview4")), []
+    span = backbone.encode_prompt("a cat").span("cat")
+    with place_words(backbone, "a cat", {"cat": LEFT}, strength=math.inf):
+        for _ in range(2):
+            with intercept(backbone.transformer, lambda call: maps.append(call.i2t(text=span)), stop_after=0):
+                backbone.generate("a cat", steps=1, progress=False)
+    assert len(maps) == 2
+    for found in maps:
+        inside = (found > 0).all(dim=(0, 1, 3))
+        assert torch.equal(inside, grid_mask(LEFT, backbone.token_grid()).ravel())
+
+
 def test_areas_by_hand():
     assert grid_mask((0.0, 0.0, 0.5, 1.0), (2, 4)).tolist() == [[True, True, False, False]] * 2
     # half of the second column, and less than half of the third row
@@ -269,6 +284,103 @@ def test_kinds_of_tokens_are_left_out(name):
         without(backbone, "template" if name != "qwen-image" else "start", prompt="a red car"),
     ):
         pass
+
+
+def test_each_generation_locks_its_own_layout(tiny_backbone):
+    prompt, masks, asked = "a cat and a dog on the grass", [], {"steps": 2, "progress": False}
+    edited = perturbed_guidance(tiny_backbone, blur(), 1, 2.0)
+    with edited, lock_layout(tiny_backbone, prompt, ["cat", "grass"], 0, read=[2]) as found:
+        for seeds in ([3], [4, 5], [4, 5]):
+            tiny_backbone.generate([prompt] * len(seeds), seed=seeds, **asked)
+            masks.append(dict(found))
+    assert [len(mask["grass"]) for mask in masks] == [1, 2, 2]
+    assert any(not torch.equal(masks[0][word], masks[1][word][:1]) for word in masks[0])
+    for word in ("cat", "grass"):
+        assert torch.equal(masks[1][word], masks[2][word])
+
+
+def test_a_layout_that_is_never_held_is_told(tiny_backbone):
+    noisy = torch.zeros(2, *tiny_backbone.latent_shape)
+    with pytest.warns(UserWarning, match="no forward came after step 1"):
+        with lock_layout(tiny_backbone, "a cat", ["cat"], 1) as masks:
+            tiny_backbone.generate("a cat", steps=2, progress=False)
+    assert not masks
+    with (
+        pytest.raises(RecordingError, match="one timestep for all images with lock_layout"),
+        lock_layout(tiny_backbone, "a cat", ["cat"], 1),
+    ):
+        tiny_backbone.predict_velocity(noisy, torch.tensor([100.0, 900.0]), "a cat")
+
+
+def test_one_prompt_has_places_of_its_own_for_each_image(tiny_backbone):
+    prompt, places = "a cat", [{"cat": LEFT}, {"cat": (0.5, 0.0, 1.0, 1.0)}]
+    kept = place_words(tiny_backbone, [prompt] * 2, places, strength=math.inf)
+    found = maps_of(tiny_backbone, [prompt] * 2, kept, steps=1, seed=[1, 2])
+    for image, each in enumerate(places):
+        read = torch.from_numpy((found.sel(token="cat", branch="cond", step=0, image=image) > 0).values)
+        assert (read == grid_mask(each["cat"], (7, 7))).all()
+
+
+def test_words_behind_pads_stay_in_their_place():
+    backbone = wrap_pipeline(build("cogview4"))
+    prompts = ["a cat", "a very red car and a big dog near the old green tree on the grass"]
+    short, long = encoded_prompts(backbone, backbone.family, prompts)
+    spans = [short.span("cat"), long.span("dog")]
+    assert len(backbone.encode_prompt(prompts[0]).tokens) <= spans[0][0]
+    kept = place_words(backbone, prompts, [{"cat": LEFT}, {"dog": LEFT}], strength=math.inf)
+    found = maps_of(backbone, prompts, kept, steps=1, seed=[1, 2]).sel(branch="cond", step=0)
+    inside = grid_mask(LEFT, backbone.token_grid()).numpy()
+    for image, word in enumerate(("cat", "dog")):
+        own = found.isel(image=image, token=np.isin(found.token_index.isel(image=image), spans[image]))
+        pieces = zip(own.token_start.values, own.token_stop.values, strict=True)
+        assert "".join(prompts[image][start:stop] for start, stop in pieces) == word
+        assert ((own > 0).transpose(..., "y", "x").values == inside).all()
+
+
+@pytest.mark.parametrize("name", ["sd3", "ernie-image"])
+def test_the_negative_prompt_is_the_one_that_runs(name):
+    backbone, asked = wrap_pipeline(build(name)), {"steps": 1, "progress": False, "negative_prompt": "ugly bad"}
+    with pytest.raises(RecordingError, match="expected negative_prompt ''.*another text"):
+        with without(backbone, "start", prompt="a cat"):
+            backbone.generate("a cat", **asked)
+    with (
+        without(backbone, "word", prompt="a cat", negative_prompt="ugly bad"),
+        AttentionRecorder(backbone, tokens="all") as recorder,
+    ):
+        backbone.generate("a cat", **asked)
+    for branch, text in (("cond", "a cat"), ("uncond", "ugly bad")):
+        closed = (recorder.maps.sel(branch=branch) == 0).all(("image", "step", "layer", "y", "x")).values
+        prompt = backbone.encode_prompt(text)
+        # behind it the shorter one of ERNIE-Image is masked
+        assert tuple(np.flatnonzero(closed[: len(prompt.tokens)])) == prompt.indices("word")
+
+
+def test_only_guidance_needs_the_negative_prompt(tiny_backbone):
+    prompt, seen = tiny_backbone.encode_prompt("a cat"), []
+    bare = tiny_backbone.transformer
+    with without(bare, "pad", prompt=prompt), intercept(bare, lambda call: seen.append(call.i2t(text=prompt.pads))):
+        tiny_backbone.predict_velocity(torch.zeros(1, *tiny_backbone.latent_shape), 500.0, prompt)
+    assert seen and all((each == 0).all() for each in seen)
+    with pytest.raises(InputError, match="got the text ''"), without(bare, "pad", prompt=prompt):
+        tiny_backbone.generate("a cat", steps=1, progress=False)
+    lumina = wrap_pipeline(build("lumina2"))
+    with without(lumina, "start", prompt="a cat"):
+        lumina.generate("a cat", steps=1, guidance_scale=1.0, progress=False)
+        with pytest.raises(RecordingError, match="expected negative_prompt ''.*or run without guidance"):
+            lumina.generate("a cat", steps=1, progress=False)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_perturbed_branch_reads_what_the_prompt_may(tiny_backbone, scale):
+    parts = {name: part for name, part in tiny_backbone.pipe.components.items() if not name.startswith(("im", "fe"))}
+    pipe = StableDiffusion3PAGPipeline(**parts, pag_applied_layers=["blocks.2"])
+    pipe.set_progress_bar_config(disable=True)
+    pads = list(tiny_backbone.encode_prompt("a cat").pads)
+    with without(pipe, "pad", prompt="a cat"), AttentionRecorder(pipe, tokens=pads) as recorder:
+        pipe("a cat", num_inference_steps=1, guidance_scale=scale, height=56, width=56, output_type="latent")
+    perturbed = recorder.maps.sel(branch="perturbed", layer=[0, 1, 3, 4])
+    assert (perturbed == 0).all()
+    assert (recorder.maps.sel(branch="cond") == 0).all()
 
 
 CONCEPTS = ["snow", "blue bus"]

@@ -1,12 +1,15 @@
 """Edits of image-to-text attention against the materialized softmax, and guidance by them."""
 
+import numpy as np
 import pytest
 import torch
+from tiny_models import build
 from torch.testing import assert_close
 
 from seg4diff_tools.attention.edits import apply_edit, average, blur, drop, edited_output, perturbed_guidance, swap
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.recorder import AttentionRecorder
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
 
 EDITS = {
@@ -126,6 +129,42 @@ def test_guidance_inside_the_pipeline(tiny_backbone, guidance_scale):
     guided = (none + guidance_scale * (good - none) if guidance_scale > 1 else good) + 1.5 * (good - worse)
     assert_close(seen[0], start - guided, rtol=1e-4, atol=1e-5)
     assert recorder.maps.sizes["step"] == 1  # the further forward is no step of its own
+
+
+def test_guidance_takes_the_images_from_their_own_axis():
+    """One step of HiDream, whose Llama features have images on their second axis."""
+    backbone = wrap_pipeline(build("hidream"))
+    prompt, empty = backbone.encode_prompt("a cat and a dog"), backbone.encode_prompt("")
+    start, seen = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(3)), []
+    with perturbed_guidance(backbone, drop(), 2, scale=1.5):
+        backbone.generate(prompt, steps=1, seed=3, progress=False, callback=lambda *step: seen.append(step[-1].clone()))
+    timestep, weight = backbone.schedule(1)[0], backbone.guidance_scale
+    good, none = (backbone.predict_velocity(start, timestep, text) for text in (prompt, empty))
+    with apply_edit(backbone, drop(), 2):
+        worse = backbone.predict_velocity(start, timestep, prompt)
+    guided = none + weight * (good - none) + 1.5 * (good - worse)
+    assert_close(seen[0], start - guided, rtol=1e-3, atol=1e-4)
+
+
+def test_an_interrupted_call_leaves_no_branch_for_the_next_one():
+    backbone, forwards = wrap_pipeline(build("cogview4")), []
+
+    def interrupt(module, args):
+        forwards.append(args)
+        if len(forwards) == 2:
+            raise KeyboardInterrupt
+
+    def made():
+        return np.asarray(backbone.generate("a cat", steps=1, seed=3, progress=False)[0])
+
+    with perturbed_guidance(backbone, drop(), None, scale=20.0):
+        before = made()
+        handle = backbone.transformer.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            made()
+        handle.remove()
+        np.testing.assert_array_equal(made(), before)
+    assert not np.array_equal(made(), before)
 
 
 def test_nothing_is_left_behind(tiny_backbone):

@@ -15,7 +15,7 @@ from seg4diff_tools.attention.placing import lock_layout, place_words
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError, instance_of, list_of
-from seg4diff_tools.generation.composition import Asked, CompositionPrompt, fitting_plan, judge
+from seg4diff_tools.generation.composition import Asked, CompositionPrompt, fault, fitting_plan
 from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
 from seg4diff_tools.indices import as_float, as_int, scalar
 from seg4diff_tools.scenes.drawings import concepts
@@ -107,7 +107,7 @@ def placing_effects(
     if not isinstance(settings, Mapping) or not all(isinstance(each, Placing) for each in settings.values()):
         raise InputError(f"expected settings, Placing by name, got {settings!r}: pass settings={{'placed': Placing()}}")
     places = [asked_places(prompt, number) for number, prompt in enumerate(prompts)]
-    tables = []
+    rows = []
     with tqdm(total=len(settings) * len(prompts), unit="picture", disable=not progress, desc="placing") as bar:
         for name, setting in settings.items():
             made: list[Image] = []
@@ -120,17 +120,12 @@ def placing_effects(
                         texts, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False
                     )
                 bar.update(len(texts))
-            judged = judge(detector, made, prompts)
             found = detector.detect(made)
-            counts = [things_in_place(*each) for each in zip(prompts, places, found, strict=True)]
-            tables.append(
-                pd.DataFrame(
-                    {"setting": name, "prompt": range(len(prompts)), "category": judged.category, "text": judged.prompt}
-                    | {"correct": judged.correct, "wrong": judged.wrong}
-                    | {"asked": [len(prompt.objects) for prompt in prompts], "placed": counts}
-                )
-            )
-    return pd.concat(tables, ignore_index=True)
+            for number, (prompt, own, scene) in enumerate(zip(prompts, places, found, strict=True)):
+                wrong, placed = fault(prompt, scene), things_in_place(prompt, own, scene)
+                rows.append((name, number, prompt.category, prompt.text, not wrong, wrong, len(prompt.objects), placed))
+    columns = ["setting", "prompt", "category", "text", "correct", "wrong", "asked", "placed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _placed(

@@ -4,7 +4,6 @@ An edit is a matrix M on the text axis, A_I2T becomes A_I2T M, so that the outpu
 A_I2T (M - 1) V_text, and only this thin product is computed. The model itself is never touched.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.nn.functional import conv1d, pad
 from seg4diff_tools.attention.intercept import announce, intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.shapes import JointHeads
+from seg4diff_tools.attention.turns import Turns
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
@@ -203,7 +203,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
     _check_edit(edit)
     scale = _positive(scale, "scale", zero=True)
     transformer = transformer_of(model)
-    family, turns = family_of(transformer), Counter[float]()
+    family, turns = family_of(transformer), Turns()
     if layers is not None:
         layers = as_indices(layers, "layers", family.layers(transformer))
 
@@ -212,27 +212,17 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
         if inputs.get("skip_layers"):
             return
         loop = sampling_loop(transformer)
-        batch, weight = len(inputs[family.latents]), None if loop is None else loop.weight
+        weight = None if loop is None else loop.weight
         if loop is not None and loop.perturbed:
             raise RecordingError(
                 "expected perturbed_guidance with a plain pipeline, got one with PAG, perturbed attention guidance of "
                 "its own: pass pag_scale=0.0, or leave perturbed_guidance out"
             )
-        rows = slice(0, batch)
-        if weight is not None and family.sequential:
-            # the branch of this forward follows from how many ran at its timestep before
-            timestep = family.timesteps(inputs)[0].item()
-            branch = family.branches[turns[timestep] % len(family.branches)]
-            turns[timestep] += 1
-            if branch != "cond":
-                return
-        elif weight is not None:
-            share = batch // len(family.branches)
-            rows = slice(family.branches.index("cond") * share, (family.branches.index("cond") + 1) * share)
-        part = {
-            name: value[rows] if isinstance(value, (Tensor, list)) and _rows_of(value) == batch else value
-            for name, value in inputs.items()
-        }
+        turn = turns.see(family, transformer, inputs)
+        if not (read := turn.rows_of("cond")):
+            return
+        rows = slice(read.start, read.stop)
+        part = {name: _part(value, rows, turn.rows, family.image_axis.get(name, 0)) for name, value in inputs.items()}
         with apply_edit(module, edit, layers):
             # not module(...): for its hooks, recorders among them, this is no step of its own
             announce(module, (), part)
@@ -250,8 +240,13 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
             remove()
 
 
-def _rows_of(value: Tensor | list) -> int | None:
-    return None if isinstance(value, Tensor) and not value.ndim else len(value)
+def _part(value: Any, rows: slice, batch: int, axis: int) -> Any:
+    """The rows of an input that has one for each of the batch; another input as it is."""
+    if isinstance(value, list):
+        return value[rows] if len(value) == batch else value
+    if isinstance(value, Tensor) and value.ndim > axis and value.shape[axis] == batch:
+        return value[(slice(None),) * axis + (rows,)]
+    return value
 
 
 _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}

@@ -1,10 +1,13 @@
 """Keep words in their place while a picture is drawn, lock a layout that has emerged, leave kinds of text tokens out.
 
 All three close or weigh the ways between image tokens and text tokens by additive biases (see `AttentionBias`), in the
-branch that reads the prompt. The model is never touched.
+branch that reads the prompt, and in that of perturbed attention guidance (PAG) but for its perturbed layers. The model
+is never touched.
 """
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +23,8 @@ from seg4diff_tools.attention.bias import AttentionBias, JointTokens
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.tokens import check_texts, encoded_prompts, fitted, span_weights
-from seg4diff_tools.attention.turns import Turn
-from seg4diff_tools.errors import InputError, as_names, list_of, shown, some_of
+from seg4diff_tools.attention.turns import PERTURBED, Turn
+from seg4diff_tools.errors import InputError, RecordingError, as_names, list_of, shown, some_of
 from seg4diff_tools.families import Family, Layout, family_of, sampling_loop, transformer_of
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.indices import as_indices, as_int, scalar
@@ -30,6 +33,8 @@ from seg4diff_tools.prompts import Kind, Prompt
 Indices = int | Iterable[int]
 Prompts = str | Prompt | Sequence[str | Prompt]
 Masks = dict[str, Bool[Tensor, "image y x"]]
+PROMPTED = ("cond", PERTURBED)
+"""Branches that read the prompt."""
 
 
 @contextmanager
@@ -129,6 +134,9 @@ def lock_layout(
         PromptError: a phrase that is not in the prompt.
         InputError: a strength, layer or step that cannot be.
         RecordingError: inside the `with`, the model reads another prompt, or images are at different steps.
+
+    Warns:
+        At the end, if no forward came after `step`, so that no word was held.
     """
     text = _Text(model, prompt)
     lists = [words] * len(text.prompts) if isinstance(words, str) or isinstance(next(iter(words), ""), str) else words
@@ -146,22 +154,26 @@ def lock_layout(
 
     def see(call: JointAttention) -> None:
         turn = text.turn
-        if turn.step != step or call.layer in maps or not turn.rows_of("cond"):
+        rows = turn.rows_of("cond")
+        if turn.step != step or call.layer in maps or not rows:
             return
-        first = turn.rows_of("cond").start
+        weights = span_weights([span for own in spans for span in own], call.text_tokens).to(call.query.device)
         with torch.no_grad():
-            maps[call.layer] = [
-                call.head_mean("i2t", spans=span_weights(own, call.text_tokens).to(call.query.device))[
-                    first + images.start : first + images.stop
-                ]
-                for own, images in zip(spans, text.images(turn), strict=True)
-            ]
+            mean = call.head_mean("i2t", spans=weights)[rows.start : rows.stop]
+        parts = mean.split([len(own) for own in spans], dim=-1)
+        maps[call.layer] = [
+            part[images.start : images.stop] for part, images in zip(parts, text.images(turn), strict=True)
+        ]
 
     def biases(layout: Layout, turn: Turn) -> list[AttentionBias]:
-        if turn.step == 0 and turn.rows_of("cond") and step:
+        if turn.step is None:
+            raise RecordingError(
+                "expected one timestep for all images with lock_layout, got several in a batch: give all the same"
+            )
+        if turn.step == 0 and turn.rows_of("cond") and not turn.beside:
             maps.clear()
             masks.clear()
-        if turn.step is None or turn.step <= step or len(maps) < len(read_layers):
+        if turn.step <= step or len(maps) < len(read_layers):
             return []
         images = text.images(turn)
         if not masks:
@@ -181,6 +193,8 @@ def lock_layout(
 
     with text.biased(biases, see, read_layers):
         yield masks
+    if not masks:
+        warnings.warn(f"no word was held, since no forward came after step {step}: pass an earlier one", stacklevel=3)
 
 
 @contextmanager
@@ -188,7 +202,7 @@ def without(
     model: Any,
     *kinds: Kind,
     prompt: Prompts,
-    negative_prompt: str | Prompt = "",
+    negative_prompt: str | Prompt | None = None,
     layers: Indices | None = None,
     steps: Indices | None = None,
 ) -> Iterator[None]:
@@ -198,18 +212,33 @@ def without(
         model: backbone or pipeline, or, with encoded prompts, a transformer.
         kinds: of `Token.kind`: "start", "word", "end", "pad", "zero" or "template".
         prompt: text or encoded prompt that the model reads, or a list of them, one for each image of a batch.
-        negative_prompt: of classifier-free guidance, where its tokens of these kinds, if it has any, are left out too.
+        negative_prompt: that the model reads in classifier-free guidance, where its tokens of these kinds, if any,
+            are left out too; None for the default of `Backbone.generate`.
         layers: 0-based; None for all.
         steps: of sampling, counted from 0 in each pipeline call; None for all.
 
     Raises:
         InputError: a kind that no token of a prompt has (at the first forward, if that depends on its length), a layer
             or step that cannot be.
-        RecordingError: inside the `with`, the model reads another prompt.
+        RecordingError: inside the `with`, the model reads another prompt or negative prompt. With guidance, so are
+            refused Lumina 2, whose negative prompt has no template, and Bria, whose empty one is zero vectors.
     """
     chosen = some_of(kinds, "kinds", get_args(Kind))
     text = _Text(model, prompt)
-    negative = encoded_prompts(model, text.family, negative_prompt)[0]
+    avoided = (text.family.negative or "") if negative_prompt is None else negative_prompt
+    if not isinstance(avoided, (str, Prompt)):
+        raise InputError(
+            f"expected negative_prompt, one text or encoded prompt for all images, got {avoided!r}: pass "
+            "negative_prompt='blurry'"
+        )
+
+    @functools.cache
+    def negative() -> Prompt:
+        return encoded_prompts(model, text.family, avoided)[0]
+
+    # with encoded prompts alone there may be no text encoder, and only guidance needs one
+    if any(isinstance(each, str) for each in ([prompt] if isinstance(prompt, (str, Prompt)) else prompt)):
+        negative()
     limits = _limits(text.transformer, layers, steps)
     zeros = bool(text.family.optional_parts)
     filling = "zero" if zeros else "pad"
@@ -219,17 +248,20 @@ def without(
     def biases(layout: Layout, turn: Turn) -> list[AttentionBias]:
         length = layout.text.stop - layout.text.start
         found = []
-        branches = [("cond", p, i) for p, i in zip(text.prompts, text.images(turn), strict=True)]
-        for branch, own, images in (*branches, ("uncond", negative, range(turn.images))):
-            if not turn.rows_of(branch):
-                continue
-            tokens = fitted(own.tokens, length, zeros)
-            if branch == "cond":
+        read: list[tuple[tuple[str, ...], Prompt, range]] = []
+        if turn.rows_of("cond"):
+            read += [(PROMPTED, own, images) for own, images in zip(text.prompts, text.images(turn), strict=True)]
+        if turn.rows_of("uncond"):
+            text.check("uncond", [negative()], "negative_prompt")
+            read.append((("uncond",), negative(), range(turn.images)))
+        for branches, own, images in read:
+            tokens = fitted(own.tokens, length, zeros, left=text.family.pads_left)
+            if branches == PROMPTED:
                 _present(own, {token.kind for token in tokens}, chosen)
             closed = [token.index for token in tokens if token.kind in chosen]
             if closed:
                 keys = JointTokens(text=closed)
-                found.append(AttentionBias(-math.inf, keys=keys, branches=branch, images=images, **limits))
+                found.append(AttentionBias(-math.inf, keys=keys, branches=branches, images=images, **limits))
         return found
 
     with text.biased(biases):
@@ -249,8 +281,8 @@ def held(span: Sequence[int], mask: Bool[Tensor, "y x"], strength: float, **limi
     for area, weight in ((mask, strength), (~mask, -strength)):
         if weight < math.inf and area.any():
             place = JointTokens(image=area)
-            yield AttentionBias(weight, place, word, branches="cond", **limits)
-            yield AttentionBias(weight, word, place, branches="cond", **limits)
+            yield AttentionBias(weight, place, word, branches=PROMPTED, **limits)
+            yield AttentionBias(weight, word, place, branches=PROMPTED, **limits)
 
 
 def layout_masks(maps: Float[Tensor, "image word y x"]) -> Bool[Tensor, "image word y x"]:
@@ -279,7 +311,8 @@ class _Text:
         if not self.prompts:
             raise InputError("expected prompt, a text or an encoded prompt, got None: pass prompt='a cat'")
         self.turn = Turn(None, ("cond",), 0)
-        self._checked: Any = None
+        self._inputs: dict[str, Any] = {}
+        self._checked: dict[str, Any] = {}
 
     def images(self, turn: Turn) -> list[range]:
         """The images of each prompt in a forward."""
@@ -302,22 +335,27 @@ class _Text:
 
         def of_forward(layout: Layout, turn: Turn) -> list[AttentionBias]:
             self.turn = turn
+            self.images(turn)
+            self.check("cond", self.prompts, "prompt")
             return biases(layout, turn)
 
         with intercept(self.transformer, see, layers=layers, bias=of_forward):
-            # after the hook of the interception, which says which forward it is
-            remove = add_hook(self.transformer, self._check, before=True, with_kwargs=True)
+            # before the hook of the interception, which asks for biases
+            remove = add_hook(self.transformer, self._see_inputs, before=True, with_kwargs=True, prepend=True)
             try:
                 yield
             finally:
                 remove()
 
-    def _check(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs, rows = self.family.forward_inputs(module, args, kwargs), self.turn.rows_of("cond")
-        states = inputs[(self.family.streams or self.family.text_inputs)[0]]
-        if rows and states is not self._checked:
-            check_texts(self.family, inputs, self.prompts, rows, sampling_loop(module))
-            self._checked = states
+    def _see_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._inputs = self.family.forward_inputs(module, args, kwargs)
+
+    def check(self, branch: str, prompts: Sequence[Prompt], argument: str) -> None:
+        """Check that a branch of the forward, if it runs, reads these prompts."""
+        rows, states = self.turn.rows_of(branch), self._inputs[(self.family.streams or self.family.text_inputs)[0]]
+        if rows and not self.turn.beside and states is not self._checked.get(branch):
+            check_texts(self.family, self._inputs, prompts, rows, sampling_loop(self.transformer), argument)
+            self._checked[branch] = states
 
 
 def _present(prompt: Prompt, present: Iterable[str], kinds: Sequence[str]) -> None:

@@ -136,6 +136,9 @@ def checked_request(
             f"expected concepts= together with direction 'i2c' or 'c2i', got concepts={concepts!r} and "
             f"{', '.join(directions)}: pass direction='c2i', concepts=['sky']"
         )
+    prompts = encoded_prompts(model, family, prompt)
+    if len({one.text for one in prompts}) == 1:
+        prompts = prompts[:1]
     return Request(
         transformer,
         family,
@@ -143,7 +146,7 @@ def checked_request(
         wanted,
         sorted(as_indices(range(count) if isinstance(heads, str) else heads, "heads", count)),
         isinstance(heads, str) and heads == "mean",
-        choose_columns(tokens, encoded_prompts(model, family, prompt), bool(family.optional_parts)),
+        choose_columns(tokens, prompts, bool(family.optional_parts)),
         None if steps is None else frozenset(as_indices(steps, "steps")),
         _branches(branches),
         stop_after,

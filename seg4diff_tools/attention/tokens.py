@@ -4,7 +4,7 @@ runs."""
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -261,13 +261,21 @@ def labels(tokens: Sequence[Token], prompt: Prompt) -> list[str]:
     return found
 
 
-def fitted(tokens: Sequence[Token], length: int, zero_text: bool) -> tuple[Token, ...]:
-    """Return a prompt's tokens for a text of another length: pads or zeros at its end are added or left out.
+def fitted(tokens: Sequence[Token], length: int, zero_text: bool, *, left: bool = False) -> tuple[Token, ...]:
+    """Return a prompt's tokens for a text of another length: pads or zeros are added or left out.
+
+    Args:
+        tokens: of the prompt.
+        length: of the text.
+        zero_text: see `Columns`.
+        left: whether pads stand before the prompt, as of `Family.pads_left`; else they do behind it.
 
     Raises:
         InputError: the text is too short for the prompt.
     """
-    lost = [token.text for token in tokens[length:] if token.kind not in ("pad", "zero")]
+    lost = [
+        token.text for token in (tokens[:-length] if left else tokens[length:]) if token.kind not in ("pad", "zero")
+    ]
     if lost:
         raise InputError(
             f"expected a text of {len(tokens)} tokens as the prompt's, got one of {length}, without {' '.join(lost)}: "
@@ -275,13 +283,19 @@ def fitted(tokens: Sequence[Token], length: int, zero_text: bool) -> tuple[Token
         )
     zeros = zero_text and len({token.reader for token in tokens} - {""}) == 1
     filling = Token(0, "<zero>", "zero") if zeros else Token(0, "<pad>", "pad", reader=tokens[-1].reader)
-    return numbered([*tokens[:length], *[filling] * (length - len(tokens))])
+    added = [filling] * (length - len(tokens))
+    return numbered([*added, *tokens[-length:]] if left else [*tokens[:length], *added])
 
 
 def check_texts(
-    family: Family, inputs: Inputs, prompts: Sequence[Prompt], rows: range, loop: SamplingLoop | None
+    family: Family,
+    inputs: Inputs,
+    prompts: Sequence[Prompt],
+    rows: range,
+    loop: SamplingLoop | None,
+    argument: str = "",
 ) -> None:
-    """Compare what the model reads with the prompts that label a recording.
+    """Compare what the model reads with the prompts that it has to read.
 
     Args:
         family: of the transformer.
@@ -289,6 +303,7 @@ def check_texts(
         prompts: one for all images, or one each.
         rows: rows of the batch that read the prompt, one per image.
         loop: of the pipeline that runs, to name its prompt.
+        argument: "prompt" or "negative_prompt", for the error; a recorder's prompt where empty.
 
     Raises:
         InputError: a number of prompts that the images cannot share evenly.
@@ -301,26 +316,37 @@ def check_texts(
     share, zeros = len(rows) // len(prompts), bool(family.optional_parts)
     for image, row in enumerate(rows):
         prompt = prompts[image // share]
+        # what is longer than a prompt without pads holds zeros there, or further words
+        filled = zeros or (prompt.tokens[-1].kind != "pad" and not family.pads_left)
         for name in family.streams or family.text_inputs[:1]:
-            if name in prompt.inputs and not _same(inputs[name][row], prompt.inputs[name][0], zeros):
-                text = None if loop is None else loop.prompt
+            read, wanted = inputs[name][row], prompt.inputs.get(name)
+            if wanted is not None and not _same(read, wanted[0], filled, left=family.pads_left):
+                text = None if loop is None or argument == "negative_prompt" else loop.prompt
                 if isinstance(text, (list, tuple)) and text and len(rows) % len(text) == 0:
                     text = text[image // (len(rows) // len(text))]
                 running = repr(text) if isinstance(text, str) and text != prompt.text else "another text"
+                way_out = {
+                    "": "prompt that runs (a list has one per image), or leave prompt out and name tokens by index",
+                    "prompt": "prompt that runs (a list has one per image)",
+                    "negative_prompt": "negative_prompt that runs, or run without guidance",
+                }
+                whose = argument or "the recorder's prompt"
                 raise RecordingError(
-                    f"expected the recorder's prompt {prompt.text!r} for image {image}, got {running} in the model: "
-                    f"pass "
-                    "the prompt that runs (a list has one per image), or leave prompt out and name tokens by index"
+                    f"expected {whose} {prompt.text!r} for image {image}, got {running} in the model: pass the "
+                    f"{way_out[argument]}"
                 )
 
 
 def encoded_prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
-    """Encode prompts with a model's own text encoders; one if all are the same.
+    """Encode prompts with a model's own text encoders.
 
     Args:
         model: backbone or pipeline, or, with encoded prompts, a transformer.
         family: of it.
         prompt: text, encoded prompt, a list of them, or None for none.
+
+    Returns:
+        The prompts; where pads stand before the text, with the tokens that they have in one batch.
 
     Raises:
         InputError: something else, or a text that the model cannot encode.
@@ -338,10 +364,9 @@ def encoded_prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
     if extra:
         raise InputError(
             f"expected a prompt with a pipeline without {' and '.join(extra)}, got one with it, whose tokens the "
-            f"prompt's "
-            "labels do not cover: load the pipeline without it, or leave prompt out and name tokens by index"
+            "prompt's labels do not cover: load the pipeline without it, or, in a recorder, leave prompt out and name "
+            "tokens by index"
         )
-    texts = {one if isinstance(one, str) else one.text for one in prompts}
     encoded: dict[str, Prompt] = {}
     for one in prompts:
         if isinstance(one, str) and one not in encoded:
@@ -352,15 +377,19 @@ def encoded_prompts(model: Any, family: Family, prompt: Any) -> list[Prompt]:
                 )
             encoded[one] = encode_text(pipe, family, unicodedata.normalize("NFC", one))
     found = [encoded[one] if isinstance(one, str) else one for one in prompts]
-    return found[:1] if len(texts) == 1 else found
+    longest = max(len(one.tokens) for one in found)
+    if not family.pads_left:
+        return found
+    return [replace(one, tokens=fitted(one.tokens, longest, False, left=True)) for one in found]
 
 
-def _same(found: Tensor, wanted: Tensor, zero_text: bool) -> bool:
+def _same(found: Tensor, wanted: Tensor, zeros: bool, *, left: bool) -> bool:
     if found.shape[1:] != wanted.shape[1:]:
         return False
     length = min(len(found), len(wanted))
-    if zero_text and any(rest.count_nonzero() for rest in (found[length:], wanted[length:])):
+    if zeros and any(rest.count_nonzero() for rest in (found[length:], wanted[length:])):
         return False
-    read, labeled = (x[:length].detach().flatten(1).float() for x in (found, wanted.to(found.device)))
+    part = slice(-length, None) if left else slice(length)
+    read, labeled = (x[part].detach().flatten(1).float() for x in (found, wanted.to(found.device)))
     size = labeled.norm(dim=1)
     return bool(((read - labeled).norm(dim=1) <= TOLERANCE * size + 1e-3 * size.mean()).all())

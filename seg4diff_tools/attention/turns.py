@@ -17,15 +17,17 @@ class Turn:
     """A forward's place in sampling.
 
     Args:
-        step: counted from 0; it begins anew where the timestep rises, as at the start of each pipeline call. None where
-            the images of a batch are at different ones.
+        step: counted from 0; it begins anew with each pipeline call and where the timestep rises. None where the images
+            of a batch are at different ones.
         branches: of the batch in order, each with the same number of rows.
         rows: of the batch.
+        beside: whether it is a further forward of the prompt's branch, as of perturbed guidance.
     """
 
     step: int | None
     branches: tuple[str, ...]
     rows: int
+    beside: bool = False
 
     @property
     def images(self) -> int:
@@ -45,6 +47,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._time: float | None = None
+        self._timesteps: Any = None
         self._step = self._branch = 0
 
     def see(self, family: Family, transformer: nn.Module, inputs: dict[str, Any], *, beside: bool = False) -> Turn:
@@ -54,7 +57,7 @@ class Turns:
             family: of the transformer.
             transformer: that runs.
             inputs: of the forward, by name.
-            beside: whether it is a further forward of the prompt's branch, as of perturbed guidance, and no turn.
+            beside: see `Turn`; so are forwards with skipped layers.
 
         Raises:
             RecordingError: a batch that the branches of the pipeline cannot share.
@@ -63,14 +66,14 @@ class Turns:
         if len(set(times)) > 1:
             return Turn(None, ("cond",), rows)
         if beside or inputs.get("skip_layers"):
-            return Turn(self._step, ("cond",), rows)
-        time = times[0]
-        if self._time is None or time > self._time:
+            return Turn(self._step, ("cond",), rows, beside=True)
+        time, loop = times[0], sampling_loop(transformer)
+        timesteps = None if loop is None else loop.timesteps
+        if self._time is None or time > self._time or timesteps is not self._timesteps:
             self._step = self._branch = 0
         elif time < self._time:
             self._step, self._branch = self._step + 1, 0
-        self._time = time
-        loop = sampling_loop(transformer)
+        self._time, self._timesteps = time, timesteps
         branches: tuple[str, ...] = ("cond",)
         if loop is not None and loop.weight is not None:
             branches = family.branches

@@ -33,14 +33,19 @@ class SamplingLoop:
     Args:
         weight: of classifier-free guidance in this forward; None without guidance.
         perturbed: whether the batch ends with a branch of perturbed attention guidance (PAG).
-        steps: number of forwards of each branch; None if unknown.
+        timesteps: of the loop, an object of its own for each pipeline call; None if unknown.
         prompt: text argument of the pipeline call; None if it was called with embeddings.
     """
 
     weight: float | None
     perturbed: bool
-    steps: int | None
+    timesteps: Any
     prompt: Any
+
+    @property
+    def steps(self) -> int | None:
+        """Number of forwards of each branch; None if unknown."""
+        return None if self.timesteps is None else len(self.timesteps)
 
 
 def unwrapped(transformer: Any) -> Any:
@@ -83,9 +88,8 @@ def _loop_of(pipe: Any, names: dict[str, Any]) -> SamplingLoop:
     timesteps = names.get("timesteps")
     if timesteps is None:
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-    steps = None if timesteps is None else len(timesteps)
     perturbed = bool(getattr(pipe, "do_perturbed_attention_guidance", False))
-    return SamplingLoop(_weight_of(pipe, names), perturbed, steps, names.get("prompt"))
+    return SamplingLoop(_weight_of(pipe, names), perturbed, timesteps, names.get("prompt"))
 
 
 def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:

@@ -109,7 +109,7 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
     if missing:
         raise InputError(
             f"expected a pipeline with text encoders for the prompt {text!r}, got one without {' and '.join(missing)}: "
-            "load them, or leave prompt out and name tokens by index"
+            "load them, or, in a recorder, leave prompt out and name tokens by index"
         )
     if type(pipe).__name__ not in family.pipelines:
         plain = getattr(diffusers, family.pipelines[0])

@@ -28,6 +28,7 @@ COGVIEW4 = Family(
     tokenizer_and_limit=lambda pipe: (pipe.tokenizer, TOKENS - pipe.tokenizer.num_special_tokens_to_add()),
     block_lists=(("transformer_blocks", "attn1"),),
     text_inputs=("encoder_hidden_states",),
+    pads_left=True,
     default_size=lambda pipe: pipe.transformer.config.sample_size * pipe.vae_scale_factor,
     channels=lambda pipe: pipe.transformer.config.in_channels,
     guidance_scale=5.0,

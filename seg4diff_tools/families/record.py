@@ -106,6 +106,7 @@ class Family:
         text_inputs: names of the transformer's arguments that come from the prompt.
         streams: those of `text_inputs` that hold features of text tokens; the first if empty.
         image_axis: the axis of images in those of `text_inputs` where it is not the first.
+        pads_left: whether pads stand before the text.
         count_text: from a forward's inputs to the number of text tokens; None if it is that of all features.
         patch_size: latent cells along the side of an image token.
         packed: whether the pipeline cuts latents into tokens before the transformer.
@@ -151,6 +152,7 @@ class Family:
     text_inputs: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
     streams: tuple[str, ...] = ()
     image_axis: Mapping[str, int] = field(default_factory=dict)
+    pads_left: bool = False
     count_text: Callable[[Inputs], int] | None = None
     patch_size: int = 2
     packed: bool = False

@@ -170,7 +170,7 @@ def judge(
     scenes = detector.detect(pictures)
     rows = []
     for prompt, scene in zip(prompts, scenes, strict=True):
-        wrong = _wrong(prompt, scene)
+        wrong = fault(prompt, scene)
         found = ", ".join(phrase(thing.concept, thing.color) for thing in scene.objects)
         rows.append((prompt.category, prompt.text, not wrong, wrong, found, scene.background))
     return pd.DataFrame(rows, columns=["category", "prompt", "correct", "wrong", "found", "background"])
@@ -180,7 +180,7 @@ def _checked(prompts: Sequence[CompositionPrompt]) -> list[CompositionPrompt]:
     return list_of(prompts, CompositionPrompt, "prompts", "generation.prompts(16)")
 
 
-def _wrong(prompt: CompositionPrompt, scene: DetectedScene) -> str:
+def fault(prompt: CompositionPrompt, scene: DetectedScene) -> str:
     """Return the first thing that differs from the prompt, or an empty text."""
     surest = []
     for asked in prompt.objects:

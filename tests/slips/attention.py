@@ -132,6 +132,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("lock-read", enter(lambda b: lock_layout(b, "a cat", ["cat"], 1, read=[7])), "read from 0 to 4"),
     ("without-typo", enter(lambda b: without(b, "pads", prompt="a cat")), "kinds from start, word"),
     ("without-nothing", enter(lambda b: without(b, prompt="a cat")), "kinds from start, word"),
+    (
+        "without-negatives",
+        enter(lambda b: without(b, "pad", prompt="a cat", negative_prompt=["", "ugly"])),
+        "negative_prompt, one text",
+    ),
     ("without-absent", enter(lambda b: without(b, "template", prompt="a cat")), "kinds of tokens that 'a cat' has"),
     ("register-name", lambda b: families.register("sd3"), "family, a Family, got 'sd3': pass a record"),
     ("open-missing", lambda b: open_recording("~/nowhere/maps.nc"), "there is no file: pass the path"),
