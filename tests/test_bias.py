@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from seg4diff_tools.attention.areas import grid_mask
 from seg4diff_tools.attention.bias import AttentionBias, JointTokens
-from seg4diff_tools.attention.concepts import encode_concepts
+from seg4diff_tools.attention.concepts import Concepts, encode_concepts
 from seg4diff_tools.attention.edits import apply_edit, blur, perturbed_guidance
 from seg4diff_tools.attention.groups import Rule, group_bias
 from seg4diff_tools.attention.intercept import intercept
@@ -450,6 +450,14 @@ def test_words_outside_the_prompt_go_with_generation_and_edits(tiny_backbone, tm
     assert open_recording(recorder.save(tmp_path / "both.nc")) == recorder.recording
     with pytest.raises(RecordingError, match="pass all in one list"), recorder, recorder_of(tiny_backbone):
         pass
+
+
+def test_weights_of_words_outside_the_prompt_are_made_once(tiny_backbone, monkeypatch):
+    made, weights = [], Concepts.weights.fget
+    monkeypatch.setattr(Concepts, "weights", property(lambda self: made.append(self) or weights(self)))
+    with AttentionRecorder(tiny_backbone, direction=("i2c", "c2i"), concepts=CONCEPTS):
+        forward(tiny_backbone)
+    assert len(made) == 1
 
 
 def recorder_of(backbone):
