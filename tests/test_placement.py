@@ -38,7 +38,11 @@ def test_pictures_are_those_of_the_model_with_words_in_place(tiny_backbone):
     ]
     detector, sampling = load_detector(), {"steps": 2, "progress": False}
     settings = {"without": Placing(0.0), "placed": Placing(2.5), "locked": Placing(2.5, lock=0)}
+    looks = []
+    handle = detector.net.register_forward_hook(lambda *_: looks.append(1))
     table = placing_effects(tiny_backbone, detector, asked, settings, batch=2, **sampling)
+    handle.remove()
+    assert len(looks) == len(settings)
     assert list(table.setting) == [name for name in settings for _ in asked]
     assert (table.asked == [2, 1, 2] * 3).all()
     assert (table.placed <= table.asked).all()

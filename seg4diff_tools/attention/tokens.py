@@ -330,9 +330,9 @@ def check_texts(
                     "prompt": "prompt that runs (a list has one per image)",
                     "negative_prompt": "negative_prompt that runs, or run without guidance",
                 }
-                whose = argument or "the recorder's prompt"
+                whose = f"expected {argument}" if argument else "expected the recorder's prompt"
                 raise RecordingError(
-                    f"expected {whose} {prompt.text!r} for image {image}, got {running} in the model: pass the "
+                    f"{whose} {prompt.text!r} for image {image}, got {running} in the model: pass the "
                     f"{way_out[argument]}"
                 )
 
