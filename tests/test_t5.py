@@ -206,7 +206,7 @@ def test_the_command_line_reads_t5_when_asked(tmp_path):
 
 
 def test_a_live_explorer_records_the_words_of_both(backbone):
-    recording, _ = record_live(backbone, 1, {"layers": [1]}, None, PROMPT, 0, lambda done, total: None)
+    recording = record_live(backbone, 1, {"layers": [1]}, False, None, PROMPT, 0, lambda done, total: None)[0]
     assert set(recording.maps.token_reader.values) == {"CLIP", "T5"}
     assert "pad" not in recording.maps.token_kind.values
     assert "cat@T5" in [word.label for word in words_of(recording.maps)]
