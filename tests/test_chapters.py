@@ -487,8 +487,8 @@ CLAIMS = [
             *said("14", rf"with nothing to choose, by {SIGNED} points {SPAN} for {VALUE} times"),
             *said("14", rf"Guided upsampling changes mIoU by {SIGNED} points {SPAN} for {VALUE} times"),
         ),
-        lambda present, names, full, best, best_full, gain, low, high, twice, guided, lowest, *_: (
-            best > present and best_full > full and min(low, lowest) > 0 and 1.5 < twice < 2.5
+        lambda present, names, full, best, best_full, gain, low, high, more, guided, lowest, highest, longer: (
+            best > present and best_full > full and min(low, lowest) > 0 and 1.5 < more < 4 and longer < 1.5
         ),
     ),
     Claim(

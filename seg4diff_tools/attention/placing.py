@@ -5,7 +5,6 @@ branch that reads the prompt, and in that of perturbed attention guidance (PAG) 
 is never touched.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -193,7 +192,7 @@ def lock_layout(
 
     with text.biased(biases, see, read_layers):
         yield masks
-    if not masks:
+    if text.turn.images and not masks:
         warnings.warn(f"no word was held, since no forward came after step {step}: pass an earlier one", stacklevel=3)
 
 
@@ -232,13 +231,9 @@ def without(
             "negative_prompt='blurry'"
         )
 
-    @functools.cache
-    def negative() -> Prompt:
-        return encoded_prompts(model, text.family, avoided)[0]
-
     # with encoded prompts alone there may be no text encoder, and only guidance needs one
     if any(isinstance(each, str) for each in ([prompt] if isinstance(prompt, (str, Prompt)) else prompt)):
-        negative()
+        text.negative(avoided)
     limits = _limits(text.transformer, layers, steps)
     zeros = bool(text.family.optional_parts)
     filling = "zero" if zeros else "pad"
@@ -252,8 +247,9 @@ def without(
         if turn.rows_of("cond"):
             read += [(PROMPTED, own, images) for own, images in zip(text.prompts, text.images(turn), strict=True)]
         if turn.rows_of("uncond"):
-            text.check("uncond", [negative()], "negative_prompt")
-            read.append((("uncond",), negative(), range(turn.images)))
+            negative = text.negative(avoided)
+            text.check("uncond", [negative], "negative_prompt")
+            read.append((("uncond",), negative, range(turn.images)))
         for branches, own, images in read:
             tokens = fitted(own.tokens, length, zeros, left=text.family.pads_left)
             if branches == PROMPTED:
@@ -305,6 +301,8 @@ class _Text:
     turn: Turn = field(compare=False)
 
     def __init__(self, model: Any, prompt: Any) -> None:
+        self._model = model
+        self._negative: Prompt | None = None
         self.transformer: nn.Module = transformer_of(model)
         self.family = family_of(self.transformer)
         self.prompts = encoded_prompts(model, self.family, prompt)
@@ -313,6 +311,12 @@ class _Text:
         self.turn = Turn(None, ("cond",), 0)
         self._inputs: dict[str, Any] = {}
         self._checked: dict[str, Any] = {}
+
+    def negative(self, prompt: str | Prompt) -> Prompt:
+        """The one negative prompt, encoded when it is first asked for."""
+        if self._negative is None:
+            self._negative = encoded_prompts(self._model, self.family, prompt)[0]
+        return self._negative
 
     def images(self, turn: Turn) -> list[range]:
         """The images of each prompt in a forward."""

@@ -89,7 +89,7 @@ def file(browser, tmp_path_factory):
 
 def open_page(browser, address, width=1200, height=1000, **settings):
     page = browser.new_context(viewport={"width": width, "height": height}, **settings).new_page()
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(address)
