@@ -48,6 +48,12 @@ def test_every_short_name_is_listed():
 
 def test_every_package_has_a_page():
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"cli", "models"}
-    assert {path.stem for path in REFERENCE.glob("*.md")} == packages | {"index"}
+    assert {path.stem for path in REFERENCE.glob("*.md")} == packages | {"index", "edits"}
     contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
     assert [name for name in packages if f"reference/{name}\n" not in contents] == []
+
+
+def test_what_the_page_of_attention_leaves_out_is_on_that_of_edits():
+    page, edits = ((REFERENCE / name).read_text(encoding="utf-8") for name in ("attention.md", "edits.md"))
+    left_out = re.findall(r"\w+", page.partition(":exclude-members:")[2])
+    assert sorted(left_out) == sorted(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", edits, re.MULTILINE))
