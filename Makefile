@@ -13,10 +13,14 @@ ifndef SEG4DIFF_MODEL
 export HF_HUB_OFFLINE = 1
 endif
 
-.PHONY: help report book test test-wheel test-oldest check format lab lock clean
+.PHONY: help demo report book test test-wheel test-oldest check format lab lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+
+demo: $(VENV)/book.stamp  ## a page with a scene, the maps of its words and its masks, in a minute
+	$(BIN)/python examples/explore_page.py --out demo.html
+	@echo "Open: $(CURDIR)/demo.html"
 
 report: $(VENV)/book.stamp  ## execute the chapters and build the report
 	$(BIN)/python book/execute.py notebooks/*.ipynb
