@@ -168,6 +168,14 @@ def shown(value: Any) -> str:
     return reprlib.repr(value) if plain or hasattr(value, "dtype") else type(value).__name__
 
 
+def readable(size: int) -> str:
+    """Return bytes as an error names them, such as "3.2 GiB"."""
+    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << exponent:
+            return f"{size / (1 << exponent):.1f} {unit}"
+    return f"{size} bytes"
+
+
 def require_columns(table: Any, columns: Any, numeric: Sequence[str] = ()) -> None:
     """Check that a table has rows and some columns.
 

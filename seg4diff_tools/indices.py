@@ -56,6 +56,24 @@ def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None)
     return float(number)
 
 
+def as_positive(value: Any, name: str, *, zero: bool = False) -> float:
+    """Return a number above 0, infinity among them, as a float: Python's own, NumPy's, or a tensor of one.
+
+    Args:
+        value: the number; True and False are none.
+        name: of the argument, for the error.
+        zero: whether 0 is allowed too.
+
+    Raises:
+        InputError: not a number, or out of range.
+    """
+    number = scalar(value)
+    if not isinstance(number, Real) or isinstance(number, bool) or not (float(number) > 0 or (zero and number == 0)):
+        wanted = "at least 0" if zero else "above 0"
+        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")
+    return float(number)
+
+
 def as_indices(value: Any, name: str, length: int | None = None, *, low: int = 0) -> list[int]:
     """Return indices as a list of ints: from one number, a range, an array, a tensor or any other iterable.
 

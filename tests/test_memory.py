@@ -89,12 +89,12 @@ def test_a_step_of_finetuning_takes_no_more_than_estimated(model, checkpointing,
 def test_as_many_images_are_trained_at_once_as_fit(mini, monkeypatch):
     one = step_bytes(mini, SIZE)
     for free, expected in ((1, 1), (5 * one, 4), (100 * one, 12)):
-        monkeypatch.setattr("seg4diff_tools.magnet.memory.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("seg4diff_tools.backbones.memory.free_memory", lambda device, free=free: free)
         assert images_that_fit(mini, 12, SIZE) == expected
-    monkeypatch.setattr("seg4diff_tools.magnet.memory.free_memory", lambda device: None)
+    monkeypatch.setattr("seg4diff_tools.backbones.memory.free_memory", lambda device: None)
     assert images_that_fit(mini, 12, SIZE) == 12
     # blocks that are computed again leave room for more
-    monkeypatch.setattr("seg4diff_tools.magnet.memory.free_memory", lambda device: 5 * one)
+    monkeypatch.setattr("seg4diff_tools.backbones.memory.free_memory", lambda device: 5 * one)
     assert images_that_fit(mini, 12, SIZE, checkpointing=True) == 6
     assert step_bytes(mini, SIZE, checkpointing=True) < one < step_bytes(mini, 192)
 

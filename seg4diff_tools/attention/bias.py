@@ -111,7 +111,7 @@ class AttentionBias:
             known = ("cond", "uncond", PERTURBED)
             object.__setattr__(self, "branches", tuple(some_of(self.branches, "branches", known)))
 
-    def rule(self, layout: Layout, turn: Turn) -> "Rule | None":
+    def rule(self, layout: Layout, turn: Turn) -> Rule | None:
         """Return what it adds in a forward; None where it adds nothing.
 
         Raises:

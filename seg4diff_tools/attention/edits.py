@@ -7,7 +7,6 @@ A_I2T (M - 1) V_text, and only this thin product is computed. The model itself i
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ from seg4diff_tools.attention.turns import Turns
 from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
-from seg4diff_tools.indices import as_indices, as_int, scalar
+from seg4diff_tools.indices import as_indices, as_int, as_positive
 
 TextMap = Float[Tensor, "text edited"]
 Keep = Literal["text", "joint", "nothing"]
@@ -55,7 +54,7 @@ def blur(sigma: float = 9.0, kernel: int = 5) -> Edit:
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, Fig 5 (sigma 9, kernel 5). Reflection alone changes the sum of a
     row a little; it is scaled back, since the paper keeps each image token's share of text.
     """
-    sigma = _positive(sigma, "sigma")
+    sigma = as_positive(sigma, "sigma")
     kernel = as_int(kernel, "kernel", 1)
     if kernel % 2 == 0:
         raise InputError(f"expected kernel, an odd number, got {kernel}: pass kernel={kernel + 1}")
@@ -201,7 +200,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 6 and 32.
     """
     _check_edit(edit)
-    scale = _positive(scale, "scale", zero=True)
+    scale = as_positive(scale, "scale", zero=True)
     transformer = transformer_of(model)
     family, turns = family_of(transformer), Turns()
     if layers is not None:
@@ -259,14 +258,6 @@ def _identity(count: int) -> TextMap:
 def _check_edit(edit: Any) -> None:
     if not isinstance(edit, Edit):
         raise InputError(f"expected edit, an Edit, got {edit!r}: pass blur(), drop(), swap(...) or average()")
-
-
-def _positive(value: Any, name: str, *, zero: bool = False) -> float:
-    number = scalar(value)
-    if not isinstance(number, Real) or isinstance(number, bool) or not (float(number) > 0 or (zero and number == 0)):
-        wanted = "at least 0" if zero else "above 0"
-        raise InputError(f"expected {name}, a number {wanted}, got {value!r}: pass {name}=1.0")
-    return float(number)
 
 
 def _tokens(tokens: Any, name: str) -> list[int] | None:

@@ -176,7 +176,7 @@ class JointAttention:
         _check_direction(name)
         pieces = self._pieces(name, range(self.query.shape[1]) if heads is None else heads, text, spans, workspace)
         by_rows: dict[int, list[Tensor]] = {}
-        for rows, piece in pieces:
+        for _, rows, piece in pieces:
             by_rows.setdefault(rows.start, []).append(piece)
         return _join([_join(parts, dim=1) for parts in by_rows.values()], dim=2)
 
@@ -201,7 +201,7 @@ class JointAttention:
         _check_direction(name)
         heads = range(self.query.shape[1]) if heads is None else heads
         sums: dict[int, Tensor] = {}
-        for rows, piece in self._pieces(name, heads, text, spans, workspace):
+        for _, rows, piece in self._pieces(name, heads, text, spans, workspace):
             piece = piece.squeeze(1) if piece.shape[1] == 1 else piece.sum(dim=1)
             if rows.start not in sums:
                 sums[rows.start] = piece
@@ -243,7 +243,7 @@ class JointAttention:
         if self.image_tokens + self.text_tokens == self.query.shape[2]:
             return self.query.new_zeros(len(self.query), len(heads), dtype=working_dtype(self.query))
         sums = [
-            sum(piece.sum(dim=(1, 2, 3)) for _, piece in self._pieces(f"{side}2o", [head], None, None, workspace))
+            sum(piece.sum(dim=(1, 2, 3)) for *_, piece in self._pieces(f"{side}2o", [head], None, None, workspace))
             for head in heads
         ]
         return torch.stack(sums, dim=1) / _length(self._positions(side, None))
@@ -258,16 +258,13 @@ class JointAttention:
             workspace: see `weights`.
         """
         given = given.to(working_dtype(self.query)).expand(-1, self.query.shape[1], -1, -1)
-        sums: list[Tensor] = []
-        first = 0
-        for rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
-            if rows.start == 0:
-                first = sum(part.shape[1] for part in sums)
-                sums.append(piece.new_zeros(*piece.shape[:2], given.shape[2], piece.shape[3]))
+        sums: dict[int, Tensor] = {}
+        for heads, rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
             with exact_products(piece.device):
-                sums[-1] = sums[-1] + given[:, first : first + piece.shape[1], :, rows] @ piece
+                got = given[:, heads, :, rows] @ piece
+            sums[heads.start] = sums[heads.start] + got if heads.start in sums else got
             del piece
-        return _join(sums, dim=1)
+        return _join(list(sums.values()), dim=1)
 
     def averaged(
         self, values: Float[Tensor, "batch value_heads key column"], *, workspace: int | None = None
@@ -279,21 +276,18 @@ class JointAttention:
             workspace: see `weights`.
         """
         values = values.to(working_dtype(self.query)).expand(-1, self.query.shape[1], -1, -1)
-        blocks: list[list[Tensor]] = []
-        first = 0
-        for rows, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
-            if rows.start == 0:
-                first = sum(parts[0].shape[1] for parts in blocks)
-                blocks.append([])
+        blocks: dict[int, list[Tensor]] = {}
+        for heads, _, piece in self._pieces("a2a", range(self.query.shape[1]), None, None, workspace):
             with exact_products(piece.device):
-                blocks[-1].append(piece @ values[:, first : first + piece.shape[1]])
+                blocks.setdefault(heads.start, []).append(piece @ values[:, heads])
             del piece
-        return _join([_join(parts, dim=2) for parts in blocks], dim=1)
+        return _join([_join(parts, dim=2) for parts in blocks.values()], dim=1)
 
     def _pieces(
         self, name: str, heads: Sequence[int], text: Sequence[int] | None, spans: Tensor | None, workspace: int | None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Probabilities of a few heads and queries at a time: (slice of the queries taken, [batch heads query key])."""
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Probabilities of a few heads and queries at a time: (slices of the heads and of the queries taken, [batch
+        heads query key])."""
         if text is not None and name not in ("i2t", "t2i"):
             raise InputError(f"expected text tokens with i2t or t2i, got them with {name}: leave text out")
         heads = as_indices(heads, "heads", self.query.shape[1])
@@ -321,7 +315,7 @@ class JointAttention:
                 if spans is not None:
                     with exact_products(piece.device):
                         piece = piece @ spans.to(piece) if name[2] == "t" else spans.to(piece).mT @ piece
-                yield rows, piece
+                yield taken, rows, piece
                 del piece  # or it would live on beside the next one
 
     def _positions(self, side: str, text: Sequence[int] | None) -> slice | Tensor:

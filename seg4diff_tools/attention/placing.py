@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -26,7 +25,7 @@ from seg4diff_tools.attention.turns import PERTURBED, Turn
 from seg4diff_tools.errors import InputError, RecordingError, as_names, list_of, shown, some_of
 from seg4diff_tools.families import Family, Layout, family_of, sampling_loop, transformer_of
 from seg4diff_tools.families._private import add_hook
-from seg4diff_tools.indices import as_indices, as_int, scalar
+from seg4diff_tools.indices import as_indices, as_int, as_positive
 from seg4diff_tools.prompts import Kind, Prompt
 
 Indices = int | Iterable[int]
@@ -72,7 +71,7 @@ def place_words(
         the range of the scores, the size of the place and the step.
     """
     text = _Text(model, prompt)
-    strength = _strength(strength)
+    strength = as_positive(strength, "strength")
     each = [places] * len(text.prompts) if isinstance(places, Mapping) else places
     mappings = list_of(each, Mapping, "places", "places={'cat': (0.0, 0.0, 0.5, 1.0)}", "mappings")
     if len(mappings) != len(text.prompts) or not all(mappings):
@@ -143,7 +142,7 @@ def lock_layout(
     if len(names) != len(text.prompts):
         raise InputError(f"expected words for each of {len(text.prompts)} prompts, got {len(names)}: pass as many")
     spans = [[p.span(name) for name in own] for p, own in zip(text.prompts, names, strict=True)]
-    step, strength = as_int(step, "step", 0), _strength(strength)
+    step, strength = as_int(step, "step", 0), as_positive(strength, "strength")
     expert = getattr(model, "expert_layer", None)
     depth = text.family.layers(text.transformer)
     read_layers = as_indices((range(depth) if expert is None else expert) if read is None else read, "read", depth)
@@ -377,10 +376,3 @@ def _limits(transformer: nn.Module, layers: Any, steps: Any) -> dict[str, Any]:
         "layers": None if layers is None else as_indices(layers, "layers", depth),
         "steps": None if steps is None else as_indices(steps, "steps"),
     }
-
-
-def _strength(value: Any) -> float:
-    number = scalar(value)
-    if not isinstance(number, Real) or isinstance(number, bool) or not float(number) > 0:
-        raise InputError(f"expected strength, a number above 0, got {value!r}: pass strength=2.0, or math.inf")
-    return float(number)

@@ -9,7 +9,7 @@ from torch import nn
 from seg4diff_tools.attention.concepts import Concepts, encode_concepts
 from seg4diff_tools.attention.joint import DIRECTIONS, Direction
 from seg4diff_tools.attention.tokens import Columns, choose_columns, encoded_prompts
-from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.errors import InputError, RecordingError, readable
 from seg4diff_tools.families import Family, family_of, transformer_of
 from seg4diff_tools.indices import as_indices, as_int
 
@@ -171,11 +171,3 @@ def _branches(branches: Any) -> tuple[str, ...] | None:
             f"expected branches, names that differ, got {branches!r}: pass ('uncond', 'cond') or ('cond',)"
         )
     return names
-
-
-def readable(size: int) -> str:
-    """Bytes as a text, such as "3.2 GiB"."""
-    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 1 << exponent:
-            return f"{size / (1 << exponent):.1f} {unit}"
-    return f"{size} bytes"

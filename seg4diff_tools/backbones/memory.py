@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from seg4diff_tools.attention.request import readable
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.errors import InputError
+from seg4diff_tools.errors import InputError, readable
 from seg4diff_tools.indices import as_int
 
 FORWARD = 20

@@ -14,10 +14,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import as_path, open_run, processes, read_settings, refuse_other, replace_file
-from seg4diff_tools.attention.request import readable
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.opened import OpenedSample
-from seg4diff_tools.errors import CheckpointError, InputError
+from seg4diff_tools.errors import CheckpointError, InputError, readable
 from seg4diff_tools.evaluation.collected import Collected
 from seg4diff_tools.evaluation.counts import ImageCounts, count_images, own_groups, stored_shards
 from seg4diff_tools.evaluation.results import Evaluation

@@ -1,7 +1,7 @@
 """How many images of a batch fit into memory at once, by an estimate that a benchmark measures."""
 
 from seg4diff_tools.backbones.backbone import Backbone
-from seg4diff_tools.backbones.memory import SHARE, free_memory, token_bytes
+from seg4diff_tools.backbones.memory import checked_budget, token_bytes
 
 TRANSIENT, KEPT, CHECKPOINTED = 45, 21, 10
 """Values for each token and channel: temporaries of one block in both passes, what autograd keeps of a block, and what
@@ -34,8 +34,6 @@ def images_that_fit(backbone: Backbone, share: int, size: int | None = None, *, 
         size: side of the images in pixels; None for the model's own.
         checkpointing: whether blocks are computed again in the backward pass.
     """
-    free = free_memory(backbone.device)
-    if free is None:
-        return share
-    fitting = max(1, int(SHARE * free) // step_bytes(backbone, size, checkpointing=checkpointing))
+    budget = checked_budget(None, backbone.device)
+    fitting = max(1, budget // step_bytes(backbone, size, checkpointing=checkpointing))
     return max(count for count in range(1, share + 1) if share % count == 0 and count <= fitting)

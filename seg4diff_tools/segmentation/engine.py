@@ -13,7 +13,6 @@ from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.forwards import observe
-from seg4diff_tools.backbones.memory import FORWARD, token_bytes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt
@@ -156,7 +155,7 @@ def pad_maps(
     kept = 4 * places * len(tokens) * (forwards + 1) * (backbone.layers if layers is None else len(layers))
     # all images run in one forward
     joint = places + len(prompt.tokens)
-    kept += FORWARD * token_bytes(backbone, joint)
+    kept += work.forward_bytes(joint)
     together, _ = work.at_once(len(images), 1, maps=kept, row=0, tokens=joint, ways="fewer seeds or a smaller size")
     if together < len(images):
         return torch.cat([pad_maps(work, images[part], options) for part in chunks(len(images), together)])

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import get_args
 
@@ -129,6 +130,14 @@ class Workbench:
         """Return the number of image tokens at a size in pixels; None for the model's own."""
         return prod(read_size(self.backbone, size)) // self.backbone.token_px**2
 
+    def forward_bytes(self, tokens: int) -> int:
+        """Return the bytes that a forward of one row takes at most; the modules are looked through once."""
+        return tokens * self._of_token
+
+    @cached_property
+    def _of_token(self) -> int:
+        return FORWARD * token_bytes(self.backbone, 1)
+
     def at_once(self, images: int, rows: int, *, maps: int, row: int, tokens: int, ways: str) -> tuple[int, int]:
         """Return how many images, and how many rows of a forward, fit into the budget at once.
 
@@ -142,7 +151,7 @@ class Workbench:
         Raises:
             InputError: one image, or one row, does not fit.
         """
-        row += FORWARD * token_bytes(self.backbone, tokens)
+        row += self.forward_bytes(tokens)
         self.plan(maps + row, f"the maps of an image and a forward of {tokens} tokens", ways)
         images = min(images, (self.budget - row) // max(1, maps))
         rows = min(rows, (self.budget - images * maps) // row)
