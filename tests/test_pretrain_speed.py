@@ -295,7 +295,7 @@ def test_lists_stand_in_batches_with_all_columns_alone(tiny_run):
     stage = TransformerStage(config, tiny_run, CPU)
     plans = stage.plans(range(8))
     for number in range(12):
-        prompts, thinned = stage._prompts(plans, stage.CROWDED + number, torch.Generator().manual_seed(number))
+        prompts, thinned = stage._prompts(plans, stage.config.recipe.crowded + number, torch.Generator().manual_seed(number))
         assert all(len(prompt.split()) == 8 and "," not in prompt for prompt in prompts) != thinned
 
 

@@ -34,6 +34,7 @@ class Recipe:
         pool: number of different training scenes, a power of two, with latents on disk; 0 for a new scene each time.
         columns: text columns, enough for almost all prompts; batches with longer prompts get all 77.
         modulation: whether Muon also trains the blocks' modulation (CMuon, arXiv 2608.02502), in place of AdamW.
+        crowded: number of images until each pad has its full weight in the attention; 0 to train a model further.
     """
 
     shift: float = 3.0
@@ -43,9 +44,11 @@ class Recipe:
     pool: int = 0
     columns: int = 22
     modulation: bool = False
+    crowded: int = 30_000
 
     def __post_init__(self) -> None:
-        _check_fields(self, {"easy": 0, "pool": 0, "columns": 1}, {"shift": None, "direction": None, "lists": 1.0})
+        counts = {"easy": 0, "pool": 0, "columns": 1, "crowded": 0}
+        _check_fields(self, counts, {"shift": None, "direction": None, "lists": 1.0})
         one_of(self.modulation, "modulation", (False, True))
         if self.pool & (self.pool - 1):
             raise InputError(f"expected pool, a power of two or 0, got {self.pool}: pass what pool_size returns")

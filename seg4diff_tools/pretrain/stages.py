@@ -160,12 +160,12 @@ class TransformerStage:
     blocks, so one of them with log(n) added to its key's score represents n. This number is drawn for every batch, so
     that the trained model is robust to it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` random ones
     represent all, which costs a quarter less. A prompt has few words among many pads, and a small model would not learn
-    to attend to them: every key has weight 1 at first, and its full weight after `CROWDED` images. SD3 was trained with
+    to attend to them: every key has weight 1 at first, and its full weight after `recipe.crowded` images. SD3 was trained with
     its text encoders dropped at random; here most samples (`UNPOOLED`) lack the pooled text, since a small model that
     gets it hardly attends to words.
     """
 
-    THINNED, PADS, CROWDED, UNPOOLED = 0.8, 8, 30_000, 0.75
+    THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device, cache: Path | None = None) -> None:
         """Load the finished parts and initialize a transformer.
@@ -216,7 +216,7 @@ class TransformerStage:
         latents = self.latents(numbers, plans)
         prompts, thinned = self._prompts(plans, indices.start, generator)
         with torch.no_grad():
-            text, pooled, counts = self._encode(prompts, thinned, min(1.0, indices.start / self.CROWDED), generator)
+            text, pooled, counts = self._encode(prompts, thinned, self._crowd(indices.start), generator)
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32).to(self.device)
         normal = torch.randn(len(latents), generator=generator, dtype=torch.float32).sigmoid().to(self.device)
         sigma = recipe.shift * normal / (1 + (recipe.shift - 1) * normal)
@@ -282,12 +282,16 @@ class TransformerStage:
         latents = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean.float()
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
+    def _crowd(self, images: int) -> float:
+        """Return the weight of pads after so many images: 0 to 1."""
+        crowded = self.config.recipe.crowded
+        return min(1.0, images / crowded) if crowded else 1.0
+
     def _prompts(self, plans: Sequence[Plan], first: int, generator: torch.Generator) -> tuple[list[str], bool]:
         """Return prompts of a batch, and whether its pads are thinned; class lists are in unthinned batches only."""
         order, scenes, recipe = np.random.default_rng(first), self.config.scenes, self.config.recipe
         draws = torch.rand(len(plans), generator=generator, dtype=torch.float32).tolist()
-        crowd = min(1.0, first / self.CROWDED)
-        thinned = bool(crowd * torch.rand((), generator=generator, dtype=torch.float32) < self.THINNED)
+        thinned = bool(self._crowd(first) * torch.rand((), generator=generator, dtype=torch.float32) < self.THINNED)
         rich = scenes.captions == "rich"
         prompts = [prompt_of(p, draw, order, rich) for p, draw in zip(plans, draws, strict=True)]
         if recipe.lists and not thinned:

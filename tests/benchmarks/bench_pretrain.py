@@ -63,7 +63,7 @@ class Steps:
 
         stage, batch = self.stage, self.training.batch
         generator = torch.Generator().manual_seed(number)
-        first = stage.CROWDED + number * batch
+        first = stage.config.recipe.crowded + number * batch
         plans = timed("planning", lambda: stage.plans(range(first, first + batch)))
         size = stage.config.scenes.size
         images = timed("drawing", lambda: render(plans, size, self.device)[0] * 2 - 1)
