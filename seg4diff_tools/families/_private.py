@@ -252,7 +252,8 @@ def foreach(name: str) -> Callable[..., Any]:
 
 def cpu_has_bf16() -> bool:
     """Return whether the CPU has instructions for bfloat16 matrix products."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # oneDNN's own answer counts processors on which it only emulates them
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def allow_precision(precision: str) -> None:
