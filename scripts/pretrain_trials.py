@@ -54,8 +54,7 @@ def judged(run: Path, config: RunConfig, scenes: int, asked: int) -> dict[str, f
     """Object mIoU at the best layer, and the share of right pictures."""
     transformer = SD3Transformer2DModel.from_pretrained(run / "transformer", torch_dtype=torch.float32)
     backbone = wrap_pipeline(assemble(run, transformer), "trial")
-    plain = replace(config.model.scenes, captions="short")
-    samples = [scene("test", VALIDATE_FROM + number, plain) for number in range(scenes)]
+    samples = [scene("test", VALIDATE_FROM + number, config.model.test_scenes) for number in range(scenes)]
     best = layer_step_sweep(backbone, samples, None, (8,), progress=False).nlargest(1, "object_mIoU").iloc[0]
     row: dict[str, float | int] = {"layer": int(best["layer"]), "object_mIoU": round(float(best["object_mIoU"]), 4)}
     row["scenes"] = scenes

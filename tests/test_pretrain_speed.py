@@ -1,5 +1,6 @@
 """Fast training: the mathematics of PyTorch's own ways, latents that depend on their number alone, and looks."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.cli.pretrain import pretrain as command
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.pretrain import export, images_of, run_stage
+from seg4diff_tools.pretrain import export, images_of, model_card, run_stage
 from seg4diff_tools.pretrain import speed as speeds
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.latents import BLOCK, LatentCache, cache_key, pool_size, slots
@@ -295,7 +296,9 @@ def test_lists_stand_in_batches_with_all_columns_alone(tiny_run):
     stage = TransformerStage(config, tiny_run, CPU)
     plans = stage.plans(range(8))
     for number in range(12):
-        prompts, thinned = stage._prompts(plans, stage.config.recipe.crowded + number, torch.Generator().manual_seed(number))
+        prompts, thinned = stage._prompts(
+            plans, stage.config.recipe.crowded + number, torch.Generator().manual_seed(number)
+        )
         assert all(len(prompt.split()) == 8 and "," not in prompt for prompt in prompts) != thinned
 
 
@@ -322,6 +325,23 @@ def test_a_run_can_start_from_finished_weights(tiny_run, tmp_path):
     fresh = shutil.copytree(run, tmp_path / "fresh", ignore=shutil.ignore_patterns("transformer"))
     with pytest.raises(CheckpointError, match=r"cannot start from .*Give the folder of a model with a transformer"):
         run_stage("transformer", fresh, config, device="cpu", init=tmp_path)
+
+
+def test_a_model_can_be_trained_further(tiny_run, tmp_path):
+    """What a new run lacks comes from the model, and its card tells both trainings."""
+    export(tiny_run, model := tmp_path / "model")
+    trained = {"compute": "a core", "clip": {"steps": 5}, "vae": {"steps": 6}, "transformer": {"steps": 60}}
+    (model / "model_card.json").write_text(json.dumps({"training": trained}))
+    config = replace(TINY, transformer=replace(TINY.transformer, steps=1))
+    run_stage("transformer", run := tmp_path / "run", config, device="cpu", init=model)
+    assert (run / "clip" / "config.json").is_file()
+    stages = model_card._stages(run, config)
+    assert {name: stage["steps"] for name, stage in stages.items()} == {
+        "clip": 5,
+        "vae": 6,
+        "transformer": 60,
+        "transformer, further": 1,
+    }
 
 
 def test_kept_weights_are_the_average_and_looks_change_nothing(tiny_run, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ class Preset(StrEnum):
     gpu = "gpu"
     cpu_rich = "cpu-rich"
     gpu_rich = "gpu-rich"
+    cpu_further = "cpu-further"
 
 
 Run = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs.")]
@@ -149,7 +150,7 @@ def report(
     quality = measure(
         backbone,
         load_clip(folder, backbone.device),
-        config.model.scenes,
+        config.model.test_scenes,
         scenes=scenes,
         search_scenes=search_scenes,
         generated=generated,

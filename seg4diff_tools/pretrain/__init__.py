@@ -4,6 +4,8 @@
 `report.measure` measures its quality.
 """
 
+import json
+import shutil
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -13,10 +15,11 @@ import torch
 from torch import nn
 
 from seg4diff_tools._runs import as_path
+from seg4diff_tools.backbones.checkpoints import MINI, read_card
 from seg4diff_tools.backbones.loading import as_device
 from seg4diff_tools.errors import CheckpointError, instance_of, one_of
 from seg4diff_tools.indices import as_indices, as_int
-from seg4diff_tools.pretrain.config import RunConfig, preset
+from seg4diff_tools.pretrain.config import EARLIER, RunConfig, preset
 from seg4diff_tools.pretrain.latents import pool_size
 from seg4diff_tools.pretrain.loop import Stage, train
 from seg4diff_tools.pretrain.speed import Speed, pin
@@ -51,8 +54,9 @@ def run_stage(
         config: sizes and steps; for a new run "cpu" of `preset` by default.
         device: by default the best available.
         save_every: steps between checkpoints.
-        init: folder of a model or a run with finished weights of this part; a new run starts from them with fresh
-            optimizers, a run with a checkpoint ignores them.
+        init: "mini", or the folder of a model or a run with finished weights of this part; a new run starts from them
+            with fresh optimizers, a run with a checkpoint ignores them. A transformer's run without a CLIP and a VAE
+            takes them, and the tokenizer, from the same folder.
         keep: numbers of images at which the transformer's averaged weights are kept.
         watch_every: images between two evaluations of the transformer (object mIoU by layer, pictures); 0 for none.
         speed: settings of computation; by default the fastest for the device.
@@ -69,7 +73,7 @@ def run_stage(
     """
     one_of(name, "name", list(STAGES))
     run, save_every = as_path(run, "run"), as_int(save_every, "save_every", 1)
-    init = None if init is None else as_path(init, "init")
+    init = None if init is None else MINI if init == "mini" else as_path(init, "init")
     cache = None if cache is None else as_path(cache, "cache")
     keep = as_indices(keep, "keep", low=1) if isinstance(keep, Integral) or len(keep) else []
     watch_every = as_int(watch_every, "watch_every", 0)
@@ -87,9 +91,12 @@ def run_stage(
     watching = name == "transformer"
     own: dict[str, Any] = {"cache": cache} if watching else {}
     visit = Watch(run, config, keep, watch_every) if watching else None
+    fresh = not (run / name / "state.pt").exists()
+    if init is not None and fresh and watching:
+        _take_parts(run, init)
     part: Any = STAGES[name]
     stage: Stage = part(config.model, run, place, **own)
-    if init is not None and not (run / name / "state.pt").exists():
+    if init is not None and fresh:
         start_from(stage.model, init, name)
     model = train(
         stage,
@@ -105,6 +112,17 @@ def run_stage(
         stage.calibrate(model)
     model.save_pretrained(run / name)
     return run / name
+
+
+def _take_parts(run: Path, init: Path) -> None:
+    """Copy the parts of a model that a transformer's run lacks, and what its card says of their training."""
+    missing = [part for part in ("clip", "vae", "tokenizer") if (init / part).is_dir() and not (run / part).exists()]
+    for part in missing:
+        shutil.copytree(init / part, run / part)
+    trained = read_card(init).get("training", {})
+    earlier = {name: entry for name, entry in trained.items() if name in missing or name.startswith("transformer")}
+    if earlier:
+        (run / EARLIER).write_text(json.dumps(earlier, indent=1), encoding="utf-8")
 
 
 def start_from(model: nn.Module, folder: str | Path, part: str) -> None:

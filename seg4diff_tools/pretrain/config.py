@@ -12,6 +12,9 @@ from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.scenes import SceneConfig
 from seg4diff_tools.scenes.drawings import concepts
 
+EARLIER = "earlier_training.json"
+"""File of a run with the training of the model from which it started."""
+
 
 def _check_fields(config: Any, counts: Mapping[str, int], rates: Mapping[str, float | None]) -> None:
     """Check integers against smallest values, and numbers of 0 or more against largest values."""
@@ -81,6 +84,12 @@ class ModelConfig:
             whole, count = getattr(self, name), getattr(self, heads)
             if whole % count:
                 raise InputError(f"expected {name} in multiples of {heads}={count}, got {whole}: choose another one")
+
+    @property
+    def test_scenes(self) -> SceneConfig:
+        """Settings of the scenes that judge the model: what it may show as in training, all chances as by default."""
+        own = self.scenes
+        return SceneConfig(own.size, own.concepts, own.backgrounds, own.objects, own.object_side, own.degrees)
 
     @property
     def latent_side(self) -> int:
@@ -185,7 +194,22 @@ def _rich(config: RunConfig, **recipe: Any) -> RunConfig:
     return replace(config, model=replace(config.model, scenes=scenes, recipe=replace(_RECIPE, **recipe)))
 
 
-PRESETS = {"cpu": RunConfig(), "gpu": _GPU, "cpu-rich": _rich(RunConfig()), "gpu-rich": _rich(_GPU, columns=36, pool=0)}
+def _further(config: RunConfig, steps: int) -> RunConfig:
+    """Half of the rates, more colors and things of one kind, long lists of names, and pads at full weight."""
+    scenes = replace(config.model.scenes, **{**_RICH, "captions": "short"})
+    model = replace(config.model, scenes=scenes, recipe=Recipe(lists=0.4, pool=1 << 16, crowded=0))
+    stage = config.transformer
+    rates = {"learning_rate": stage.learning_rate / 2, "muon_learning_rate": (stage.muon_learning_rate or 0.0) / 2}
+    return replace(config, model=model, transformer=replace(stage, steps=steps, cooldown=steps * 3 // 10, **rates))
+
+
+PRESETS = {
+    "cpu": RunConfig(),
+    "gpu": _GPU,
+    "cpu-rich": _rich(RunConfig()),
+    "gpu-rich": _rich(_GPU, columns=36, pool=0),
+    "cpu-further": _further(RunConfig(), 12_500),
+}
 
 
 def preset(name: str) -> RunConfig:
@@ -193,7 +217,8 @@ def preset(name: str) -> RunConfig:
 
     Args:
         name: "cpu" for two CPU cores, "gpu" for one GPU; "cpu-rich" and "gpu-rich" train on longer captions and on
-            scenes with more things of one kind and more colors.
+            scenes with more things of one kind and more colors; "cpu-further" trains a finished model further, see
+            `init` of `run_stage`.
 
     Raises:
         InputError: an unknown name.

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import CheckpointError, instance_of
-from seg4diff_tools.pretrain.config import RunConfig
+from seg4diff_tools.pretrain.config import EARLIER, RunConfig
 from seg4diff_tools.pretrain.report import PAPER_STEP, Quality
 from seg4diff_tools.pretrain.stages import EMPTY, PLAIN, STAGES
 from seg4diff_tools.scenes import SceneConfig
@@ -89,7 +89,7 @@ def write_card(
         "image_size": config.model.scenes.size,
         "parameters": _parameters(backbone),
         "data": asdict(config.model.scenes) | {"drawings": _drawings()},
-        "training": {"compute": compute} | {name: _stage(run, name, config) for name in STAGES},
+        "training": {"compute": compute} | _stages(run, config),
         "measured": quality.to_dict(),
         "limits": _limits(config.model.scenes, quality),
     }
@@ -138,9 +138,27 @@ def _drawings() -> list[dict[str, Any]]:
     return list(styles.values())
 
 
+def _stages(run: Path, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the training of each part: that of the model from which the run started, and that of the run."""
+    path = run / EARLIER
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in STAGES:
+        if name in found and not _log(run, name).is_file():
+            continue
+        entry = name
+        while entry in found:
+            entry += ", further"
+        found[entry] = _stage(run, name, config)
+    return found
+
+
+def _log(run: Path, name: str) -> Path:
+    return run / name / "log.csv"
+
+
 def _stage(run: Path, name: str, config: RunConfig) -> dict[str, Any]:
     """Return the settings, progress and last losses of one part's training."""
-    path = run / name / "log.csv"
+    path = _log(run, name)
     if not path.is_file():
         raise CheckpointError(f"expected the log of a finished part, got no {path}: run `pretrain {name}` first")
     with path.open(newline="") as file:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ class Watch:
     def look(self, step: int, images: int, average: nn.Module) -> None:
         """Segment the validation scenes at every layer and draw the pictures."""
         backbone = wrap_pipeline(assemble(self.run, self._plain(average)), "training")
-        scenes = replace(self.config.model.scenes, captions="short")
+        scenes = self.config.model.test_scenes
         samples: list[Any] = [scene("test", VALIDATE_FROM + number, scenes) for number in range(self.scenes)]
         steps_from_end = min(8, self.steps)
         options = OpenVocabulary(steps=self.steps, steps_from_end=steps_from_end)
