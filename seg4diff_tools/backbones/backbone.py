@@ -359,7 +359,7 @@ class Backbone:
             negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
-            progress: show a progress bar.
+            progress: show a progress bar of the steps, or of the images where there are several batches.
             callback: called after every step with the step's index, its timestep and the latents.
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 

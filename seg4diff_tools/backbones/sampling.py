@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.checks import check_zeros
 from seg4diff_tools.errors import InputError
@@ -69,12 +70,17 @@ def sample(
         )
     batch = len(texts) if batch is None else as_int(batch, "batch", 1)
     options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
-    noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)
-    noise = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
+    several = batch < len(texts)
     images: list[PIL.Image.Image] = []
-    with backbone.running(), progress_bar(backbone.pipe, progress):
+    with (
+        backbone.running(),
+        progress_bar(backbone.pipe, progress and not several),
+        tqdm(total=len(texts), unit="picture", desc=backbone.name, disable=not (progress and several)) as bar,
+    ):
         for start in range(0, len(texts), batch):
-            some, part = texts[start : start + batch], noise[start : start + batch]
+            some = texts[start : start + batch]
+            noise = draw_noise(seeds[start : start + batch], backbone.latent_size(size)).to(backbone.device)
+            part = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
             many = {"negative_prompt": [options["negative_prompt"]] * len(some)} if "negative_prompt" in options else {}
             images += backbone.pipe(
                 prompt=some,
@@ -83,6 +89,7 @@ def sample(
                 latents=backbone.family.pack(part) if backbone.family.takes_packed else part,
                 **(options | many),
             ).images
+            bar.update(len(some))
     return images
 
 

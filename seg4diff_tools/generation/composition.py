@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 from scipy.stats import binomtest
-from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
@@ -217,17 +216,11 @@ def generate_pictures(
 
     Args: as for `composition_scores`.
     """
-    backbone, batch, seeds = as_backbone(backbone), as_int(batch, "batch", 1), as_indices(seeds, "seeds", 1 << 46)
-    jobs = [(prompt.text, 100_000 * seed + number) for seed in seeds for number, prompt in enumerate(_checked(prompts))]
-    made: list[Image] = []
-    with tqdm(total=len(jobs), unit="picture", desc=backbone.name, disable=not progress) as bar:
-        for start in range(0, len(jobs), batch):
-            texts, noise = zip(*jobs[start : start + batch], strict=True)
-            made += backbone.generate(
-                list(texts), seed=list(noise), steps=steps, guidance_scale=guidance_scale, progress=False
-            )
-            bar.update(len(texts))
-    return made
+    backbone, seeds = as_backbone(backbone), as_indices(seeds, "seeds", 1 << 46)
+    texts = [prompt.text for prompt in _checked(prompts)]
+    noise = [100_000 * seed + number for seed in seeds for number in range(len(texts))]
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    return backbone.generate(texts * len(seeds), seed=noise, **settings)
 
 
 def composition_scores(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from seg4diff_tools._runs import as_path
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
@@ -247,7 +248,7 @@ class TransformerStage:
         bias = torch.cat([torch.zeros(tokens, dtype=torch.float32, device=self.device), log_counts])
         if self.speed:
             return self.model(joint_attention_kwargs={"key_bias": bias}, **inputs)[0]
-        with intercept(self.model, key_bias=bias):
+        with intercept(self.model, bias=AttentionBias(bias)):
             return self.model(**inputs)[0]
 
     def plans(self, numbers: Sequence[int]) -> list[Plan]:
