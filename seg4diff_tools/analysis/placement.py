@@ -144,13 +144,7 @@ def _words(asked: Asked) -> str:
 
 
 def things_in_place(prompt: CompositionPrompt, places: Places, scene: DetectedScene) -> int:
-    """Count the kinds of things whose surest one found has its center in its place.
-
-    Args:
-        prompt: what was asked for.
-        places: from `asked_places`.
-        scene: what was found.
-    """
+    """Count the kinds of things whose surest detection has its center in its place, from `asked_places`."""
     count = 0
     for asked in prompt.objects:
         found = [thing.center for thing in scene.objects if thing.concept == asked.concept][:1]

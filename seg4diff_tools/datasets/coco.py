@@ -154,10 +154,7 @@ class CocoInstances(Labeled):
 def coco_instances(images: Path, annotations: Path, labels: Labels) -> CocoInstances:
     """Read images annotated in COCO's instance format: all that the JSON lists, also those that show no thing.
 
-    Args:
-        images: folder of the photographs.
-        annotations: JSON, such as `instances_val2017.json`.
-        labels: what the numbers of categories, less one, mean.
+    `labels` gives the meaning of each category's number, less one.
 
     Raises:
         InputError: another JSON, or an image that the folder lacks.

@@ -228,7 +228,7 @@ def _counts(
 def encode_images(
     work: Workbench, group: Sequence[OpenedSample], options: Options, tick: Callable[[float], Any]
 ) -> None:
-    """Encode the images of a group one by one (half of the work at full size), and update the progress bar."""
+    """Encode the images of a group one by one, half of the work at full size, and update the progress bar."""
     if getattr(options, "tiles", 1) == 1:
         for each in group:
             work.latents([each.picture], options.fit, options.size)
@@ -275,12 +275,7 @@ def _confusions(
 
 
 class _OwnMetrics:
-    """A user's metrics, and their failures.
-
-    Args:
-        functions: by name.
-        first: index of the first image of the run, on which a failure raises.
-    """
+    """A user's metrics by name, and their failures; on the first image of the run, a failure raises."""
 
     def __init__(self, functions: Mapping[str, ImageMetric], first: int) -> None:
         self.functions, self.first = functions, first

@@ -122,14 +122,7 @@ def grouping_scores(
 
 
 def pad_confusion(groups: Labels, target: Labels, classes: int, method: Unsupervised) -> Int[Tensor, "true predicted"]:
-    """Count the pixels of groups by their matched classes; the last column counts unmatched groups.
-
-    Args:
-        groups: number of the group at each pixel.
-        target: the true class at each pixel, or -1.
-        classes: number of classes.
-        method: sets the matching.
-    """
+    """Count the pixels of groups by matched class; -1 is ignored, the last column counts unmatched groups."""
     if method.matching == "rows":
         return metrics.match_rows(groups, target, classes, ignore=-1)
     return metrics.confusion(metrics.match(groups, target, classes, ignore=-1), target, classes + 1, ignore=-1)

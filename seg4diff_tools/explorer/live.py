@@ -284,12 +284,9 @@ def record_live(
 
 
 def _predicted(backbone: Backbone, path: Sequence[Tensor], step: int) -> Float[Tensor, "1 channels height width"]:
-    """Return the clean latents that a step of sampling predicts: its straight line from noise, followed to the end.
+    """Return the clean latents that a 0-based step of sampling predicts, at the end of its straight line from noise.
 
-    Args:
-        backbone: the model.
-        path: the noise, then the latents after each step.
-        step: 0-based.
+    `path` has the noise, then the latents after each step.
     """
     sigmas = [*backbone.schedule(len(path) - 1)[1].tolist(), 0.0]
     before, after = path[step].float(), path[step + 1].float()

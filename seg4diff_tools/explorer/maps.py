@@ -157,11 +157,7 @@ class MapSource:
         return values[values.index(value)]
 
     def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
-        """Return the maps of one setting.
-
-        Args:
-            selection: a value for each of `AXES`.
-            tokens: positions of the wanted tokens; None for all.
+        """Return the maps of one setting, a value for each of `AXES`, of some tokens by position or of all.
 
         Raises:
             InputError: an unknown value.

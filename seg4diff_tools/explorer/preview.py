@@ -16,13 +16,7 @@ HINT = "Run this cell to choose layer, step and word."
 def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x"], opacity: float) -> bytes:
     """Draw a map over its picture, or the class of the highest map at each position, with a line of instructions.
 
-    Args:
-        picture: of the maps; None shows them alone.
-        maps: one map, or one for each class.
-        opacity: of the colors, 0 to 1.
-
-    Returns:
-        A PNG file.
+    Without a picture, maps stand alone; `opacity` of the colors is 0 to 1. Returns a PNG file.
     """
     ground = PIL.Image.new("RGB", maps.shape[:-3:-1]) if picture is None else picture
     scale = SIDE / max(ground.size)

@@ -52,14 +52,10 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
 
 
 def numbers(values: Any, axes: int | None = None) -> np.ndarray:
-    """Return numbers as an array in double precision.
-
-    Args:
-        values: array, DataArray, tensor or nested lists.
-        axes: how many axes it must have; None for two or more.
+    """Return numbers (array, DataArray, tensor or nested lists) as an array in double precision.
 
     Raises:
-        InputError: not numbers, no finite number, or another number of axes.
+        InputError: not numbers, no finite number, or not `axes` axes (two or more for None).
     """
     try:
         array = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)

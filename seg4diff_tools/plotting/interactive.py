@@ -334,13 +334,7 @@ def _short(values: pd.Series) -> Float[np.ndarray, " row"]:
 
 
 def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Apply the common style to a figure.
-
-    Args:
-        figure: changed in place.
-        title: of the figure.
-        height: in pixels.
-    """
+    """Apply the common style, a title and a height in pixels to a figure, in place."""
     return figure.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}, "y": 0.97, "yanchor": "top"},
