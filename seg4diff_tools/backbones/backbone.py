@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seg4diff_tools.backbones.checks import check_latents, check_zeros
 from seg4diff_tools.backbones.inputs import at_once, forward_inputs
-from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
+from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, call_options, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
@@ -371,20 +371,9 @@ class Backbone:
             InputError: a value out of range, a size that the model cannot take, seeds that do not match the prompts, or
                 an argument that the pipeline lacks or that would have no effect.
         """
-        return sample(
-            self,
-            as_prompts(prompt),
-            as_int(steps, "steps", 1),
-            guidance_scale,
-            seed,
-            self._pixels(size),
-            negative_prompt,
-            zero_tokens,
-            batch,
-            progress,
-            callback,
-            arguments,
-        )
+        prompts, steps, pixels = as_prompts(prompt), as_int(steps, "steps", 1), self._pixels(size)
+        options = call_options(self, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
+        return sample(self, prompts, steps, seed, pixels, batch, progress, options)
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
         most = self.family.max_tokens_per_side(self.transformer)

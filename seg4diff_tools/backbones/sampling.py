@@ -41,21 +41,15 @@ def sample(
     backbone: "Backbone",
     prompts: list[str | Prompt],
     steps: int,
-    guidance_scale: float | None,
     seed: int | Sequence[int],
     size: tuple[int, int],
-    negative_prompt: str | None,
-    zero_tokens: int,
     batch: int | None,
     progress: bool,
-    callback: Callback | None,
-    arguments: dict[str, Any],
+    options: dict[str, Any],
 ) -> list[PIL.Image.Image]:
-    """Generate images: see `Backbone.generate`."""
+    """Generate images with the options of `call_options`: see `Backbone.generate`."""
     texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
-    if negative_prompt is not None and not isinstance(negative_prompt, str):
-        raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
-    for text in (*texts, negative_prompt or ""):
+    for text in (*texts, options.get("negative_prompt", "")):
         check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), text)
     seeds = as_seeds(seed) * (len(texts) if is_number(seed) else 1)
     texts = texts * len(seeds) if len(texts) == 1 else texts
@@ -69,7 +63,6 @@ def sample(
             f"size={made}"
         )
     batch = len(texts) if batch is None else as_int(batch, "batch", 1)
-    options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
     several = batch < len(texts)
     images: list[PIL.Image.Image] = []
     with (
@@ -93,7 +86,7 @@ def sample(
     return images
 
 
-def _options(
+def call_options(
     backbone: "Backbone",
     prompts: list[str | Prompt],
     guidance_scale: float | None,
@@ -103,6 +96,8 @@ def _options(
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the arguments of a pipeline call; refuse those without an effect."""
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
     name, family = type(backbone.pipe).__name__, backbone.family
     known = inspect.signature(type(backbone.pipe).__call__).parameters
     if taken := [key for key in arguments if key in _INSTEAD]:

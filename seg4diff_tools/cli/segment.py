@@ -67,13 +67,11 @@ def segment(
 
 def _write(work: Any, files: list[Path], names: list[str], options: Any, folder: Path) -> dict[str, str]:
     """Write the results of each image that has none yet; return the unreadable images and their errors."""
-    from io import BytesIO
-
     import PIL.Image
     from tqdm.auto import tqdm
 
     from seg4diff_tools._runs import replace_file
-    from seg4diff_tools.images import open_images
+    from seg4diff_tools.images import encode, open_images
     from seg4diff_tools.plotting.static import label_overlay
     from seg4diff_tools.segmentation.segment import segment_picture
 
@@ -88,9 +86,9 @@ def _write(work: Any, files: list[Path], names: list[str], options: Any, folder:
             skipped[file.name] = str(error)
             continue
         work.forget()
-        found, drawn = segment_picture(work, picture, names, options), BytesIO()
-        PIL.Image.fromarray(label_overlay(found.image, found.label_map)).save(drawn, "png")
-        replace_file(folder / f"{file.stem}-overlay.png", drawn.getvalue())
+        found = segment_picture(work, picture, names, options)
+        drawn = encode(PIL.Image.fromarray(label_overlay(found.image, found.label_map)))
+        replace_file(folder / f"{file.stem}-overlay.png", drawn)
         replace_file(folder / f"{file.stem}.png", found.index_png())
         # last: an image is done when this file is there
         about = {"image": file.name, "sha256": digest, "shares": found.shares(), "settings": found.settings}

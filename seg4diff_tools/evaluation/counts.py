@@ -188,12 +188,6 @@ def stored_shards(folder: Path) -> Iterator[Shard]:
     yield from map(read_shard, paths)
 
 
-def stored_counts(folder: Path) -> Iterator[ImageCounts]:
-    """Yield the counts of all finished images: see `stored_shards`."""
-    for shard in stored_shards(folder):
-        yield from shard.records
-
-
 def _open_group(samples: Sequence, indices: Sequence[int], skip: bool) -> tuple[list[OpenedSample], dict[int, str]]:
     group, faults = [], {}
     for index in indices:

@@ -64,16 +64,16 @@ def evaluate(
         metrics: further scores by name: functions of a predicted and a true label map (class indices, -1 where the
             truth is ignored; groups without a class have the largest index) that return a number for each image. An
             error on the first image stops the run; a later one gives NaN and a warning.
-        out: folder for the counts of each image, in Parquet, and for the table. A killed run resumes from there. With
-            the same `memory_budget` the table is that of a run in one go; with None the free memory tells how many
-            forwards run at once, and maps can differ by rounding, which moves a pixel only where two classes tie. More
-            than one process (accelerate launch) needs it.
+        out: folder for the counts of each image, in Parquet, and for the table; required with several processes
+            (accelerate launch). A killed run resumes from there. With the same `memory_budget` the table is that of a
+            run in one go; with None the free memory sets how many forwards run at once, and maps can differ by
+            rounding, which moves a pixel only where two classes tie.
         limit: largest number of images.
         shuffle_seed: shuffle the images, so that a limit takes a random subset.
         about: further content of result.json, such as the data set's folder.
-        batch: images in a group, and forwards to run at once.
-        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
-            a group does not fit, fewer images and forwards run at once.
+        batch: images in a group, and forwards at once.
+        memory_budget: bytes beside the weights, by an estimate; None for most of what is free. Where a group does not
+            fit, fewer images and forwards run at once.
         progress: show a progress bar with the mIoU of the first method so far, and the memory that is needed.
 
     Returns:

@@ -229,21 +229,19 @@ def record_live(
     Args:
         backbone: the model.
         steps: length of the schedule.
-        options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads, and every token
-            are recorded; padding is omitted if there are more tokens than CLIP's 77.
-        step_pictures: decode the clean image that the model predicts at each recorded step; of a generated picture
-            with a scheduler that `samples_straight`.
+        options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads and every token;
+            padding is omitted if there are more tokens than CLIP's 77.
+        step_pictures: decode the clean image that the model predicts at each recorded step.
         picture: the input, with the noise of each wanted step; None to generate one.
         prompt: of the model.
         seed: of the noise.
         report: called after each step with the numbers of finished and of all steps; may raise to stop.
 
     Returns:
-        The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures, one
-        for each recorded step, or none.
+        The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures.
 
     Raises:
-        InputError: step_pictures of a generated picture, of which the scheduler's steps do not tell them.
+        InputError: step_pictures of a generated picture with a scheduler that is not `samples_straight`.
     """
     if step_pictures and picture is None and not samples_straight(backbone):
         raise InputError(

@@ -1,12 +1,11 @@
 """Static picture of an explorer for a notebook whose cells have not run."""
 
-import io
-
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 from jaxtyping import Float
 
+from seg4diff_tools.images import encode
 from seg4diff_tools.plotting.static import label_overlay, overlay
 
 SIDE, LINE = 320, 26
@@ -33,6 +32,4 @@ def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x
     sheet = PIL.Image.new("RGB", (ground.width, ground.height + LINE), "white")
     sheet.paste(PIL.Image.fromarray(drawn))
     PIL.ImageDraw.Draw(sheet).text((2, ground.height + 6), HINT, "black", font_size=13)
-    content = io.BytesIO()
-    sheet.quantize(128).save(content, "PNG", optimize=True)
-    return content.getvalue()
+    return encode(sheet.quantize(128), optimize=True)

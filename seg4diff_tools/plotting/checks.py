@@ -33,11 +33,7 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
     if not isinstance(maps, xr.DataArray):
         array = numbers(maps)
         maps = xr.DataArray(array, dims=(*(f"axis {i}" for i in range(array.ndim - 2)), "y", "x"))
-    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
-        raise InputError(
-            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
-            f"{dict(maps.sizes)}: rename the axes or pass other maps"
-        )
+    check_maps(maps)
     leading = [dim for dim in maps.dims if dim not in ("y", "x")]
     for dim in tuple(leading):
         if len(leading) > axes and maps.sizes[dim] == 1 and dim != keep:
@@ -49,6 +45,15 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
             "other axis, such as maps.sel(layer=9)"
         )
     return maps.transpose(*leading, "y", "x")
+
+
+def check_maps(maps: xr.DataArray) -> None:
+    """Raise an InputError unless maps are numbers with axes y and x, none of them empty."""
+    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
+        raise InputError(
+            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
+            f"{dict(maps.sizes)}: rename the axes or pass other maps"
+        )
 
 
 def numbers(values: Any, axes: int | None = None) -> np.ndarray:

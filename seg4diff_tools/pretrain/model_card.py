@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import CheckpointError, instance_of
+from seg4diff_tools.images import encode
 from seg4diff_tools.pretrain.config import RunConfig
 from seg4diff_tools.pretrain.report import PAPER_STEP, Quality
 from seg4diff_tools.pretrain.stages import EMPTY, PLAIN, STAGES
@@ -101,13 +102,8 @@ def write_card(
 
 def gallery(backbone: Backbone, guidance_scale: float, *, steps: int = 28, columns: int = 6) -> bytes:
     """Return pictures for the prompts and seeds of `GALLERY`, as a PNG file of at most `GALLERY_BYTES`."""
-    pictures: list[PIL.Image.Image] = []
-    for start in range(0, len(GALLERY), columns):
-        numbers = range(start, min(start + columns, len(GALLERY)))
-        prompts = [GALLERY[number] for number in numbers]
-        pictures += backbone.generate(
-            prompts, steps=steps, guidance_scale=guidance_scale, seed=list(numbers), progress=False
-        )
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": columns, "progress": False}
+    pictures = backbone.generate(GALLERY, seed=list(range(len(GALLERY))), **settings)
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.75 * columns, 2.1 * rows), dpi=80, layout="constrained")
     for axes, picture, prompt in zip(figure.subplots(rows, columns).flat, pictures, GALLERY, strict=False):
@@ -119,11 +115,10 @@ def gallery(backbone: Backbone, guidance_scale: float, *, steps: int = 28, colum
     figure.savefig(drawn, format="png")
     whole = PIL.Image.open(drawn).convert("RGB")
     for colors in (256, 96, 32, 8):
-        packed = io.BytesIO()
-        whole.quantize(colors).save(packed, format="png", optimize=True)
-        if packed.tell() <= GALLERY_BYTES:
+        packed = encode(whole.quantize(colors), optimize=True)
+        if len(packed) <= GALLERY_BYTES:
             break
-    return packed.getvalue()
+    return packed
 
 
 def _parameters(backbone: Backbone) -> dict[str, int]:
