@@ -363,9 +363,6 @@ class Backbone:
             callback: called after every step with the step's index, its timestep and the latents.
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 
-        Returns:
-            The images.
-
         Raises:
             PromptError: a prompt does not fit.
             InputError: a value out of range, a size that the model cannot take, seeds that do not match the prompts, or

@@ -54,9 +54,6 @@ def save_lora(weights: LoraWeights, folder: str | Path) -> Path:
         weights: the LoRA.
         folder: made if it is not there.
 
-    Returns:
-        The folder.
-
     Raises:
         CheckpointError: the files cannot be written.
     """

@@ -144,29 +144,17 @@ def _numbers(groups: Tensor, target: Tensor, classes: int) -> int:
 
 
 def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the intersection over union of each class, from 0 to 1; NaN for classes without a true pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the intersection over union of each class, 0 to 1, from pixel counts; NaN without a true pixel."""
     return _iou(margins(confusion))
 
 
 def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the share (0..1) of each class's pixels with the right prediction; NaN without a true pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the share (0..1) of each class's pixels with the right prediction; NaN without a true pixel."""
     return _accuracy(margins(confusion))
 
 
 def pixel_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch"]:
-    """Return the share (0..1) of pixels with the right class (pACC); NaN without any pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the share (0..1) of all pixels with the right class (pACC); NaN without any pixel."""
     return score(margins(confusion), "pACC")
 
 

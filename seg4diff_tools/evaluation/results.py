@@ -123,12 +123,13 @@ class Evaluation:
             gain = scores - scores[base]
             ends = metrics.interval(gain, left - left[base], level, comparisons)
             columns |= {"gain": gain, "gain_low": ends[0], "gain_high": ends[1], "comparisons": comparisons}
-        others = {name: values.to_numpy() for name, values in self.totals.items() if name != score}
+        totals = self.totals
+        others = [name for name in (*SCORES[3:], *SCORES[2::-1], *self.values) if name != score]
         return pd.DataFrame(
             {"model": self.settings["model"]}
             | {name: self.rows.get_level_values(name) for name in self.rows.names}
             | columns
-            | {name: others[name] for name in sorted(others, key=_column_order)}
+            | {name: totals[name].to_numpy() for name in others}
             | {"images": len(self.images), "skipped": len(self.skipped)}
         )
 
@@ -381,8 +382,3 @@ def _mean(values: Float[np.ndarray, "*shape"], axis: int) -> Float[np.ndarray, "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis))
-
-
-def _column_order(name: str) -> int:
-    order = ["object_mIoU", "background_mIoU", "mIoU", "mACC", "pACC"]
-    return order.index(name) if name in order else len(order)

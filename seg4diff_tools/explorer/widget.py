@@ -279,9 +279,6 @@ class Explorer(anywidget.AnyWidget):
             path: of the page; "~" is expanded.
             store: characters of maps that the page keeps; 8 MiB hold all steps of one full-size recording.
 
-        Returns:
-            The path.
-
         Raises:
             InputError: an invalid path or number of characters.
             CheckpointError: the file cannot be written.

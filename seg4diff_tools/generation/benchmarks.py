@@ -108,9 +108,6 @@ def generate_benchmark(
         batch: pictures at once.
         progress: show a progress bar, in the first process.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: as in `read_prompts`; or the folder holds other files, or pictures with other settings.
         PromptError: a prompt does not fit; the message names its line.

@@ -53,9 +53,6 @@ def curves(
         mark: draw a dotted vertical line at this x, such as the paper's layer or step.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
 
@@ -105,9 +102,6 @@ def score_map(
         scores: column of the values, or several to choose from in a menu.
         percent: show shares (0 to 1) in percent.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: a missing column, or several rows for one cell.
@@ -177,9 +171,6 @@ def bars(
         percent: show shares (0 to 1) in percent.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
     """
@@ -229,9 +220,6 @@ def scatter(
         percent: show shares (0 to 1) of `y` in percent.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
     """
@@ -272,9 +260,6 @@ def intervals(
         high: column of their upper ends.
         percent: show shares (-1 to 1) in points of 100.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: a missing column.

@@ -42,9 +42,6 @@ def map_slider(
         start: where the slider begins, such as layer 4: a value of its axis or one of the names; None for the first.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: other axes, a number of images or names that does not fit, or a start that is not on the axis.
     """

@@ -124,9 +124,6 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
         title: of the figure.
         opacity: of the maps.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: more axes than that; select from them with `.sel` first.
     """
@@ -154,9 +151,6 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
         maps: two axes beside y and x, rows first; further axes of length 1 are dropped.
         title: of the figure.
         opacity: of the maps.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: another number of axes.
@@ -189,9 +183,6 @@ def label_maps(
         class_names: value i means class_names[i].
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a label map of another size than the image, or with a value that has no name.
     """
@@ -218,9 +209,6 @@ def case_gallery(
         class_names: for each case, value i means class_names[i].
         headings: for each case, such as its score; stands over the image.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: lists of different lengths, or as in `label_maps`.
@@ -252,9 +240,6 @@ def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, column
         labels: one for each; long ones are broken into lines.
         columns: pictures in a row.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: no pictures, or another number of labels.

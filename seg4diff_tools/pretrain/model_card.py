@@ -127,10 +127,8 @@ def _parameters(backbone: Backbone) -> dict[str, int]:
 
 
 def _drawings() -> list[dict[str, Any]]:
-    styles = json.loads((files("seg4diff_tools") / "scenes" / "sprites" / "sprites.json").read_text(encoding="utf-8"))[
-        "styles"
-    ]
-    return list(styles.values())
+    index = files("seg4diff_tools") / "scenes" / "sprites" / "sprites.json"
+    return list(json.loads(index.read_text(encoding="utf-8"))["styles"].values())
 
 
 def _stage(run: Path, name: str, config: RunConfig) -> dict[str, Any]:
@@ -161,17 +159,11 @@ def _limits(config: SceneConfig, quality: Quality) -> list[str]:
             "It is not Stable Diffusion 3 and shares no weight with it; architecture and file layout are the same, with "
             "RMS norm of queries and keys, which Stable Diffusion 3.5 has and 3 medium has not."
         ),
-        (
-            f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no "
-            f"photographs."
-        ),
+        f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no photographs.",
         "It has never seen a picture of any other word.",
         "What its attention shows need not hold for large models trained on photographs.",
         "CLIPScore is judged by the model's own CLIP, trained on such scenes: do not compare it with other models'.",
-        (
-            "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder "
-            "test."
-        ),
+        "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder test.",
     ]
     for name, goal in GOALS.items():
         reached = _row(quality, name, "present", quality.steps_from_end)["object_mIoU"]
