@@ -147,7 +147,8 @@ def guidance_effects(
     wanted = check_layers(backbone, layers)
     scales, guidance_scales = _scales(scales, "scales"), _scales(guidance_scales, "guidance_scales")
     drawn: dict[str, Any] = {"steps": steps, "seed": list(range(len(prompts))), "batch": batch, "progress": False}
-    tables, pictures = [], {}
+    tables: list[pd.DataFrame] = []
+    pictures: dict[Any, list[Image]] = {}
     settings = list(product(guidance_scales, scales, wanted))
     for cfg, scale, layer in tqdm(settings, unit="setting", disable=not progress, desc=edit.name):
         if scale == 0 and layer != wanted[0]:

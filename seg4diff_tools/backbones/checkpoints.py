@@ -122,11 +122,7 @@ def read_card(source: Path | str) -> dict:
 def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
     # one by one, because only this reports missing weights, which are initialized at random
     model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
-        str(source),
-        subfolder=name,
-        **_as_argument(dtype, library),
-        use_safetensors=True,
-        output_loading_info=True,
+        str(source), subfolder=name, **_as_argument(dtype, library), use_safetensors=True, output_loading_info=True
     )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -64,10 +64,10 @@ def with_options(flags: Mapping[str, tuple[Any, str]]) -> Callable[[Callable[...
             command(**arguments, options=_parsed({name: value for name, value in given.items() if value is not None}))
 
         own = [each for each in inspect.signature(command).parameters.values() if each.name != "options"]
-        added = []
-        for name, (kind, text) in flags.items():
-            flag = Annotated[kind | None, typer.Option(flag_of(name), help=text, show_default=False)]
-            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag))
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, *about))
+            for name, about in flags.items()
+        ]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]  # what Typer reads
         run.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
@@ -101,6 +101,10 @@ def _listed(names: Sequence[str]) -> str:
 def flag_of(name: str) -> str:
     """Return the flag of an argument."""
     return f"--{name.replace('_', '-')}"
+
+
+def _annotation(name: str, kind: Any, text: str) -> Any:
+    return Annotated[kind | None, typer.Option(flag_of(name), help=text, show_default=False)]
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:

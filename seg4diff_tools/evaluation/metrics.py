@@ -171,9 +171,7 @@ def mean_accuracy(
 
 
 def miou(
-    confusion: Int[Tensor, "*batch true predicted"],
-    classes: Sequence[int] | None = None,
-    absent: Absent = "skip",
+    confusion: Int[Tensor, "*batch true predicted"], classes: Sequence[int] | None = None, absent: Absent = "skip"
 ) -> Float[Tensor, "*batch"]:
     """Return the mean intersection over union (mIoU, 0..1); NaN if none of the classes occurs.
 

@@ -70,11 +70,8 @@ def run_counts(
     shown = progress and state.is_main_process
     with tqdm(total=own, unit="image", disable=not shown, desc=f"{backbone.name} {kind}") as bar:
         finished = 0
-
-        def counted(group: list[OpenedSample], tick: Callable = bar.update) -> list[ImageCounts]:
-            return compute(group, tick)
-
-        for shard in count_images(samples, counted, indices, folder=folder, at_once=at_once, skip=skip):
+        store: dict[str, Any] = {"folder": folder, "at_once": at_once, "skip": skip}
+        for shard in count_images(samples, lambda group: compute(group, bar.update), indices, **store):
             found.add(shard)
             finished += len(shard.records) + len(shard.faults)
             if shown:

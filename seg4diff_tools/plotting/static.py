@@ -169,11 +169,7 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
 
 
 def label_maps(
-    image: ImageLike,
-    label_maps: Mapping[str, Any],
-    class_names: Sequence[str],
-    *,
-    title: str = "",
+    image: ImageLike, label_maps: Mapping[str, Any], class_names: Sequence[str], *, title: str = ""
 ) -> Figure:
     """Show the image, then one or several label maps of it, with one legend of class names, the ten largest if more.
 
