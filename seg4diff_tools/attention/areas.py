@@ -16,7 +16,11 @@ Area = Any
 
 
 def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
-    """Return a mask [y x] as a tensor, or a box as a tuple.
+    """Return a mask as a tensor, or a box as a tuple.
+
+    Args:
+        area: a mask [y x] or a box.
+        name: of the argument, for the error.
 
     Raises:
         InputError: neither, a mask without a place, or a box without an extent or with a side outside of the picture.
@@ -40,8 +44,11 @@ def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
 
 
 def grid_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
-    """Return the image tokens of a grid (rows, columns) of which at least half lies in an area; without any, those that
-    it covers most.
+    """Return the image tokens of which at least half lies in an area; where there is none, those that it covers most.
+
+    Args:
+        area: a mask [y x] of any size or a box (left, top, right, bottom).
+        grid: rows and columns of image tokens.
 
     Raises:
         InputError: see `as_area`.
@@ -57,8 +64,11 @@ def grid_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
 
 
 def area_means(pixels: Shaped[Tensor, "*some y x"], grid: tuple[int, int]) -> Float[Tensor, "*some row column"]:
-    """Return the mean of pixels, on the CPU, over the area of each image token, fp64; a pixel on a border counts with
-    its parts, and whole numbers are added up without rounding.
+    """Return the mean of pixels over the area of each image token, fp64; a pixel on a border counts with its parts.
+
+    Args:
+        pixels: masks or other values, on the CPU; whole numbers are added up without rounding.
+        grid: rows and columns of image tokens, no divisors of the size needed.
     """
     weights = []
     for length, count in zip(pixels.shape[-2:], grid, strict=True):

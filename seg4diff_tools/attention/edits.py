@@ -18,7 +18,7 @@ from seg4diff_tools.attention.intercept import announce, intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.shapes import JointHeads
 from seg4diff_tools.attention.turns import Turns
-from seg4diff_tools.errors import InputError, RecordingError, instance_of
+from seg4diff_tools.errors import InputError, RecordingError
 from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.indices import as_indices, as_int, as_positive
@@ -173,7 +173,7 @@ def apply_edit(model: Any, edit: Edit, layers: int | Iterable[int] | None = None
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 5 and 18.
     """
-    instance_of(edit, Edit, "edit", "blur(), drop(), swap(...) or average()")
+    _check_edit(edit)
     with intercept(transformer_of(model), lambda call: edited_output(call, edit), layers=layers):
         yield
 
@@ -199,7 +199,7 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 6 and 32.
     """
-    instance_of(edit, Edit, "edit", "blur(), drop(), swap(...) or average()")
+    _check_edit(edit)
     scale = as_positive(scale, "scale", zero=True)
     transformer = transformer_of(model)
     family, turns = family_of(transformer), Turns()
@@ -253,6 +253,11 @@ _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 def _identity(count: int) -> TextMap:
     return torch.eye(count, **_PLAIN)
+
+
+def _check_edit(edit: Any) -> None:
+    if not isinstance(edit, Edit):
+        raise InputError(f"expected edit, an Edit, got {edit!r}: pass blur(), drop(), swap(...) or average()")
 
 
 def _tokens(tokens: Any, name: str) -> list[int] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seg4diff_tools.backbones.checks import check_latents, check_zeros
 from seg4diff_tools.backbones.inputs import at_once, forward_inputs
-from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, call_options, draw_noise, is_number, sample
+from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
@@ -165,10 +165,9 @@ class Backbone:
         Args:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
-            cut_prompt: False distributes names that exceed one prompt over as few prompts as hold them all; True
-                truncates the one prompt at the text encoder's limit, as the released code does, so that names past it
-                have no token. Of SD3 without T5.
-            reader: the tokenizer whose tokens of a name count, "CLIP" or "T5" of SD3 with T5; None for all of them.
+            cut_prompt: False distributes names over as few prompts as hold them all; True cuts one prompt at the text
+                encoder's limit, as the released code does, so that later names have no token. Of SD3 without T5.
+            reader: the tokenizer whose tokens of a name count, "CLIP" or "T5" of SD3 with T5; None for all.
 
         Returns:
             Prompts whose `classes` give every name's token indices, exact even where one name contains another.
@@ -359,18 +358,32 @@ class Backbone:
             negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
-            progress: show a progress bar of the steps, or of the images where there are several batches.
+            progress: show a progress bar of the steps, or of several batches.
             callback: called after every step with the step's index, its timestep and the latents.
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
+
+        Returns:
+            The images.
 
         Raises:
             PromptError: a prompt does not fit.
             InputError: a value out of range, a size that the model cannot take, seeds that do not match the prompts, or
                 an argument that the pipeline lacks or that would have no effect.
         """
-        prompts, steps, pixels = as_prompts(prompt), as_int(steps, "steps", 1), self._pixels(size)
-        options = call_options(self, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
-        return sample(self, prompts, steps, seed, pixels, batch, progress, options)
+        return sample(
+            self,
+            as_prompts(prompt),
+            as_int(steps, "steps", 1),
+            guidance_scale,
+            seed,
+            self._pixels(size),
+            negative_prompt,
+            zero_tokens,
+            batch,
+            progress,
+            callback,
+            arguments,
+        )
 
     def _pixels(self, size: Size | None) -> tuple[int, int]:
         most = self.family.max_tokens_per_side(self.transformer)

@@ -41,15 +41,21 @@ def sample(
     backbone: "Backbone",
     prompts: list[str | Prompt],
     steps: int,
+    guidance_scale: float | None,
     seed: int | Sequence[int],
     size: tuple[int, int],
+    negative_prompt: str | None,
+    zero_tokens: int,
     batch: int | None,
     progress: bool,
-    options: dict[str, Any],
+    callback: Callback | None,
+    arguments: dict[str, Any],
 ) -> list[PIL.Image.Image]:
-    """Generate images with the options of `call_options`: see `Backbone.generate`."""
+    """Generate images: see `Backbone.generate`."""
     texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
-    for text in (*texts, options.get("negative_prompt", "")):
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
+    for text in (*texts, negative_prompt or ""):
         check_prompt(*backbone.family.tokenizer_and_limit(backbone.pipe), text)
     seeds = as_seeds(seed) * (len(texts) if is_number(seed) else 1)
     texts = texts * len(seeds) if len(texts) == 1 else texts
@@ -63,17 +69,15 @@ def sample(
             f"size={made}"
         )
     batch = len(texts) if batch is None else as_int(batch, "batch", 1)
-    several = batch < len(texts)
+    # one bar: of the steps, or of several batches
+    several, progress = progress and batch < len(texts), progress and batch >= len(texts)
+    options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
+    noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)
+    noise = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
     images: list[PIL.Image.Image] = []
-    with (
-        backbone.running(),
-        progress_bar(backbone.pipe, progress and not several),
-        tqdm(total=len(texts), unit="picture", desc=backbone.name, disable=not (progress and several)) as bar,
-    ):
-        for start in range(0, len(texts), batch):
-            some = texts[start : start + batch]
-            noise = draw_noise(seeds[start : start + batch], backbone.latent_size(size)).to(backbone.device)
-            part = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
+    with backbone.running(), progress_bar(backbone.pipe, progress):
+        for start in tqdm(range(0, len(texts), batch), unit="batch", desc=backbone.name, disable=not several):
+            some, part = texts[start : start + batch], noise[start : start + batch]
             many = {"negative_prompt": [options["negative_prompt"]] * len(some)} if "negative_prompt" in options else {}
             images += backbone.pipe(
                 prompt=some,
@@ -82,11 +86,10 @@ def sample(
                 latents=backbone.family.pack(part) if backbone.family.takes_packed else part,
                 **(options | many),
             ).images
-            bar.update(len(some))
     return images
 
 
-def call_options(
+def _options(
     backbone: "Backbone",
     prompts: list[str | Prompt],
     guidance_scale: float | None,
@@ -96,8 +99,6 @@ def call_options(
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the arguments of a pipeline call; refuse those without an effect."""
-    if negative_prompt is not None and not isinstance(negative_prompt, str):
-        raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
     name, family = type(backbone.pipe).__name__, backbone.family
     known = inspect.signature(type(backbone.pipe).__call__).parameters
     if taken := [key for key in arguments if key in _INSTEAD]:

@@ -157,12 +157,13 @@ class VaeStage:
 class TransformerStage:
     """The MM-DiT, trained by flow matching alone.
 
-    Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. They stay identical in all blocks,
-    so that one of them with log(n) added to its key's score represents n, a number that is drawn for every batch. Most
-    batches (`THINNED`) treat CLIP's pads likewise: `PADS` random ones represent all, at three quarters of the cost. A
-    small model does not learn to attend to few words among many pads: every key has weight 1 at first, and its full
-    weight after `recipe.crowded` images. Most samples (`UNPOOLED`) lack the pooled text, with which a small model
-    hardly attends to words; SD3 dropped its text encoders at random.
+    Plain diffusers appends 256 zero vectors in place of T5, the paper's setting 77. Such vectors stay identical in all
+    blocks, so one of them with log(n) added to its key's score represents n. This number is drawn for every batch, so
+    that the trained model is robust to it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` random ones
+    represent all, which costs a quarter less. A prompt has few words among many pads, and a small model would not learn
+    to attend to them: every key has weight 1 at first, and its full weight after `recipe.crowded` images. SD3 was
+    trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the pooled text, since a small
+    model that gets it hardly attends to words.
     """
 
     THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
