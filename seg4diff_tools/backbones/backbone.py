@@ -114,8 +114,8 @@ class Backbone:
 
         Args:
             prompt: one prompt, or a list.
-            zero_tokens: number of zero vectors after CLIP's tokens, in place of T5's, for SD3 without T5: 77 in the
-                released code, 256 in a plain `pipe(prompt)`, 0 for none. Other models have none.
+            zero_tokens: zero vectors in place of T5's tokens, for SD3 without T5: 77 in the released code, 256 in a
+                plain `pipe(prompt)`, 0 for none.
             cut: drop words past CLIP's limit, as a plain `pipe(prompt)` does, instead of raising an error.
 
         Returns:
@@ -145,7 +145,7 @@ class Backbone:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the model's lock, without gradients and in evaluation mode; modes are restored on leaving the `with`."""
+        """Hold the model's lock, without gradients and in evaluation mode; restore modes on leaving the `with`."""
         parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
         modules = [module for part in parts if part.training for module in part.modules() if module.training]
         with model_lock(self.pipe), torch.no_grad():
@@ -262,8 +262,7 @@ class Backbone:
             steps_from_end: the paper's "t = 8 of 28" is 8: `scheduler.timesteps[-8]`. A list gives every image at
                 every one of these steps, with the same noise.
             steps: length of the schedule.
-            seed: of the noise, drawn on the CPU in float32, so the same on every device. One number gives every image
-                the same noise, independent of the batch; a list has one seed per image.
+            seed: of the noise, the same on every device: one for every image, or a list with one each.
 
         Returns:
             Noised latents in the order (image step), steps changing fastest, and their timesteps.
