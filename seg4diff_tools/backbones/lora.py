@@ -165,8 +165,7 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
     Args:
         transformer: without a LoRA.
         family: of the transformer. A second, image-only attention (SD3.5) stays unchanged, as in the authors' code.
-        rank: 16 in the paper.
-        alpha: the change is alpha / rank times the product of both matrices; 16 in the paper.
+        rank, alpha: the change is alpha / rank times the product of both matrices; 16 and 16 in the paper.
 
     Raises:
         InputError: the transformer has a LoRA already.

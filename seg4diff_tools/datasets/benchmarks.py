@@ -40,8 +40,7 @@ class Benchmark:
     """The vocabulary and the files of a benchmark.
 
     Attributes:
-        class_names: the whole vocabulary.
-        background: those of the names that are stuff.
+        class_names, background: the whole vocabulary, and those of its names that are stuff.
         archives: the files to unpack, for errors.
         images: folders of the images, relative to the base; the first that exists counts.
         layouts: the forms of the annotations; the first that is there counts.

@@ -25,8 +25,7 @@ class CocoPanoptic(Labeled):
     """Images annotated in COCO's panoptic format, read one by one; made by `coco_panoptic`.
 
     Attributes:
-        images: folder of the photographs.
-        masks: folder of the PNGs whose colors are segments.
+        images, masks: folders of the photographs, and of the PNGs whose colors are segments.
         annotations: of each image: its file, its PNG, and the class of each segment.
     """
 
@@ -111,8 +110,7 @@ class CocoInstances(Labeled):
     are drawn first and then things, larger before smaller, so that what lies on a table stays visible.
 
     Attributes:
-        images: path of each image.
-        numbers: COCO's number of each image.
+        images, numbers: path and COCO's number of each image.
         coco: the annotations.
         source: the JSON that they came from.
     """

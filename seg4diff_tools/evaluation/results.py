@@ -35,19 +35,17 @@ class Evaluation:
 
     Attributes:
         rows: method and protocol, or the axes of a sweep.
-        images: index of each image in the samples.
-        fingerprints: of each image, its label map and its class names.
+        images, fingerprints: of each image, its index in the samples and a hash of it, its label map and its class
+            names.
         class_names: the classes that occur or were predicted, sorted.
         background: those of them that are stuff.
         cells: position of the image and of the class of each entry of `counts`.
         counts: hits, true pixels and predicted pixels.
-        pairs: true and predicted class of each entry of `pair_pixels`.
-        pair_pixels: pixels of the whole set.
+        pairs, pair_pixels: true and predicted class, and their pixels in the whole set.
         values: of custom metrics, by name.
         settings: JSON-serializable settings that determine the result.
         skipped: index and message of each sample that could not be read.
-        done: number of images that this process computed.
-        seconds: their computation time, by kind of work.
+        done, seconds: number of images that this process computed, and their time, by kind of work.
         pace: seconds per image of each row, from encoded image and prompts to the label map.
     """
 

@@ -23,7 +23,7 @@ class Word:
 
     Args:
         label: unique among words and tokens.
-        tokens: positions of its tokens on the token axis; its map is the mean of theirs (Seg4Diff, Eq 10).
+        tokens: their positions on the token axis; the map is the mean of theirs (Seg4Diff, Eq 10).
         kind: as `prompts.Token.kind`, "word" if unknown.
     """
 

@@ -164,14 +164,7 @@ def shares(label_map: Int[np.ndarray, "y x"], names: Sequence[str]) -> dict[str,
 def thumbnails(
     image: UInt8[np.ndarray, "y x 3"], label_map: Int[np.ndarray, "y x"], names: Sequence[str], text: str
 ) -> str:
-    """Return HTML of the image, the label map over it and a legend of the names that it shows.
-
-    Args:
-        image: RGB.
-        label_map: of the same size.
-        names: of its values.
-        text: a line to put above.
-    """
+    """Return HTML of a line of text, the image, the label map over it and a legend of the names that it shows."""
     # matplotlib is loaded when something is shown
     from seg4diff_tools.plotting.static import class_colors, label_overlay
 
