@@ -16,10 +16,7 @@ _HERE = __name__.partition(".")[0]
 def add_code(content: Any, value: FunctionType | type, add: Callable[[Any, Any], None]) -> None:
     """Add a function or class to a hash: its source, defaults, and what it closes over or reads from its module.
 
-    Args:
-        content: the hash.
-        value: the function or class; of an installed one the name and defaults, since versions are hashed elsewhere.
-        add: adds any other value to a hash.
+    Of an installed one the name and defaults count, since versions are hashed elsewhere. `add` adds any other value.
 
     Raises:
         InputError: its source, or a variable that it reads, cannot be read.

@@ -10,13 +10,8 @@ from seg4diff_tools.errors import Seg4DiffError
 
 
 def write_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, version: int) -> Path:
-    """Write a compressed netCDF 4 file and return its path.
-
-    Args:
-        dataset: what to write.
-        path: of the file; what is there is replaced.
-        kind: name of the format, such as "seg4diff_tools recording".
-        version: of the format.
+    """Write a compressed netCDF 4 file of a kind, such as "seg4diff_tools recording", and a format version; return its
+    path.
 
     Raises:
         InputError: something that is no path.
@@ -33,12 +28,6 @@ def write_netcdf(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, v
 
 def read_netcdf(path: str | os.PathLike[str], kind: str, version: int, error: type[Seg4DiffError]) -> xr.Dataset:
     """Read all of a file that `write_netcdf` wrote.
-
-    Args:
-        path: of the file.
-        kind: name of the format.
-        version: of the format.
-        error: to raise.
 
     Raises:
         InputError: something that is no path.

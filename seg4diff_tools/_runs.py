@@ -20,12 +20,8 @@ SETTINGS = "settings.json"
 def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
     """Return a path, its `~` expanded.
 
-    Args:
-        value: text or a path.
-        name: of the argument, for the error.
-
     Raises:
-        InputError: neither, an empty text, one with a null character, or the `~` of an unknown user.
+        InputError: neither text nor a path, an empty text, a null character in it, or the `~` of an unknown user.
     """
     if not isinstance(value, (str, os.PathLike)) or value == "" or "\0" in str(value):
         raise InputError(f"expected {name} as text or a Path, got {value!r}: pass {name}='folder/file'")
@@ -36,11 +32,7 @@ def as_path(value: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder with those above it, if it is not there, and return it.
-
-    Raises:
-        InputError: a file stands there, or the folder cannot be made.
-    """
+    """Make a folder and its parents, and return it; raise an InputError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,13 +90,7 @@ def refuse_other(folder: str | os.PathLike[str], settings: Mapping[str, Any], ki
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], kind: str, *, whole: bool = True) -> None:
-    """Check that the run in a folder has these settings.
-
-    Args:
-        folder: of the run.
-        settings: JSON-serializable.
-        kind: name of this kind of run.
-        whole: whether these are all; settings of the run that are not among them count as different then.
+    """Check that the run in a folder has these settings; `whole` says that these are all of them.
 
     Raises:
         InputError: others.
@@ -121,15 +107,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], kind: str, *, whol
 
 
 def read_settings(folder: Path, kind: str) -> dict[str, Any]:
-    """Read the settings of a run.
-
-    Args:
-        folder: of the run.
-        kind: name of this kind of run.
-
-    Raises:
-        CheckpointError: the folder is not that of a run, or of a run of another kind.
-    """
+    """Read the settings of a run of a kind; raise a CheckpointError if the folder holds no such run."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if (found := settings.get("kind")) != kind:
@@ -143,13 +121,9 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Write a file atomically: the block writes another file beside it, which takes its place at the end.
+    """Write a file atomically: the block writes to the yielded path, which takes the place of `path` at the end.
 
-    Args:
-        path: of the file; its folder is made. After an error or a kill, what was there before stays.
-
-    Yields:
-        Path to write to.
+    After an error or a kill, what was there before stays.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written to.
@@ -170,26 +144,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically: see `written_whole`.
-
-    Args:
-        path: of the file.
-        content: all of it.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Write the whole content of a file atomically: see `written_whole`."""
     with written_whole(path) as partial:
         partial.write_bytes(content)
 
 
 def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:
-    """Append a row to a CSV file, after a header if the file is new.
-
-    Args:
-        path: of the log.
-        row: its columns; the first one is the step.
-    """
+    """Append a row, whose first column is the step, to a CSV file, after a header if the file is new."""
     new = not path.exists() or path.stat().st_size == 0
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, row)
@@ -199,12 +160,7 @@ def append_row(path: Path, row: Mapping[str, int | float | str]) -> None:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop the rows that were logged after the checkpoint that a run resumes from.
-
-    Args:
-        path: of the log, if there is one.
-        step: of the checkpoint; 0 deletes the log.
-    """
+    """Drop the rows that were logged after the step of the checkpoint that a run resumes from; 0 deletes the log."""
     if step == 0:
         path.unlink(missing_ok=True)
     if not path.exists():

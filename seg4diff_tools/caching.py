@@ -52,12 +52,8 @@ LARGEST = 4 << 30
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 # Attributes of a module that change no result, beside the bookkeeping of nn.Module itself.
 _INERT = {
-    *vars(nn.Module()),
-    "name_or_path",
-    "gradient_checkpointing",
-    "warnings_issued",
-    "peft_config",
-    CONFIG_ATTRIBUTE,
+    *(*vars(nn.Module()), CONFIG_ATTRIBUTE),
+    *("name_or_path", "gradient_checkpointing", "warnings_issued", "peft_config"),
 }
 
 
@@ -239,7 +235,7 @@ def _vocabulary(part: Any) -> str:
 
 
 def _add_hook(content: Any, hook: Any) -> bool:
-    """Adds a forward hook or an interception, and says whether it can change results.
+    """Add a forward hook or an interception, and return whether it can change results.
 
     One whose state cannot be read counts as another one in each process.
     """
@@ -275,12 +271,9 @@ def _package() -> str:
 
 
 def _add(content: Any, value: Any, inside: bool = False) -> None:
-    """Adds a value's content to a hash, with its kind, so that no two kinds are taken for each other.
+    """Add a value's content to a hash, with its kind, so that no two kinds are taken for each other.
 
-    Args:
-        content: the hash.
-        value: what to add.
-        inside: whether it is part of a model, so that models in it count by their class.
+    Inside a model, models count by their class alone.
     """
     add = functools.partial(_add, inside=inside)
     content.update(f"<{type(value).__qualname__}".encode())
@@ -354,7 +347,7 @@ def _file(path: str | os.PathLike[str]) -> bytes:
 
 
 def _prune(kept: Path) -> None:
-    """Deletes the least recently used results until the rest fits."""
+    """Delete the least recently used results until the rest fits."""
     files = sorted(((path.stat().st_mtime, path) for path in kept.glob("*.joblib")), reverse=True)
     total = 0
     for _, path in files:

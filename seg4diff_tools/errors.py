@@ -59,16 +59,10 @@ class TrainingError(Seg4DiffError):
 
 
 def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> None:
-    """Check that an argument is one of a few values.
-
-    Args:
-        value: of the argument.
-        name: of the argument, for the error.
-        allowed: the values; the error recommends the first one.
-        way_out: what else to pass, for the error.
+    """Check that an argument is one of a few values, of their type.
 
     Raises:
-        InputError: another value, or one of another type.
+        InputError: another value; the message recommends `way_out`, or the first allowed value.
     """
     if not any(isinstance(value, type(each)) and value == each for each in allowed):
         listed = ", ".join(map(repr, allowed))
@@ -78,13 +72,8 @@ def one_of(value: Any, name: str, allowed: Sequence[Any], way_out: str = "") -> 
 def some_of(values: Any, name: str, allowed: Sequence[str]) -> list[Any]:
     """Return some of a few names, given as one or as a list, as a list.
 
-    Args:
-        values: of the argument.
-        name: of the argument, for the error.
-        allowed: the names; the error recommends the first one.
-
     Raises:
-        InputError: another name, a name twice, or none.
+        InputError: another name, a name twice, or none; the message recommends the first allowed name.
     """
     listed = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not listed or any(value not in allowed for value in listed) or len(set(listed)) < len(listed):
@@ -95,13 +84,7 @@ def some_of(values: Any, name: str, allowed: Sequence[str]) -> list[Any]:
 
 
 def as_names(values: Any, name: str, *, empty: bool = False, example: str = "['cat', 'grass']") -> tuple[str, ...]:
-    """Return names as a tuple.
-
-    Args:
-        values: the names, each one once.
-        name: of the argument, for the error.
-        empty: whether there may be none.
-        example: of the argument, for the error.
+    """Return distinct names as a tuple; `empty` allows none, `example` of the argument is for the error.
 
     Raises:
         InputError: one text in place of a list, something in it that is no text or blank, a name twice, or no name.
@@ -144,16 +127,10 @@ def list_of(values: Any, kind: Any, name: str, way_out: str, items: str = "", *,
 
 
 def instance_of(value: Any, kind: Any, name: str, way_out: str) -> None:
-    """Check that an argument is of a class.
-
-    Args:
-        value: of the argument.
-        kind: a class, or an array type of jaxtyping, which says the axes too.
-        name: of the argument, for the error.
-        way_out: what to pass, for the error.
+    """Check that an argument is of a class, or of an array type of jaxtyping, which says the axes too.
 
     Raises:
-        InputError: a value of another class, or an array of another shape or number format.
+        InputError: a value of another class, or an array of another shape or number format; the message has `way_out`.
     """
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
@@ -177,12 +154,7 @@ def readable(size: int) -> str:
 
 
 def require_columns(table: Any, columns: Any, numeric: Sequence[str] = ()) -> None:
-    """Check that a table has rows and some columns.
-
-    Args:
-        table: any table.
-        columns: the names that are needed.
-        numeric: those of them that must hold numbers.
+    """Check that a table has rows and some columns, some of them `numeric`.
 
     Raises:
         InputError: no DataFrame, a missing column, no rows, or text where numbers are needed.

@@ -1,5 +1,7 @@
-"""Images: read any kind as RGB PIL images, check and change sizes."""
+"""Images: read any kind as RGB PIL images, check and change sizes, encode as files."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -96,7 +98,7 @@ def check_size(size: Size, token_px: int, most: int | None = None) -> tuple[int,
         most: largest number of tokens along a side; None for any.
 
     Raises:
-        InputError: not a multiple of the token_px, or too large; the message names the nearest size that will do.
+        InputError: no multiples of token_px, or too large; the message names the nearest size that will do.
     """
     sides = as_size(size)
     height, width = sides
@@ -122,15 +124,7 @@ def as_size(size: Any) -> tuple[int, int]:
 
 
 def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the largest centered part of an image that has the shape of `size`.
-
-    Args:
-        image_size: (height, width) of the image in pixels.
-        size: (height, width) of the target.
-
-    Returns:
-        left, top, right, bottom in pixels of the image, as PIL's `box`.
-    """
+    """Return the largest centered part of an image with the shape of `size`, both (height, width), as PIL's box."""
     (height, width), (rows, columns) = image_size, size
     scale = min(height / rows, width / columns)
     left, top = (width - columns * scale) / 2, (height - rows * scale) / 2
@@ -138,13 +132,13 @@ def crop_box(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float,
 
 
 def fit_image(image: PIL.Image.Image, size: tuple[int, int], fit: Fit = "resize") -> PIL.Image.Image:
-    """Resize an image (Lanczos).
+    """Resize an image to (height, width) in pixels (Lanczos).
 
     Args:
         image: any size.
-        size: (height, width) in pixels.
-        fit: "resize" keeps all of the image and stretches it, as the paper's released code does; "crop" keeps its
-            proportions and cuts off what is outside `crop_box`, as the paper's text says.
+        size: (height, width).
+        fit: "resize" stretches all of the image, as the paper's released code does; "crop" keeps its proportions and
+            cuts off what is outside `crop_box`, as the paper's text says.
 
     Raises:
         InputError: another `fit`.
@@ -161,6 +155,22 @@ def square_pixels(images: Sequence[PIL.Image.Image], side: int) -> Float[Tensor,
     """Stretch images to squares, as one batch with values from 0 to 1 on the CPU."""
     pictures = np.stack([np.asarray(fit_image(image, (side, side), "resize")) for image in images])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def encode(picture: PIL.Image.Image, kind: str = "PNG", side: int | None = None, **options: Any) -> bytes:
+    """Return a picture as the bytes of a file ("PNG" or "JPEG"), shrunk to sides of at most `side` pixels."""
+    content = io.BytesIO()
+    if side is not None:
+        picture = picture.copy()
+        picture.thumbnail((side, side))
+    picture.save(content, kind, **options)
+    return content.getvalue()
+
+
+def data_url(picture: PIL.Image.Image, kind: str = "PNG", side: int | None = None, **options: Any) -> str:
+    """Return a picture as a URL that holds it: see `encode`."""
+    content = base64.b64encode(encode(picture, kind, side, **options)).decode()
+    return f"data:image/{kind.lower()};base64,{content}"
 
 
 def _from_tensor(image: Tensor) -> PIL.Image.Image:

@@ -15,16 +15,10 @@ def scalar(value: Any) -> Any:
 
 
 def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
-    """Return a whole number as an int: Python's own, NumPy's, or a tensor of one.
-
-    Args:
-        value: the number; True and False are none.
-        name: of the argument, for the error.
-        low: smallest number allowed.
-        high: largest number allowed; None for no limit.
+    """Return a whole number (Python's, NumPy's, a tensor of one) from `low` to `high` as an int; None is no limit.
 
     Raises:
-        InputError: not a whole number, or out of range.
+        InputError: not a whole number (True and False are none), or out of range.
     """
     number = scalar(value)
     wanted = f"{low} or more" if high is None else f"from {low} to {high}"
@@ -36,16 +30,10 @@ def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
 
 
 def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None) -> float:
-    """Return a finite number as a float: Python's own, NumPy's, or a tensor of one.
-
-    Args:
-        value: the number; True and False are none.
-        name: of the argument, for the error.
-        low: smallest number allowed.
-        high: largest number allowed; None for no limit.
+    """Return a finite number (Python's, NumPy's, a tensor of one) from `low` to `high` as a float; None is no limit.
 
     Raises:
-        InputError: not a number, not finite, or out of range.
+        InputError: not a finite number (True and False are none), or out of range.
     """
     number = scalar(value)
     real = isinstance(number, Real) and not isinstance(number, bool) and isfinite(number)
@@ -57,15 +45,10 @@ def as_float(value: Any, name: str, low: float = 0.0, high: float | None = None)
 
 
 def as_positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """Return a number above 0, infinity among them, as a float: Python's own, NumPy's, or a tensor of one.
-
-    Args:
-        value: the number; True and False are none.
-        name: of the argument, for the error.
-        zero: whether 0 is allowed too.
+    """Return a number above 0, infinity among them, as a float; `zero` allows 0 too.
 
     Raises:
-        InputError: not a number, or out of range.
+        InputError: not a number (True and False are none), or out of range.
     """
     number = scalar(value)
     if not isinstance(number, Real) or isinstance(number, bool) or not (float(number) > 0 or (zero and number == 0)):
@@ -75,16 +58,14 @@ def as_positive(value: Any, name: str, *, zero: bool = False) -> float:
 
 
 def as_indices(value: Any, name: str, length: int | None = None, *, low: int = 0) -> list[int]:
-    """Return indices as a list of ints: from one number, a range, an array, a tensor or any other iterable.
+    """Return indices in their order as a list of ints: from one number, a range, an array, a tensor or another
+    iterable.
 
     Args:
         value: the indices, each one once.
         name: of the argument, for the error.
         length: the indices are below it; None for no limit.
         low: smallest index.
-
-    Returns:
-        The indices in the order in which they came.
 
     Raises:
         InputError: nothing, text, something that is no whole number, an index out of range or twice.

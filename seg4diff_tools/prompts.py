@@ -76,11 +76,7 @@ class Prompt:
         return tuple(dict.fromkeys(token.reader for token in self.tokens if token.kind == "word"))
 
     def indices(self, *kinds: Kind, reader: str | None = None) -> tuple[int, ...]:
-        """Indices of the tokens of the given kinds, in order.
-
-        Args:
-            kinds: any of "start", "word", "end", "pad", "zero", "template".
-            reader: the tokenizer that made them; None for any.
+        """Return the indices of the tokens of the given kinds, in order, made by a tokenizer, `reader`, or by any.
 
         Raises:
             InputError: no token of the prompt has that reader.
@@ -240,13 +236,9 @@ def too_long(text: str, count: int, room: int, lost: int) -> str:
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: bool = False) -> list[tuple[int, int]]:
-    """Return the character range of every token of a prompt, special tokens left out.
+    """Return the character range of every token of a prompt in Unicode NFC, special tokens left out.
 
-    Args:
-        tokenizer: that reads it.
-        room: how many tokens fit.
-        text: the prompt, in Unicode NFC.
-        cut: leave out what does not fit, in place of an error.
+    At most `room` tokens fit; `cut` leaves out the rest, in place of an error.
 
     Raises:
         PromptError: the prompt is too long, or holds something that the tokenizer takes for the end of the prompt.
@@ -266,14 +258,10 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, room: int, text: str, cut: 
 def class_texts(
     tokenizer: PreTrainedTokenizerBase, room: int, class_names: Sequence[str]
 ) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Join class names by spaces, the paper's segmentation prompt, into as few texts as hold all names.
+    """Join class names by spaces, the paper's segmentation prompt, into as few texts of `room` tokens as hold all
+    names.
 
     Names stay in order, and each text gets about as many tokens as the next.
-
-    Args:
-        tokenizer: that reads the prompt.
-        room: how many tokens of a prompt fit.
-        class_names: distinct names.
 
     Returns:
         Texts, each with the character range of each of its names.
@@ -297,12 +285,8 @@ def cut_class_text(
 ) -> tuple[str, dict[str, tuple[int, ...]]]:
     """Join all class names in one text, with the token indices that the paper's released code reads for each.
 
-    The text may be longer than a prompt. The last index, where the end token stands then, counts for the name that is
-    cut there; names past it have no token.
-
-    Args:
-        tokenizer: the pipeline's first CLIP tokenizer.
-        class_names: distinct names.
+    The text may be longer than a prompt of the pipeline's first CLIP tokenizer. The last index, where the end token
+    stands then, counts for the name that is cut there; names past it have no token.
 
     Raises:
         InputError, PromptError: as `class_texts`.
@@ -357,12 +341,7 @@ def _join(class_names: Sequence[str]) -> tuple[str, dict[str, tuple[int, int]]]:
 def class_tokens(
     prompt: Prompt, ranges: dict[str, tuple[int, int]], reader: str | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Return the token indices of each class name, by where the name was put and not by search.
-
-    Args:
-        prompt: the joined names.
-        ranges: character range of each name, from `class_texts`.
-        reader: the tokenizer whose tokens to take; None takes those of all.
+    """Return the token indices of each class name, by its character range from `class_texts` and not by search.
 
     Raises:
         InputError: no token of the prompt has that reader.

@@ -9,6 +9,7 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import DIRECTIONS, JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
@@ -262,7 +263,7 @@ def test_key_bias_makes_one_key_stand_for_many_with_gradients():
         return output.detach(), [p.grad.clone() for p in transformer.parameters() if p.grad is not None]
 
     expected, expected_gradients = gradients(many)
-    with intercept(transformer, key_bias=bias):
+    with intercept(transformer, bias=AttentionBias(bias)):
         found, found_gradients = gradients(one)
     assert torch.allclose(found, expected, atol=1e-5)
     for x, y in zip(found_gradients, expected_gradients, strict=True):
@@ -270,7 +271,7 @@ def test_key_bias_makes_one_key_stand_for_many_with_gradients():
     assert not torch.allclose(gradients(one)[0], expected, atol=1e-3)
     transformer.enable_gradient_checkpointing()
     transformer.train()
-    with intercept(transformer, key_bias=bias):
+    with intercept(transformer, bias=AttentionBias(bias)):
         checkpointed = gradients(one)[1]
     for x, y in zip(checkpointed, found_gradients, strict=True):
         assert torch.allclose(x, y, atol=1e-6)
@@ -286,7 +287,7 @@ def test_observers_see_the_bias_of_another_interception(bias_first):
         expected = (call.query @ call.key.mT * call.scale + bias).softmax(dim=-1)
         maps[call.layer] = call.i2t() - expected[:, :, :IMAGE, IMAGE:]
 
-    first, second = {"key_bias": bias}, {"on_attention": observe}
+    first, second = {"bias": AttentionBias(bias)}, {"on_attention": observe}
     first, second = (first, second) if bias_first else (second, first)
     with intercept(transformer, **first), intercept(transformer, **second):
         transformer(**inputs())
@@ -395,8 +396,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(UnknownArchitectureError, match="Linear"), intercept(torch.nn.Linear(2, 3)):
         pass
     with (
-        pytest.raises(InputError, match="46 values, one per joint key, got 5"),
-        intercept(transformer, key_bias=torch.zeros(5)),
+        pytest.raises(InputError, match="weight for each of 46 keys, got 5"),
+        intercept(transformer, bias=AttentionBias(torch.zeros(5))),
     ):
         transformer(**inputs())
     call = call_of(*torch.randn(3, 1, HEADS, IMAGE + TEXT, 20))

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import cosine_similarity
 
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.lora import attach
@@ -198,7 +199,7 @@ def test_heads_are_weighted_by_hand(tiny_backbone, latents, prompt):
 def test_rows_are_exact_in_pieces_and_under_a_mask(tiny_backbone, latents, prompt):
     calls: list[JointAttention] = []
     bias = torch.linspace(-2, 1, 49 + len(prompt.tokens))
-    with intercept(tiny_backbone.transformer, calls.append, layers=[1], key_bias=bias, stop_after=1):
+    with intercept(tiny_backbone.transformer, calls.append, layers=[1], bias=AttentionBias(bias), stop_after=1):
         tiny_backbone.predict_velocity(*tiny_backbone.add_noise(latents, [3, 9]), prompt)
     (call,) = calls
     pieces = list(image_rows(call, workspace=2 * 3 * 49 * 4 * 10))

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from tiny_run import MODEL, TINY
 from torch import nn
 
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.pretrain import RunConfig, export, preset, run_stage, stages
@@ -289,7 +290,7 @@ def test_one_weighted_zero_vector_stands_for_many():
         many = model(encoder_hidden_states=torch.cat([text, text.new_zeros(2, zeros, 14)], 1), **inputs)[0]
         bias = torch.zeros(9 + 7 + 1).double()
         bias[-1] = math.log(zeros)
-        with intercept(model, key_bias=bias):
+        with intercept(model, bias=AttentionBias(bias)):
             one = model(encoder_hidden_states=torch.cat([text, text.new_zeros(2, 1, 14)], 1), **inputs)[0]
         few = model(encoder_hidden_states=torch.cat([text, text.new_zeros(2, 1, 14)], 1), **inputs)[0]
     torch.testing.assert_close(one, many, rtol=0, atol=1e-12)

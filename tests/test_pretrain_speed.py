@@ -15,6 +15,7 @@ from tiny_run import MODEL, TINY
 from torch import nn
 from typer.testing import CliRunner
 
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.cli.pretrain import pretrain as command
 from seg4diff_tools.errors import CheckpointError, InputError
@@ -151,7 +152,7 @@ def test_training_attention_gives_the_same_velocity_and_gradients(kind):
     plain, fast = tiny_sd3().double(), tiny_sd3().double()
     accelerate(fast, Speed(joint_attention=kind))
     bias = torch.randn(9 + 7, dtype=torch.float64)
-    with intercept(plain, key_bias=bias):
+    with intercept(plain, bias=AttentionBias(bias)):
         wanted = plain(**inputs(torch.float64))[0]
     found = fast(joint_attention_kwargs={"key_bias": bias}, **inputs(torch.float64))[0]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_run import SCENES, tiny_clip
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.evaluation.counts import stored_counts
+from seg4diff_tools.evaluation.counts import stored_shards
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.generation.clip import clip_scores, load_clip
 from seg4diff_tools.pretrain.report import SEARCH_FROM, _psnr, measure
@@ -71,7 +71,7 @@ def test_scores_are_those_of_plain_sweeps(tiny_backbone, quality):
 
 def test_novel_scenes_show_nothing_that_the_model_was_trained_on(out):
     (novel,) = out.glob("*/novel-*")
-    counts = list(stored_counts(novel))
+    counts = [record for shard in stored_shards(novel) for record in shard.records]
     assert len(counts) == 5
     names = {name for each in counts for name in each.true}
     assert names <= (set(concepts()) - set(SCENES.concepts)) | set(SCENES.backgrounds)
@@ -79,7 +79,7 @@ def test_novel_scenes_show_nothing_that_the_model_was_trained_on(out):
 
 def test_a_second_run_reads_what_the_first_one_wrote(tiny_backbone, clip, out, quality):
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
-    assert sum(len(list(stored_counts(run))) for run in out.glob("*/*")) == 3 + 4 * 5
+    assert sum(len(shard.records) for run in out.glob("*/*") for shard in stored_shards(run)) == 3 + 4 * 5
     again = measure(tiny_backbone, clip, SCENES, out=out, **OPTIONS)
     assert json.dumps(again.to_dict()) == json.dumps(quality.to_dict())
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == written

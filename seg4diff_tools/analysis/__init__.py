@@ -14,12 +14,7 @@ from seg4diff_tools.analysis.leaks import leakage
 from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, layer_effects, mean_intervals, resampled
 from seg4diff_tools.analysis.placement import Placing, asked_places, placing_effects
 from seg4diff_tools.analysis.search import choose_combination
-from seg4diff_tools.analysis.sinks import (
-    attention_takers,
-    close_keys,
-    random_keys,
-    top_keys,
-)
+from seg4diff_tools.analysis.sinks import attention_takers, close_keys, random_keys, top_keys
 
 __all__ = [
     "Effects",

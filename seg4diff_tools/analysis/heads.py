@@ -160,20 +160,12 @@ def choose_heads(maps: Sequence[HeadMaps], labels: Sequence[Int[Tensor, "y x"]],
         for one, label in zip(flat, labels, strict=True):
             # all but the last head are those of the previous move
             before = sum((one[head] for head in choices[0][:-1]), torch.zeros_like(one[0, 0]))
-            ious.append(_mean_iou((one[list(layers), list(heads)] + before).argmax(1), label))
+            found = (one[list(layers), list(heads)] + before).argmax(1).unflatten(1, label.shape)
+            ious.append(metrics.miou(metrics.confusion(found, label, one.shape[2], ignore=-1)))
         return torch.stack(ious).mean(0).tolist()
 
     moves = greedy(extend(()), extend, score, as_int(count, "count", 1))
     return pd.DataFrame(moves, columns=["heads", "mIoU"])
-
-
-def _mean_iou(labels: Int[Tensor, "candidate token"], truth: Int[Tensor, "y x"]) -> Float[Tensor, " candidate"]:
-    """Return the mean IoU over the classes of one image, for many label maps at once."""
-    ious = []
-    for index in truth.unique():
-        found, true = labels == index, truth.flatten() == index
-        ious.append((found & true).sum(1, dtype=torch.float32) / (found | true).sum(1))
-    return torch.stack(ious).mean(0)
 
 
 def cross_validated(

@@ -83,12 +83,14 @@ def layer_effects(
     backbone, texts = as_backbone(backbone), clip.embed_texts(prompts)
     wanted = [None, *check_layers(backbone, layers)]
     judge = None if encoder is None else as_encoder(encoder)
+    drawn: dict[str, Any] = {"steps": steps, "seed": list(range(len(prompts))), "batch": batch, "progress": False}
     tables, pictures = [], {}
     plain: dict[str, Tensor] = {}
     with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
         for layer in wanted:
             with nullcontext() if layer is None else apply_edit(backbone, edit, layer):
-                made = pictures[layer] = _generate(backbone, prompts, steps, guidance_scale, batch, bar)
+                made = pictures[layer] = backbone.generate(prompts, guidance_scale=guidance_scale, **drawn)
+            bar.update(len(prompts))
             vectors = {"CLIP-I": clip.embed_images(made), "features": clip.embed_patches(made)}
             if judge is not None:
                 vectors[judge.name] = judge.embed(made)
@@ -144,27 +146,26 @@ def guidance_effects(
     backbone, texts = as_backbone(backbone), clip.embed_texts(prompts)
     wanted = check_layers(backbone, layers)
     scales, guidance_scales = _scales(scales, "scales"), _scales(guidance_scales, "guidance_scales")
-    tables, pictures = [], {}
-    unguided = guidance_scales if 0 in scales else []
-    runs = len(unguided) + len(guidance_scales) * len(wanted) * sum(scale > 0 for scale in scales)
-    with tqdm(total=runs * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
-        plain = {cfg: _generate(backbone, prompts, steps, cfg, batch, bar) for cfg in unguided}
-        for cfg, scale, layer in product(guidance_scales, scales, wanted):
-            if scale == 0:
-                made = plain[cfg]
-            else:
-                with perturbed_guidance(backbone, edit, layer, scale):
-                    made = _generate(backbone, prompts, steps, cfg, batch, bar)
-            scores = {
-                "layer": layer,
-                "scale": scale,
-                "guidance_scale": cfg,
-                "forwards": 1 + (cfg > 1) + (scale > 0),
-                "prompt": range(len(prompts)),
-                "CLIP-T": clip_scores(clip.embed_images(made), texts),
-            }
-            tables.append(pd.DataFrame(scores))
-            pictures[layer, scale, cfg] = made
+    drawn: dict[str, Any] = {"steps": steps, "seed": list(range(len(prompts))), "batch": batch, "progress": False}
+    tables: list[pd.DataFrame] = []
+    pictures: dict[Any, list[Image]] = {}
+    settings = list(product(guidance_scales, scales, wanted))
+    for cfg, scale, layer in tqdm(settings, unit="setting", disable=not progress, desc=edit.name):
+        if scale == 0 and layer != wanted[0]:
+            made = pictures[wanted[0], scale, cfg]
+        else:
+            with perturbed_guidance(backbone, edit, layer, scale) if scale else nullcontext():
+                made = backbone.generate(prompts, guidance_scale=cfg, **drawn)
+        scores = {
+            "layer": layer,
+            "scale": scale,
+            "guidance_scale": cfg,
+            "forwards": 1 + (cfg > 1) + (scale > 0),
+            "prompt": range(len(prompts)),
+            "CLIP-T": clip_scores(clip.embed_images(made), texts),
+        }
+        tables.append(pd.DataFrame(scores))
+        pictures[layer, scale, cfg] = made
     return Effects(pd.concat(tables, ignore_index=True), pictures)
 
 
@@ -248,15 +249,3 @@ def _scales(scales: Any, name: str) -> list[float]:
     if not all(isinstance(scale, Real) and 0 <= float(scale) < np.inf for scale in found):
         raise InputError(f"expected {name} of 0 or more, got {found}: pass {name}=[2.0]")
     return found
-
-
-def _generate(
-    backbone: Backbone, prompts: Sequence[str], steps: int, guidance_scale: float | None, batch: int, bar: tqdm
-) -> list[Image]:
-    made: list[Image] = []
-    for start in range(0, len(prompts), as_int(batch, "batch", 1)):
-        part = list(prompts[start : start + batch])
-        seeds = list(range(start, start + len(part)))
-        made += backbone.generate(part, steps=steps, guidance_scale=guidance_scale, seed=seeds, progress=False)
-        bar.update(len(part))
-    return made

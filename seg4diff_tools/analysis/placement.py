@@ -1,6 +1,5 @@
 """Effects of words that are kept in their place on pictures: are more of them right, and do things stand there?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.errors import InputError, instance_of, list_of
 from seg4diff_tools.generation.composition import Asked, CompositionPrompt, fault, fitting_plan
 from seg4diff_tools.generation.detector import DetectedScene, SceneDetector
-from seg4diff_tools.indices import as_float, as_int, scalar
+from seg4diff_tools.indices import as_int, as_positive
 from seg4diff_tools.scenes.drawings import concepts
 
 Places = dict[str, Bool[np.ndarray, "y x"]]
@@ -41,9 +40,7 @@ class Placing:
     lock: int | None = None
 
     def __post_init__(self) -> None:
-        strength = scalar(self.strength)
-        infinite = isinstance(strength, float) and strength == math.inf
-        object.__setattr__(self, "strength", strength if infinite else as_float(strength, "strength"))
+        object.__setattr__(self, "strength", as_positive(self.strength, "strength", zero=True))
         if self.lock is not None:
             object.__setattr__(self, "lock", as_int(self.lock, "lock", 0))
 
@@ -147,13 +144,7 @@ def _words(asked: Asked) -> str:
 
 
 def things_in_place(prompt: CompositionPrompt, places: Places, scene: DetectedScene) -> int:
-    """Count the kinds of things whose surest one found has its center in its place.
-
-    Args:
-        prompt: what was asked for.
-        places: from `asked_places`.
-        scene: what was found.
-    """
+    """Count the kinds of things whose surest detection has its center in its place, from `asked_places`."""
     count = 0
     for asked in prompt.objects:
         found = [thing.center for thing in scene.objects if thing.concept == asked.concept][:1]

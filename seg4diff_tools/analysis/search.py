@@ -35,13 +35,13 @@ def greedy(
     """Select the best candidate, then repeatedly its best extension, as long as the score grows.
 
     Args:
-        candidates: initial ones.
+        candidates: initial choices.
         extend: from a choice to its extensions by one item.
-        score: of several candidates at once; higher is better, the first of equals is taken.
+        score: of several choices at once; higher is better, the first of equals is taken.
         most: largest number of moves; None for no limit.
 
     Returns:
-        Each move's choice and its score; the last one is the result.
+        The choice and score of each move; the last is the result.
     """
     moves: list[tuple[Choice, float]] = []
     while candidates and (most is None or len(moves) < most):
@@ -130,13 +130,8 @@ def sample_maps(
 ) -> Iterator[tuple[Sample, Float[Tensor, "step layer head class y x"]]]:
     """Yield each sample with its class maps on the CPU.
 
-    Args:
-        backbone: the model.
-        samples: images with label maps.
-        about: label of the progress bar.
-        progress: show it.
-        skip_empty: skip samples without a class, instead of refusing them.
-        read: arguments of `read_class_maps`.
+    `about` labels the progress bar; `skip_empty` skips samples without a class, which are refused otherwise; `read`
+    holds arguments of `read_class_maps`.
     """
     check_samples(samples)
     for index, sample in enumerate(tqdm(samples, unit="image", disable=not progress, desc=f"{backbone.name} {about}")):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -118,11 +119,13 @@ class AttentionBias:
             InputError: tokens or images that the forward does not have, or another number of weights than keys.
             RecordingError: steps of a batch whose images are at different ones.
         """
-        if self.steps is not None and turn.step is None:
+        # checked when it was made
+        layers, steps = cast(tuple[tuple[int, ...] | None, ...], (self.layers, self.steps))
+        if steps is not None and turn.step is None:
             raise RecordingError(
                 "expected one timestep for all images with steps=, got several in a batch: leave steps out"
             )
-        if self.steps is not None and turn.step not in as_indices(self.steps, "steps"):
+        if steps is not None and turn.step not in steps:
             return None
         rows = None
         if self.branches is not None or self.images is not None:
@@ -134,11 +137,5 @@ class AttentionBias:
                 return None
         queries, keys = self.queries.select(layout), self.keys.select(layout)
         if isinstance(self.weight, Tensor) and len(self.weight) != keys.sum():
-            if self.keys is EVERY_TOKEN:
-                raise InputError(
-                    f"expected key_bias with {len(keys)} values, one per joint key, got {len(self.weight)}: count "
-                    "image, text and other tokens"
-                )
             raise InputError(f"expected weight for each of {keys.sum()} keys, got {len(self.weight)}: pass as many")
-        layers = None if self.layers is None else frozenset(as_indices(self.layers, "layers"))
-        return Rule(self.weight, queries, keys, layers, rows)
+        return Rule(self.weight, queries, keys, None if layers is None else frozenset(layers), rows)

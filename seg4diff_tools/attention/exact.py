@@ -81,13 +81,9 @@ def index_on(indices: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def probabilities(query: Tensor, key: Tensor, offset: Tensor, scale: float) -> Tensor:
-    """Compute exp(scale q k^T + offset), [n query key].
+    """Compute exp(scale q k^T + offset), [n query key], of a key [n dim key] in the working type.
 
-    Args:
-        query: [n query dim] in the working type.
-        key: [n dim key].
-        offset: the mask minus the log-sum-exp, [n query key] or broadcast to it.
-        scale: factor on the scores.
+    The offset is the mask minus the log-sum-exp, [n query key] or broadcast to it.
     """
     with exact_products(query.device):
         return torch.baddbmm(offset, query, key, alpha=scale).exp_()

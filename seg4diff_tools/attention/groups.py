@@ -69,12 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Queries with one bias.
-
-    Args:
-        queries, open_keys: positions in the joint sequence.
-        added: to the scores of the open keys; None for nothing.
-    """
+    """Queries with one bias, their open keys, and what is `added` to these keys' scores; None for nothing."""
 
     queries: Positions
     open_keys: Positions
@@ -83,12 +78,9 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Images of a batch with one bias.
+    """Images of a batch with one bias, and the groups of their queries.
 
-    Args:
-        rows: of the batch.
-        groups: of their queries.
-        back: from the queries in the order of the groups to their order in the joint sequence; None for one group.
+    `back` goes from the queries in the order of the groups to their order in the joint sequence; None for one group.
     """
 
     rows: Positions
@@ -125,11 +117,9 @@ class GroupBias:
     ) -> list[Tensor]:
         """Compute something for each group of queries apart, and put the results together.
 
-        Args:
-            compute: from the parts of `of_queries` and `of_keys` and an additive mask to results [batch heads query
-                ...].
-            of_queries, of_keys: tensors [batch heads token ...].
-            mask: additive or boolean, that broadcasts to [batch heads query key], or None.
+        `compute` goes from the parts of `of_queries` and `of_keys`, tensors [batch heads token ...], and an additive
+        mask to results [batch heads query ...]; `mask` is additive or boolean and broadcasts to [batch heads query
+        key].
         """
         # finite: cuDNN does not take minus infinity in every release
         mask = added_mask(mask, of_queries[0].dtype, CLOSED)

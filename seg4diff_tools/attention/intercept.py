@@ -29,7 +29,6 @@ from seg4diff_tools.attention.operators import (
     repeated,
     without_autocast,
 )
-from seg4diff_tools.attention.shapes import KeyBias
 from seg4diff_tools.attention.turns import Turn, Turns
 from seg4diff_tools.errors import InputError, RecordingError, instance_of, list_of
 from seg4diff_tools.families import Family, Layout, family_of, model_lock, transformer_of
@@ -72,7 +71,6 @@ def intercept(
     *,
     layers: int | Iterable[int] | None = None,
     bias: AttentionBias | Iterable[AttentionBias] | Biases | None = None,
-    key_bias: KeyBias | None = None,
     concepts: Concepts | None = None,
     stop_after: int | None = None,
 ) -> Iterator[None]:
@@ -91,7 +89,6 @@ def intercept(
         bias: what is added to the scores of some queries with some keys: one `AttentionBias`, several, or a function
             from the `Layout` and `Turn` of a forward to one, several or an empty list. Gradients flow through the
             attention to everything else.
-        key_bias: the same for all queries, layers and steps: additive log-weight of each joint key, [keys].
         concepts: words outside the prompt, from `encode_concepts`, that the calls' `outside_prompt` shows.
         stop_after: end the forward inside this layer's attention, right after `on_attention` has seen it. The forward
             has no result then, and the rest of the `with` body is skipped; the code after it goes on.
@@ -113,14 +110,10 @@ def intercept(
         raise InputError(
             f"expected on_attention, a function of a JointAttention, got {on_attention!r}: pass one or None"
         )
-    if key_bias is not None and (not isinstance(key_bias, Tensor) or key_bias.ndim != 1):
-        raise InputError("expected key_bias, a tensor with one value per joint key, got another: pass a 1-D tensor")
     if concepts is not None:
         instance_of(concepts, Concepts, "concepts", "encode_concepts(model, ['sky'])")
-    biases = [] if key_bias is None else [AttentionBias(key_bias)]
     bias_of = bias if callable(bias) else None
-    if bias is not None and bias_of is None:
-        biases += _listed(bias, depth)
+    biases = [] if bias is None or bias_of is not None else _listed(bias, depth)
     asked = frozenset(wanted if on_attention else ())
     request = _Request(on_attention, asked, biases, bias_of, concepts, stop_after)
     with model_lock(transformer).hold("an interception of attention"):

@@ -225,7 +225,7 @@ class _DifferentiableLSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         if mask is not None and mask.requires_grad:
-            raise InputError("Maps cannot be differentiated with respect to a mask or key_bias; detach it.")
+            raise InputError("Maps cannot be differentiated with respect to a mask or bias; detach it.")
         ctx.save_for_backward(query, key, mask)
         ctx.scale = scale
         return lse.clone()

@@ -264,14 +264,7 @@ def without(
 
 
 def held(span: Sequence[int], mask: Bool[Tensor, "y x"], strength: float, **limits: Any) -> Iterator[AttentionBias]:
-    """Yield the biases that keep a word in its place, in the branch of the prompt.
-
-    Args:
-        span: its text tokens.
-        mask: its image tokens.
-        strength: see `place_words`.
-        limits: layers, steps and images of the biases.
-    """
+    """Yield the biases that keep a word's text tokens at a mask of image tokens: see `place_words`."""
     word = JointTokens(text=span)
     for area, weight in ((mask, strength), (~mask, -strength)):
         if weight < math.inf and area.any():

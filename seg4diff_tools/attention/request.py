@@ -22,19 +22,9 @@ RECORDED = ("i2t", "t2i", "masses", *OUTSIDE)
 class Request:
     """The checked arguments of an `AttentionRecorder`.
 
-    Args:
-        transformer: the model.
-        family: of it.
-        directions: of `RECORDED`.
-        layers: ascending.
-        heads: ascending.
-        mean: whether the mean over the heads is kept.
-        columns: the token axis.
-        steps: to record; None for all.
-        branches: named by the user; None to find them.
-        stop_after: layer in which the forward ends.
-        budget: bytes.
-        concepts: words outside the prompt; None without any.
+    Layers and heads are ascending, `mean` keeps the mean over these heads, `columns` is the token axis, and `budget`
+    counts bytes. None stands for all steps, for the branches of the pipeline that runs, and for no words outside the
+    prompt.
     """
 
     transformer: nn.Module
@@ -51,29 +41,17 @@ class Request:
     concepts: Concepts | None = None
 
     def columns_of(self, direction: str, columns: int) -> int:
-        """Length of the token axis of a direction, `columns` within the prompt."""
+        """Return the length of the token axis of a direction, `columns` within the prompt."""
         return len(self.concepts.names) if self.concepts is not None and direction in OUTSIDE else columns
 
     def bytes_of(self, direction: str, rows: int, columns: int, places: int) -> int:
-        """Bytes of one layer of one step.
-
-        Args:
-            direction: of `RECORDED`.
-            rows: images times branches.
-            columns: tokens or spans of the prompt.
-            places: image tokens.
-        """
+        """Return the bytes of one layer of one step; rows are images times branches, places image tokens."""
         columns = self.columns_of(direction, columns)
         entries = len(DIRECTIONS) if direction == "masses" else columns * places
         return 4 * rows * (1 if self.mean else len(self.heads)) * entries
 
     def check_budget(self, images: int, branches: int, steps: int, columns: int, places: int) -> int:
-        """Return the bytes that the budget leaves beside a whole recording.
-
-        Args:
-            images, branches, steps: numbers of them.
-            columns: tokens or spans.
-            places: image tokens.
+        """Return the bytes that the budget leaves beside a whole recording; places are image tokens.
 
         Raises:
             RecordingError: the recording does not fit; the message says what to change.

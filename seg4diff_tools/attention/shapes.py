@@ -15,4 +15,3 @@ from torch import Tensor
 JointHeads = Float[Tensor, "batch heads tokens dim"]
 LogSumExp = Float[Tensor, "batch heads tokens"]
 AttentionBlock = Float[Tensor, "batch heads query key"]
-KeyBias = Float[Tensor, " keys"]

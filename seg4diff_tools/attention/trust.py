@@ -18,10 +18,10 @@ def disagreement(
     mask: Tensor | None,
     scale: float,
 ) -> str | None:
-    """Say what is wrong with an operator's answer.
+    """Return what is wrong with an operator's answer, in words; None if nothing is.
 
-    The output has to be PyTorch's own, bit for bit. On random rows, the log-sum-exp has to be that of q k^T in fp64,
-    and the probabilities that follow from it, computed as maps are, have to add up to 1.
+    The output has to be PyTorch's own, `plain`, bit for bit. On random rows, the log-sum-exp has to be that of q k^T in
+    fp64, and the probabilities that follow from it, computed as maps are, have to add up to 1.
 
     Args:
         output, lse: the operator's, [batch heads tokens dim] and [batch heads tokens].
@@ -29,9 +29,6 @@ def disagreement(
         query, key: [batch heads tokens dim]; the key may have fewer heads, each for a group of queries.
         mask: additive mask that broadcasts to [batch heads tokens keys], or None.
         scale: factor on the scores.
-
-    Returns:
-        What differs, in words; None if nothing does.
     """
     if output.shape != plain.shape or not _same_bits(output, plain):
         return "its output is not that of scaled_dot_product_attention"

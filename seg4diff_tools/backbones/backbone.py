@@ -114,8 +114,8 @@ class Backbone:
 
         Args:
             prompt: one prompt, or a list.
-            zero_tokens: number of zero vectors after CLIP's tokens, in place of T5's, for SD3 without T5: 77 in the
-                released code, 256 in a plain `pipe(prompt)`, 0 for none. Other models have none.
+            zero_tokens: zero vectors in place of T5's tokens, for SD3 without T5: 77 in the released code, 256 in a
+                plain `pipe(prompt)`, 0 for none.
             cut: drop words past CLIP's limit, as a plain `pipe(prompt)` does, instead of raising an error.
 
         Returns:
@@ -145,7 +145,7 @@ class Backbone:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the model's lock, without gradients and in evaluation mode; modes are restored on leaving the `with`."""
+        """Hold the model's lock, without gradients and in evaluation mode; restore modes on leaving the `with`."""
         parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
         modules = [module for part in parts if part.training for module in part.modules() if module.training]
         with model_lock(self.pipe), torch.no_grad():
@@ -165,10 +165,9 @@ class Backbone:
         Args:
             class_names: distinct names, in the order of the label map.
             zero_tokens: see `encode_prompt`.
-            cut_prompt: False distributes names that exceed one prompt over as few prompts as hold them all; True
-                truncates the one prompt at the text encoder's limit, as the released code does, so that names past it
-                have no token. Of SD3 without T5.
-            reader: the tokenizer whose tokens of a name count, "CLIP" or "T5" of SD3 with T5; None for all of them.
+            cut_prompt: False distributes names over as few prompts as hold them all; True cuts one prompt at the text
+                encoder's limit, as the released code does, so that later names have no token. Of SD3 without T5.
+            reader: the tokenizer whose tokens of a name count, "CLIP" or "T5" of SD3 with T5; None for all.
 
         Returns:
             Prompts whose `classes` give every name's token indices, exact even where one name contains another.
@@ -263,8 +262,7 @@ class Backbone:
             steps_from_end: the paper's "t = 8 of 28" is 8: `scheduler.timesteps[-8]`. A list gives every image at
                 every one of these steps, with the same noise.
             steps: length of the schedule.
-            seed: of the noise, drawn on the CPU in float32, so the same on every device. One number gives every image
-                the same noise, independent of the batch; a list has one seed per image.
+            seed: of the noise, the same on every device: one for every image, or a list with one each.
 
         Returns:
             Noised latents in the order (image step), steps changing fastest, and their timesteps.
@@ -359,7 +357,7 @@ class Backbone:
             negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
-            progress: show a progress bar.
+            progress: show a progress bar of the steps, or of several batches.
             callback: called after every step with the step's index, its timestep and the latents.
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 

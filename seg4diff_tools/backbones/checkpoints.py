@@ -26,13 +26,7 @@ MODELS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", 
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
-    """Resolve a model's name to a folder or a hub name.
-
-    Args:
-        name_or_path: "mini" for the embedded model, a folder, or "owner/model" on the hub.
-
-    Returns:
-        The folder as a Path, or the hub name as a str.
+    """Return the folder of a model as a Path ("mini" is the embedded one), or its hub name ("owner/model") as a str.
 
     Raises:
         CheckpointError: no such folder, and it cannot be a hub name either.
@@ -59,8 +53,8 @@ def load_pipeline(
     Args:
         source: from `find_checkpoint`; a hub name is downloaded once its index shows a supported pipeline.
         supported: names of diffusers pipeline classes, each with its omitted components.
-        device: default: CUDA, else Apple's MPS, else the CPU.
-        dtype: of every model in it; default: float32 on the CPU, bfloat16 on a GPU that has it, else float16.
+        device: None for CUDA, else Apple's MPS, else the CPU.
+        dtype: of every model; None for float32 on the CPU, bfloat16 on a GPU that has it, else float16.
         required: names of components that it must have.
 
     Raises:
@@ -120,11 +114,7 @@ def load_pipeline(
 
 
 def read_card(source: Path | str) -> dict:
-    """Read the folder's model_card.json; empty if there is none.
-
-    Args:
-        source: from `find_checkpoint`.
-    """
+    """Read the model_card.json of a folder; empty if there is none."""
     path = Path(source) / "model_card.json"
     return _json(path) if path.is_file() else {}
 
@@ -132,11 +122,7 @@ def read_card(source: Path | str) -> dict:
 def _load_model(source: Path | str, name: str, dtype: torch.dtype, library: str, class_name: str) -> torch.nn.Module:
     # one by one, because only this reports missing weights, which are initialized at random
     model, info = getattr(importlib.import_module(library), class_name).from_pretrained(
-        str(source),
-        subfolder=name,
-        **_as_argument(dtype, library),
-        use_safetensors=True,
-        output_loading_info=True,
+        str(source), subfolder=name, **_as_argument(dtype, library), use_safetensors=True, output_loading_info=True
     )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -25,8 +25,7 @@ class ForwardBatch:
     Attributes:
         noisy, timestep: one row for each prompt and step, steps changing fastest.
         prompts: one for each group of rows, all of one length.
-        images: index of the image of each prompt.
-        positions: position of each prompt among those of its image.
+        images, positions: of each prompt, the index of its image and its place among that image's prompts.
         steps: indices of the rows' steps in the requested steps.
     """
 
@@ -58,7 +57,7 @@ def forward_batches(
     Args:
         backbone: the model.
         latents: encoded images, without noise.
-        prompts: the prompts of each image; each has a separate forward.
+        prompts: of each image; each has a separate forward.
         steps_from_end: noise levels, counted from the end of the schedule.
         steps: length of the schedule.
         seed: of the noise, the same for all images.
@@ -92,7 +91,7 @@ def observe(
     see: Callable[[JointAttention], Observed],
     layers: Sequence[int] | None = None,
 ) -> list[Observed]:
-    """Run one forward up to the last wanted layer and collect what `see` returns for each wanted layer.
+    """Run one forward up to the last wanted layer; return what `see` returns for each of the layers, in their order.
 
     Args:
         backbone: the model.
@@ -100,9 +99,6 @@ def observe(
         prompt: one for all rows, or one for each group of rows.
         see: called with the attention of each wanted layer during the forward.
         layers: 0-based; None for all.
-
-    Returns:
-        Results in the order of `layers`.
 
     Raises:
         InputError: no layer, or one that the model does not have.

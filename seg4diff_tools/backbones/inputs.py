@@ -19,12 +19,7 @@ def forward_inputs(
 ) -> dict[str, Any]:
     """Return the transformer's arguments for one forward: see `Backbone.inputs`.
 
-    Args:
-        family: of the transformer.
-        captured: the pipeline's inputs for an image of this size.
-        noisy: latents of the model, on its device and in its dtype.
-        timestep: from 0 to 1000, one for all or one each.
-        prompts: one for all, or several, distributed evenly over the latents.
+    `captured` are the pipeline's inputs for an image of this size; `noisy` is on the model's device and in its dtype.
 
     Raises:
         InputError: prompts or timesteps that do not fit the latents.
@@ -51,15 +46,10 @@ def forward_inputs(
 def stack_prompts(
     prompts: Sequence[Prompt], times: int = 1, image_axis: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return the transformer's arguments that come from prompts, as one batch.
+    """Return the transformer's arguments that come from prompts of one length, each repeated, as one batch.
 
-    Args:
-        prompts: of one length.
-        times: repetitions of each.
-        image_axis: the axis of images in arguments where it is not the first.
-
-    Returns:
-        Arguments by name. Those with one row for each image are stacked; the rest, such as position ids, are shared.
+    Those with one row for each image are stacked, along `image_axis` where it is not the first; the rest, such as
+    position ids, are shared.
 
     Raises:
         InputError: prompts with different numbers of tokens.
@@ -77,12 +67,9 @@ def stack_prompts(
 
 
 def rows(values: Sequence[Any], times: int = 1, axis: int = 0) -> Any:
-    """Combine an argument of several images into that of their batch.
+    """Combine an argument of several images into that of their batch, each repeated.
 
-    Args:
-        values: one for each image; tensors and lists of length 1 are per image, anything else is shared.
-        times: repetitions of each.
-        axis: of images in a tensor.
+    Tensors with one row along the axis of images and lists of one item are per image; anything else is shared.
     """
     first = values[0]
     if isinstance(first, Tensor) and first.ndim and first.shape[axis] == 1:

@@ -52,19 +52,11 @@ def load_backbone(
     return wrap_pipeline(pipe, str(name_or_path), read_card(source))
 
 
-def as_dtype(dtype: torch.dtype | str, name: str = "dtype") -> torch.dtype:
-    """Return a floating-point dtype.
-
-    Args:
-        dtype: such as torch.bfloat16, "bfloat16" or "bf16".
-        name: of the argument, for the error.
-
-    Raises:
-        InputError: anything else.
-    """
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return a floating-point dtype, given as torch.bfloat16, "bfloat16" or "bf16"; raise an InputError otherwise."""
     found = _DTYPES.get(dtype.removeprefix("torch.").lower()) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"expected {name} from fp32, bf16 and fp16, got {dtype!r}: pass {name}='bf16'")
+        raise InputError(f"expected dtype from fp32, bf16 and fp16, got {dtype!r}: pass dtype='bf16'")
     return found
 
 

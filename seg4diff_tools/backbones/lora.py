@@ -150,11 +150,7 @@ def _without_expected_warnings() -> Iterator[None]:
 
 
 def check_free(transformer: nn.Module) -> None:
-    """Refuse a model that has a LoRA already.
-
-    Raises:
-        InputError: it has one.
-    """
+    """Raise an InputError for a model that has a LoRA already."""
     if present := list(getattr(transformer, "peft_config", {})):
         raise InputError(
             f"expected a model without a LoRA, got one with {present}: call pipe.unload_lora_weights() first"
@@ -169,8 +165,7 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
     Args:
         transformer: without a LoRA.
         family: of the transformer. A second, image-only attention (SD3.5) stays unchanged, as in the authors' code.
-        rank: 16 in the paper.
-        alpha: the change is alpha / rank times the product of both matrices; 16 in the paper.
+        rank, alpha: the change is alpha / rank times the product of both matrices; 16 and 16 in the paper.
 
     Raises:
         InputError: the transformer has a LoRA already.
@@ -191,12 +186,7 @@ def attach(transformer: ModelMixin, family: Family, rank: int, alpha: int) -> No
 
 
 def trained(transformer: ModelMixin, alpha: int) -> LoraWeights:
-    """Return the LoRA that `attach` made, on the CPU in float32, multiplied by alpha / rank.
-
-    Args:
-        transformer: with the LoRA.
-        alpha: as in `attach`.
-    """
+    """Return the LoRA that `attach` made with this alpha, on the CPU in float32, multiplied by alpha / rank."""
     found = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
     rank = next(value.shape[0] for name, value in found.items() if ".lora_A." in name)
     factor = {name: alpha / rank if ".lora_B." in name else 1.0 for name in found}

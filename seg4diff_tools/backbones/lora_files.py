@@ -54,9 +54,6 @@ def save_lora(weights: LoraWeights, folder: str | Path) -> Path:
         weights: the LoRA.
         folder: made if it is not there.
 
-    Returns:
-        The folder.
-
     Raises:
         CheckpointError: the files cannot be written.
     """
@@ -75,10 +72,7 @@ def save_lora(weights: LoraWeights, folder: str | Path) -> Path:
 
 
 def lora_file(source: str | Path) -> Path:
-    """Find the file of LoRA weights.
-
-    Args:
-        source: a name in `SHIPPED`, a file, or a folder that diffusers, peft or `save_lora` wrote.
+    """Find the file of LoRA weights: of `SHIPPED`, a file, or in a folder that diffusers, peft or `save_lora` wrote.
 
     Raises:
         CheckpointError: no such file, or a folder with several.

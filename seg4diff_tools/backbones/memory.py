@@ -27,11 +27,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def checked_budget(memory_budget: Any, device: torch.device) -> int:
-    """Return the bytes that may be used beside the weights.
-
-    Args:
-        memory_budget: a user's; None for `SHARE` of what is free.
-        device: of the model.
+    """Return the bytes that may be used beside the weights; for None, `SHARE` of the device's free memory.
 
     Raises:
         InputError: not a whole number from 1.
@@ -58,16 +54,7 @@ def encode_bytes(backbone: Backbone, pixels: int) -> int:
 
 
 def check_need(need: int, budget: int, what: str, ways: str) -> None:
-    """Refuse what does not fit.
-
-    Args:
-        need, budget: bytes.
-        what: needs them.
-        ways: to need less.
-
-    Raises:
-        InputError: it does not fit; the message says what to change.
-    """
+    """Raise an InputError if `what` needs more bytes than the budget; it names the ways to need less."""
     if need > budget:
         raise InputError(
             f"expected work that fits into memory_budget={budget} ({readable(budget)}), got {what}, about "

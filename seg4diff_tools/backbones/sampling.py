@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.checks import check_zeros
 from seg4diff_tools.errors import InputError
@@ -68,12 +69,14 @@ def sample(
             f"size={made}"
         )
     batch = len(texts) if batch is None else as_int(batch, "batch", 1)
+    # one bar: of the steps, or of several batches
+    several, progress = progress and batch < len(texts), progress and batch >= len(texts)
     options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
     noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)
     noise = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
     images: list[PIL.Image.Image] = []
     with backbone.running(), progress_bar(backbone.pipe, progress):
-        for start in range(0, len(texts), batch):
+        for start in tqdm(range(0, len(texts), batch), unit="batch", desc=backbone.name, disable=not several):
             some, part = texts[start : start + batch], noise[start : start + batch]
             many = {"negative_prompt": [options["negative_prompt"]] * len(some)} if "negative_prompt" in options else {}
             images += backbone.pipe(

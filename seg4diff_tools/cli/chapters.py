@@ -1,4 +1,4 @@
-"""The chapters as notebooks of the user's own."""
+"""Copy the chapters as notebooks."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,11 +10,8 @@ from seg4diff_tools.cli.stripped import stripped
 from seg4diff_tools.errors import InputError
 
 
-def chapters(folder: Annotated[Path, typer.Argument(help="Where to write them; made if it is not there.")]) -> None:
-    """Write the chapters, without outputs, as notebooks to run and change.
-
-    Files that are there are never overwritten.
-    """
+def chapters(folder: Annotated[Path, typer.Argument(help="Target folder; created if missing.")]) -> None:
+    """Write the chapters, without outputs, as notebooks to run and change; existing files are never overwritten."""
     package = Path(str(files("seg4diff_tools")))
     shipped = package / "chapters"  # in a wheel; a checkout has them beside the package
     sources = sorted((shipped if shipped.is_dir() else package.parent / "notebooks").glob("*.ipynb"))

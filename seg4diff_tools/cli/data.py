@@ -1,4 +1,4 @@
-"""Data sets of the command line: the same flags for `evaluate` and `finetune`."""
+"""Data sets of `evaluate` and `finetune`: flags and readers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,23 +9,24 @@ import typer
 from seg4diff_tools.errors import InputError
 
 PUBLISHED = "voc20, voc21, pc59, coco-object, coco-object80, coco-stuff27, ade150, cityscapes, coco-panoptic"
-Root = Annotated[Path | None, typer.Option(help="Where the data set lies, as it was published.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set, laid out as published.")]
 Split = Annotated[str | None, typer.Option(help="Of a published data set, such as train or val.")]
 Classes = Annotated[
     Path | None,
-    typer.Option(help="For folder (ROOT/images, ROOT/masks): text file, line i from 0 names the mask's value i."),
+    typer.Option(help="For folder (ROOT/images, ROOT/masks): text file; line i, from 0, names value i of a mask."),
 ]
-Stuff = Annotated[
-    str | None, typer.Option(help="For folder: classes that are stuff and not objects, such as grass,sky.")
-]
+Stuff = Annotated[str | None, typer.Option(help="For folder: stuff classes (not objects), such as grass,sky.")]
 Ignore = Annotated[
-    int | None, typer.Option(help="For folder: the mask's value of pixels to leave out, -1 for none; 255 by default.")
+    int | None, typer.Option(help="For folder: mask value of ignored pixels, -1 for none; 255 by default.")
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take no more images than this.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of images.")]
 
-# flags that each kind of data set reads
-_READ = {"folder": ("root", "classes", "stuff", "ignore"), "coco-panoptic": ("root", "split", "captions")}
-_READ["sa1b"] = ("root", "captions")
+_READ = {
+    "folder": ("root", "classes", "stuff", "ignore"),
+    "coco-panoptic": ("root", "split", "captions"),
+    "sa1b": ("root", "captions"),
+}
+"""Flags that a data set reads; root and split if it is not listed."""
 
 
 def open_samples(
@@ -39,14 +40,14 @@ def open_samples(
     """Open a data set by its flags.
 
     Args:
-        dataset: name of the data set.
-        packaged: data sets that come with the package, by name.
-        others: further names that the command knows.
-        usual_split: where --split is not given.
-        flags: root, split, classes, stuff, ignore and captions; None where not given.
+        dataset: its name.
+        packaged: data sets of this package, by name.
+        others: further names that the command accepts.
+        usual_split: default of --split.
+        flags: root, split, classes, stuff, ignore and captions; None if not given.
 
     Raises:
-        InputError: an unknown data set, a flag that it does not read, or one that it lacks.
+        InputError: an unknown data set, a flag that it does not read, or a missing one.
     """
     from seg4diff_tools import datasets
     from seg4diff_tools._runs import as_path
@@ -89,7 +90,7 @@ def open_samples(
 
 
 def class_list(file: Path) -> list[str]:
-    """Read names of classes from a text file, one on each line, each one once."""
+    """Read class names from a text file: one on each line, each once."""
     from seg4diff_tools._runs import as_path
     from seg4diff_tools.datasets.files import read_text
 
@@ -100,14 +101,18 @@ def class_list(file: Path) -> list[str]:
             f"expected a class on each line of --classes, got an empty line {names.index('') + 1 if names else 1} in "
             f"{file}: write one there"
         )
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"expected each class once in --classes, got {', '.join(twice)} twice: leave one out")
+    once(names, "expected each class once in --classes")
     return names
 
 
+def once(names: Sequence[str], expected: str) -> None:
+    """Raise an InputError that names the classes given twice."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{expected}, got {', '.join(twice)} twice: leave one out")
+
+
 def words(text: str, flag: str) -> tuple[str, ...]:
-    """Return words that are joined by commas."""
+    """Split words at commas."""
     found = tuple(word.strip() for word in text.split(","))
     if not all(found) or len(set(found)) < len(found):
         raise InputError(f"expected {flag} as different words joined by commas, got {text!r}: pass {flag} grass,sky")

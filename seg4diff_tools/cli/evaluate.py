@@ -1,4 +1,4 @@
-"""Scores of segmentation."""
+"""Score segmentation."""
 
 from dataclasses import fields
 from enum import StrEnum
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import PUBLISHED, Classes, Ignore, Limit, Root, Split, Stuff, open_samples
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, MemoryBudget, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, Lora, MemoryBudget, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, PAD_FLAGS, flag_of, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -22,7 +22,7 @@ class Protocol(StrEnum):
 
 @with_options(FLAGS | PAD_FLAGS)
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of the run: counts of each image, table.csv, result.json.")],
+    out: Annotated[Path, typer.Option(help="Run folder: counts of each image, table.csv, result.json.")],
     dataset: Annotated[str, typer.Option(help=f"scenes, scenes-style, {PUBLISHED}, or folder.")] = "scenes",
     root: Root = None,
     split: Split = None,
@@ -31,24 +31,23 @@ def evaluate(
     ignore: Ignore = None,
     model: ModelName = "mini",
     lora: Lora = None,
-    dtype: DtypeName = Dtype.auto,
+    dtype: Dtype = "auto",
     t5: T5 = False,
     memory_budget: MemoryBudget = None,
     protocol: Annotated[
-        list[Protocol] | None, typer.Option(help="Several times for several; present by default.")
+        list[Protocol] | None,
+        typer.Option(help="Classes of each prompt: those present in the image (default), or all; repeatable."),
     ] = None,
-    unsupervised: Annotated[bool, typer.Option(help="Group by the pads of an empty prompt instead (Table 2).")] = False,
+    unsupervised: Annotated[bool, typer.Option(help="Group by the pads of an empty prompt (Table 2).")] = False,
     limit: Limit = None,
-    shuffle_seed: Annotated[
-        int | None, typer.Option(min=0, help="Take images in the order that this seed draws.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Forwards to run at once.")] = 8,
+    shuffle_seed: Annotated[int | None, typer.Option(min=0, help="Shuffle the images by this seed.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Largest number of forwards at once.")] = 8,
     *,
     options: dict[str, Any],
 ) -> None:
     """Score segmentation on a data set (Tables 1 and 2); several GPUs: accelerate launch -m seg4diff_tools evaluate.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    An interrupted run resumes when the same command is given again.
     """
     from seg4diff_tools import paper
     from seg4diff_tools._runs import processes
@@ -59,8 +58,11 @@ def evaluate(
     from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised
 
     kind: Any = Unsupervised if unsupervised else OpenVocabulary
-    given = [*options, *(["protocol"] if protocol and unsupervised else [])]
-    if wrong := [flag_of(name) for name in given if name not in {field.name for field in fields(kind)}]:
+    given, known = (
+        [*options, *(["protocol"] if protocol and unsupervised else [])],
+        [each.name for each in fields(kind)],
+    )
+    if wrong := [flag_of(name) for name in given if name not in known]:
         it = "it" if len(wrong) == 1 else "them"
         raise InputError(
             f"expected no {', '.join(wrong)} with --unsupervised, which reads no class names: leave {it} out"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from seg4diff_tools.cli.data import PUBLISHED, Classes, Ignore, Limit, Root, Split, open_samples
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import numbers
 from seg4diff_tools.errors import InputError
 
@@ -43,7 +43,7 @@ def finetune(
     ] = None,
     limit: Limit = None,
     model: ModelName = "mini",
-    dtype: DtypeName = Dtype.auto,
+    dtype: Dtype = "auto",
     t5: T5 = False,
     preset: Annotated[Magnet, typer.Option(help="Settings to start from.")] = Magnet.mini,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; the preset's by default.")] = None,
@@ -67,7 +67,7 @@ def finetune(
     """Align a layer's attention with masks by a LoRA (MAGNET); several GPUs: accelerate launch -m seg4diff_tools
     finetune.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    An interrupted run resumes when the same command is given again.
     """
     from dataclasses import replace
 

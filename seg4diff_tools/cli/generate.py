@@ -1,17 +1,15 @@
-"""Pictures for benchmarks of generation."""
+"""Generate the pictures of benchmarks."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, ModelName, loaded
+from seg4diff_tools.cli.options import T5, Dtype, Lora, ModelName, loaded
 
 
 def generate(
-    layout: Annotated[
-        Literal["geneval", "t2i-compbench"], typer.Option(help="Benchmark whose judge is to read the pictures.")
-    ],
+    layout: Annotated[Literal["geneval", "t2i-compbench"], typer.Option(help="Benchmark that judges the pictures.")],
     prompts: Annotated[
         Path,
         typer.Option(
@@ -21,19 +19,19 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     model: ModelName = "mini",
     lora: Lora = None,
-    dtype: DtypeName = Dtype.auto,
+    dtype: Dtype = "auto",
     t5: T5 = False,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Of each prompt; by default 4 for GenEval, 10 for T2I-CompBench++.")
+        int | None, typer.Option(min=1, help="Per prompt; 4 for GenEval, 10 for T2I-CompBench++ by default.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 28,
-    guidance_scale: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of a prompt's first picture; the next has the next seed.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="The model's own by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of each prompt's first picture; seed + k of picture k.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
 ) -> None:
-    """Write pictures for GenEval or T2I-CompBench++; several GPUs: accelerate launch -m seg4diff_tools generate.
+    """Generate pictures for GenEval or T2I-CompBench++; several GPUs: accelerate launch -m seg4diff_tools generate.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    An interrupted run resumes when the same command is given again.
     """
     from seg4diff_tools._runs import processes, refuse_other
     from seg4diff_tools.generation.benchmarks import generate_benchmark, read_prompts

@@ -1,10 +1,9 @@
-"""What several commands share: flags, errors of one line, and the model that they load."""
+"""Shared by commands: flags, one-line errors, model loading."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -16,7 +15,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 class _Group(TyperGroup):
-    """Shows what a user can mend as one line, without a trace."""
+    """Prints errors that a user can fix as one line, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,30 +46,22 @@ def _with_flags(message: str, parameters: Any) -> str:
     return re.sub(starts, lambda found: f"{found[1]}{found[2] or ''} {flags[found[3]]}", message)
 
 
-class Dtype(StrEnum):
-    """Number format of a model's weights."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 SHARED: dict[str, Any] = {"cls": _Group, "no_args_is_help": True, "rich_markup_mode": None}
 ModelName = Annotated[str, typer.Option(help="mini, a folder in diffusers' layout, or a hub name.")]
-Lora = Annotated[str | None, typer.Option(help="Folder of a LoRA to put on, or mini-magnet.")]
-DtypeName = Annotated[
-    Dtype, typer.Option(help="Of the weights; auto is fp32 on a CPU, else bf16 where there is it, else fp16.")
+Lora = Annotated[str | None, typer.Option(help="Folder of a LoRA to apply, or mini-magnet.")]
+Dtype = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(help="Of the weights; auto is fp32 on a CPU, else bf16 where supported, else fp16."),
 ]
 MemoryBudget = Annotated[
-    int | None, typer.Option(min=1, help="Bytes to use beside the weights, by an estimate; most of what is free.")
+    int | None, typer.Option(min=1, help="Bytes beside the weights, estimated; most of the free memory by default.")
 ]
-T5 = Annotated[bool, typer.Option("--t5", help="With the T5 encoder of SD3 and 3.5; the paper leaves it out.")]
+T5 = Annotated[bool, typer.Option("--t5", help="Load the T5 encoder of SD3 and 3.5, which the paper omits.")]
 
 
 @contextmanager
-def loaded(model: str, dtype: Dtype, lora: str | None = None, t5: bool = False) -> Iterator[Any]:
-    """Load a model, with a LoRA inside the `with` where one is given."""
+def loaded(model: str, dtype: str, lora: str | None = None, t5: bool = False) -> Iterator[Any]:
+    """Load a model; apply a LoRA, if given, inside the `with`."""
     from contextlib import nullcontext
 
     from seg4diff_tools._runs import processes
@@ -79,9 +70,9 @@ def loaded(model: str, dtype: Dtype, lora: str | None = None, t5: bool = False) 
     from seg4diff_tools.backbones.lora_files import lora_file
 
     if lora is not None:
-        lora_file(lora)  # a wrong path is told before the model is loaded
-    weights, device = None if dtype is Dtype.auto else dtype.value, processes().device
-    if dtype is Dtype.fp16 and device.type == "cpu":
+        lora_file(lora)  # refuse a wrong path before the model is loaded
+    weights, device = None if dtype == "auto" else dtype, processes().device
+    if dtype == "fp16" and device.type == "cpu":
         raise InputError("expected dtype fp32 or bf16 on a CPU, got fp16, which it computes slowly: pass dtype=bf16")
     backbone = load_backbone(model, device=device, dtype=weights, t5=t5)
     with nullcontext() if lora is None else apply_lora(backbone, lora):

@@ -1,8 +1,8 @@
-"""Training of a small Stable Diffusion 3."""
+"""Train a small Stable Diffusion 3."""
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,73 +12,50 @@ from seg4diff_tools.errors import InputError
 pretrain = typer.Typer(
     **SHARED,
     help="Train a small Stable Diffusion 3 on captioned scenes: clip, vae, transformer, then export and report. "
-    "A run that was stopped goes on where it was when the same command is given again.",
+    "An interrupted run resumes when the same command is given again.",
 )
 
-
-class Preset(StrEnum):
-    """Sizes and steps of a new run."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-    cpu_rich = "cpu-rich"
-    gpu_rich = "gpu-rich"
-    cpu_further = "cpu-further"
-
-
-Run = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs.")]
+Preset = Literal["cpu", "gpu", "cpu-rich", "gpu-rich", "cpu-further"]
+Run = Annotated[Path, typer.Option(help="Run folder: configuration, checkpoints, logs.")]
 ForPreset = Annotated[
-    Preset | None,
-    typer.Option(help="Sizes and steps of a new run; cpu by default. A run that exists keeps its own."),
+    Preset | None, typer.Option(help="Sizes and steps of a new run; cpu by default. An existing run keeps its own.")
 ]
 Steps = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Train this part until so many steps are done, also beyond what the run asked for at first."
-    ),
+    int | None, typer.Option(min=1, help="Train this part up to this step, also past the run's original number.")
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; by default the best at hand.")]
-Model = Annotated[Path | None, typer.Option(help="Folder of the exported model; by default RUN/model.")]
-
-
+Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; the best available by default.")]
+Model = Annotated[Path | None, typer.Option(help="Folder of the exported model; RUN/model by default.")]
 Init = Annotated[
     Path | None,
     typer.Option(
-        help="Start a new run from the finished weights in this folder (of a model or a run), with fresh optimizers."
+        help="Start a new run from finished weights, with fresh optimizers: mini, or the folder of a model or run."
     ),
 ]
 Cores = Annotated[
-    str | None, typer.Option(help="CPU cores to run on, such as 0,1: one thread on each; by default all, unpinned.")
+    str | None, typer.Option(help="CPU cores to run on, such as 0,1: one thread each; all, unpinned, by default.")
 ]
-SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints; a kill loses at most so many.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints, the most that a kill can lose.")]
 
 
-@pretrain.command()
-def clip(
-    run: Run,
-    preset: ForPreset = None,
-    steps: Steps = None,
-    device: Device = None,
-    init: Init = None,
-    cores: Cores = None,
-    save_every: SaveEvery = 500,
-) -> None:
-    """Train text and image towers contrastively; the text tower then steers the transformer."""
-    _train("clip", run, preset, steps, device, cores, init=init, save_every=save_every)
+def _stage(part: str) -> Callable[..., None]:
+    def train(
+        run: Run,
+        preset: ForPreset = None,
+        steps: Steps = None,
+        device: Device = None,
+        init: Init = None,
+        cores: Cores = None,
+        save_every: SaveEvery = 500,
+    ) -> None:
+        _train(part, run, preset, steps, device, cores, init=init, save_every=save_every)
+
+    return train
 
 
-@pretrain.command()
-def vae(
-    run: Run,
-    preset: ForPreset = None,
-    steps: Steps = None,
-    device: Device = None,
-    init: Init = None,
-    cores: Cores = None,
-    save_every: SaveEvery = 500,
-) -> None:
-    """Train the autoencoder between images and 16-channel latents."""
-    _train("vae", run, preset, steps, device, cores, init=init, save_every=save_every)
+pretrain.command("clip", help="Train text and image encoders contrastively; the transformer reads the text encoder.")(
+    _stage("clip")
+)
+pretrain.command("vae", help="Train the autoencoder between images and 16-channel latents.")(_stage("vae"))
 
 
 @pretrain.command()
@@ -92,24 +69,22 @@ def transformer(
     save_every: SaveEvery = 200,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="Keep averaged weights at this number of images, such as 0.02M; may be given several times."),
+        typer.Option(help="Keep averaged weights at this number of images, such as 0.02M; repeatable."),
     ] = None,
     watch_every: Annotated[
-        str, typer.Option(help="Images between two looks: object mIoU by layer and four pictures; 0 for none.")
+        str, typer.Option(help="Images between validations: object mIoU by layer and four pictures; 0 for none.")
     ] = "50k",
-    cache: Annotated[Path | None, typer.Option(help="Folder for latents; by default RUN/latents.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of cached latents; RUN/latents by default.")] = None,
     cache_size: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="Gigabytes of latents to keep on disk in a new run: so many scenes are trained on; 0 for none."
-        ),
+        typer.Option(min=0, help="Gigabytes of latents on disk, which limit the scenes of a new run; 0 for none."),
     ] = None,
     compiled: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="By default, wherever a compiler is found.")
+        bool | None, typer.Option("--compile/--no-compile", help="Where a compiler is found, by default.")
     ] = None,
 ) -> None:
     """Train the MM-DiT by flow matching; needs the finished clip and vae."""
-    from ..pretrain import images_of
+    from seg4diff_tools.pretrain import images_of
 
     numbers = [images_of(text) for text in keep or ()]
     every = 0 if watch_every == "0" else images_of(watch_every)
@@ -119,7 +94,7 @@ def transformer(
 
 @pretrain.command()
 def export(run: Run, model: Model = None) -> None:
-    """Write the finished parts as a diffusers pipeline in half precision."""
+    """Export the finished parts as a diffusers pipeline in half precision."""
     from seg4diff_tools.pretrain import export as write
 
     folder = model or run / "model"
@@ -132,13 +107,15 @@ def report(
     run: Run,
     model: Model = None,
     scenes: Annotated[int, typer.Option(min=2, help="Test scenes of each kind.")] = 500,
-    search_scenes: Annotated[int, typer.Option(min=1, help="Further scenes, to choose layer and step on.")] = 100,
+    search_scenes: Annotated[int, typer.Option(min=1, help="Further scenes, to choose layer and step.")] = 100,
     generated: Annotated[int, typer.Option(min=2, help="Pictures to generate for CLIPScore.")] = 64,
-    guidance_scale: Annotated[float, typer.Option(min=1.0, help="Of all generated pictures, and of the card.")] = 4.0,
-    compute: Annotated[str, typer.Option(help='For the card: what trained it, such as "2 CPU cores, 3 hours".')] = "",
+    guidance_scale: Annotated[
+        float, typer.Option(min=1.0, help="Of all generated pictures; also the model's default.")
+    ] = 4.0,
+    compute: Annotated[str, typer.Option(help='Hardware and time for the card, such as "2 CPU cores, 3 hours".')] = "",
     device: Device = None,
 ) -> None:
-    """Measure the exported model on unseen scenes and write its model card, README and gallery."""
+    """Measure the exported model on unseen scenes; write its model card, README and gallery."""
     from seg4diff_tools.backbones.loading import load_backbone
     from seg4diff_tools.generation.clip import load_clip
     from seg4diff_tools.pretrain import RunConfig
@@ -166,7 +143,7 @@ def report(
 def _train(
     part: str,
     run: Path,
-    name: Preset | None,
+    name: str | None,
     steps: int | None,
     device: str | None,
     cores: str | None,
@@ -185,10 +162,10 @@ def _train(
         pin(_cores(cores))
     if (run / "config.json").exists():
         config = RunConfig.load(run)
-        if name and preset(name.value).model != replace(config.model, recipe=preset(name.value).model.recipe):
-            raise InputError(f"the run in {run} has other sizes than the preset {name.value!r}: leave out --preset")
+        if name and preset(name).model != replace(config.model, recipe=preset(name).model.recipe):
+            raise InputError(f"the run in {run} has other sizes than the preset {name!r}: leave out --preset")
     else:
-        config = preset((name or Preset.cpu).value)
+        config = preset(name or "cpu")
     if cache_size is not None:
         pool = pool_size(cache_size, config.model) if cache_size else 0
         if (run / part / "state.pt").exists() and pool != config.model.recipe.pool:

@@ -1,4 +1,4 @@
-"""Label maps of one image or of a folder, as files."""
+"""Segment an image or a folder of images into files."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from seg4diff_tools.cli.data import class_list
-from seg4diff_tools.cli.options import T5, Dtype, DtypeName, Lora, MemoryBudget, ModelName, loaded
+from seg4diff_tools.cli.data import class_list, once
+from seg4diff_tools.cli.options import T5, Dtype, Lora, MemoryBudget, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import FLAGS, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
@@ -18,10 +18,10 @@ def segment(
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     class_names: Annotated[list[str] | None, typer.Argument(help="Classes, such as: cat grass 'red car'.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file with a class on each line.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; NAME-masks by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; NAME-masks by default.")] = None,
     model: ModelName = "mini",
     lora: Lora = None,
-    dtype: DtypeName = Dtype.auto,
+    dtype: Dtype = "auto",
     t5: T5 = False,
     memory_budget: MemoryBudget = None,
     *,
@@ -30,7 +30,7 @@ def segment(
     """Segment images into named classes; several GPUs: accelerate launch -m seg4diff_tools segment.
 
     Writes NAME.png (value i is class i), NAME-overlay.png and NAME.json for each image, and settings.json for all.
-    A run that was stopped goes on where it was when the same command is given again.
+    An interrupted run resumes when the same command is given again.
     """
     from seg4diff_tools._runs import as_path, open_run, processes, refuse_other
     from seg4diff_tools.caching import model_fingerprint
@@ -66,14 +66,12 @@ def segment(
 
 
 def _write(work: Any, files: list[Path], names: list[str], options: Any, folder: Path) -> dict[str, str]:
-    """Write the results of each image that has none yet; return the images that cannot be read, and why."""
-    from io import BytesIO
-
+    """Write the results of each image that has none yet; return the unreadable images and their errors."""
     import PIL.Image
     from tqdm.auto import tqdm
 
     from seg4diff_tools._runs import replace_file
-    from seg4diff_tools.images import open_images
+    from seg4diff_tools.images import encode, open_images
     from seg4diff_tools.plotting.static import label_overlay
     from seg4diff_tools.segmentation.segment import segment_picture
 
@@ -88,9 +86,9 @@ def _write(work: Any, files: list[Path], names: list[str], options: Any, folder:
             skipped[file.name] = str(error)
             continue
         work.forget()
-        found, drawn = segment_picture(work, picture, names, options), BytesIO()
-        PIL.Image.fromarray(label_overlay(found.image, found.label_map)).save(drawn, "png")
-        replace_file(folder / f"{file.stem}-overlay.png", drawn.getvalue())
+        found = segment_picture(work, picture, names, options)
+        drawn = encode(PIL.Image.fromarray(label_overlay(found.image, found.label_map)))
+        replace_file(folder / f"{file.stem}-overlay.png", drawn)
         replace_file(folder / f"{file.stem}.png", found.index_png())
         # last: an image is done when this file is there
         about = {"image": file.name, "sha256": digest, "shares": found.shares(), "settings": found.settings}
@@ -106,9 +104,7 @@ def _names(words: list[str] | None, file: Path | None) -> list[str]:
     names = list(words or ()) if file is None else class_list(file)
     if not all(name.strip() for name in names):
         raise InputError(f"expected class names, got {names}: write each one out")
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"expected each class once, got {', '.join(twice)} twice: leave one out")
+    once(names, "expected each class once")
     if len(names) > 256:
         raise InputError(f"expected at most 256 classes, which an indexed PNG holds, got {len(names)}: use fewer")
     return names

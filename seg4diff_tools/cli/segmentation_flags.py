@@ -1,4 +1,4 @@
-"""Flags of the command line for every field of `OpenVocabulary` and `Unsupervised`; a test keeps them alike."""
+"""Flags for every field of `OpenVocabulary` and `Unsupervised`; a test keeps them in sync."""
 
 import inspect
 import json
@@ -52,10 +52,10 @@ _LISTS = {"layers": "expert", "steps_from_end": "", "seeds": "", "heads": "mean"
 
 
 def with_options(flags: Mapping[str, tuple[Any, str]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command flags for options of segmentation; it gets those that were given as `options`.
+    """Add flags for fields of segmentation options to a command; the given ones arrive as its dict `options`.
 
     Args:
-        flags: type and help by the name of the field. The command has a keyword argument `options`, a dict of fields.
+        flags: type and help text by field name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,7 +77,7 @@ def with_options(flags: Mapping[str, tuple[Any, str]]) -> Callable[[Callable[...
 
 
 def refuse_idle(options: Any, names: Sequence[str]) -> None:
-    """Refuse options of open-vocabulary segmentation that change nothing with these class names."""
+    """Refuse options that have no effect with these class names."""
     from seg4diff_tools.segmentation.options import BACKGROUND
 
     if options.background != "word" and BACKGROUND not in names:
@@ -125,7 +125,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def numbers(text: str, flag: str) -> tuple[int, ...]:
-    """Return whole numbers that are joined by commas."""
+    """Split whole numbers at commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

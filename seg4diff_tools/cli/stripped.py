@@ -1,4 +1,4 @@
-"""Notebooks without their outputs; also read by the build of the wheel, so that it imports nothing of the package."""
+"""Strip notebooks of their outputs. The wheel's build reads this file, so it imports nothing of the package."""
 
 import json
 

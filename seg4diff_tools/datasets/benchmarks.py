@@ -14,14 +14,14 @@ from seg4diff_tools.errors import InputError, one_of
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the forms in which a benchmark's annotations are published, and where its files are.
+    """One of the forms in which a benchmark's annotations are published.
 
     Paths are relative to the benchmark's base, with "{split}" for the split; of several, the first that exists counts.
 
     Attributes:
         masks: folders of masks, or COCO's JSON of instances.
         lookup: class of each value of a mask; None is left out.
-        mask_end: end of a mask's file name, after the part that it shares with its image's.
+        mask_end: end of a mask's file name, after the part shared with its image's.
         listing: file that lists the images of the split; without one, all images count.
         listing_required: whether it must be there.
         annotated_only: whether listed images without a mask are left out.
@@ -40,8 +40,7 @@ class Benchmark:
     """The vocabulary and the files of a benchmark.
 
     Attributes:
-        class_names: the whole vocabulary.
-        background: those of the names that are stuff.
+        class_names, background: the whole vocabulary, and those of its names that are stuff.
         archives: the files to unpack, for errors.
         images: folders of the images, relative to the base; the first that exists counts.
         layouts: the forms of the annotations; the first that is there counts.

@@ -15,29 +15,23 @@ from seg4diff_tools.datasets.folders import Labeled, Labels
 from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.datasets.samples import LabeledImage
 from seg4diff_tools.errors import InputError, named_extra
-from seg4diff_tools.indices import LazySequence
 
 with named_extra():
     from pycocotools.coco import COCO
 
 
 @dataclass(frozen=True)
-class CocoPanoptic(LazySequence[LabeledImage]):
+class CocoPanoptic(Labeled):
     """Images annotated in COCO's panoptic format, read one by one; made by `coco_panoptic`.
 
     Attributes:
-        images: folder of the photographs.
-        masks: folder of the PNGs whose colors are segments.
+        images, masks: folders of the photographs, and of the PNGs whose colors are segments.
         annotations: of each image: its file, its PNG, and the class of each segment.
-        class_names: the whole vocabulary.
-        background: those of the names that are stuff.
     """
 
     images: Path
     masks: Path
     annotations: tuple[Mapping[str, Any], ...] = field(repr=False)
-    class_names: tuple[str, ...] = field(repr=False)
-    background: tuple[str, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -104,7 +98,8 @@ def coco_panoptic(
     if same := [entry["image"] for entry in entries if photographs / entry["image"] == segmented / entry["mask"]]:
         raise InputError(f"expected an image and its mask, got {same[0]} for both: keep masks in a folder of their own")
     entries.sort(key=lambda entry: entry["image"])
-    return CocoPanoptic(photographs, segmented, tuple(entries), tuple(dict.fromkeys(classes.values())), stuff)
+    labels = Labels(tuple(dict.fromkeys(classes.values())), {}, stuff)
+    return CocoPanoptic(labels, photographs, segmented, tuple(entries))
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,7 @@ class CocoInstances(Labeled):
     are drawn first and then things, larger before smaller, so that what lies on a table stays visible.
 
     Attributes:
-        images: path of each image.
-        numbers: COCO's number of each image.
+        images, numbers: path and COCO's number of each image.
         coco: the annotations.
         source: the JSON that they came from.
     """
@@ -154,10 +148,7 @@ class CocoInstances(Labeled):
 def coco_instances(images: Path, annotations: Path, labels: Labels) -> CocoInstances:
     """Read images annotated in COCO's instance format: all that the JSON lists, also those that show no thing.
 
-    Args:
-        images: folder of the photographs.
-        annotations: JSON, such as `instances_val2017.json`.
-        labels: what the numbers of categories, less one, mean.
+    `labels` gives the meaning of each category's number, less one.
 
     Raises:
         InputError: another JSON, or an image that the folder lacks.

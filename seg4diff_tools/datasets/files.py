@@ -17,15 +17,10 @@ from seg4diff_tools.images import open_image
 
 
 def open_photograph(path: Path, shape: tuple[int, int], source: Path) -> Image.Image:
-    """Open the photograph that masks belong to.
+    """Open the photograph that belongs to masks of this shape, height and width, in the file `source`.
 
     Published data sets annotate pixels as they are stored, whatever the Exif orientation is. The image is turned
     upright only if that alone fits the size of the masks.
-
-    Args:
-        path: of the photograph.
-        shape: height and width of its masks.
-        source: the file of the masks, for the error.
 
     Raises:
         InputError: an unreadable image, or one of another size.
@@ -41,15 +36,7 @@ def open_photograph(path: Path, shape: tuple[int, int], source: Path) -> Image.I
 
 
 def as_folder(value: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a folder, its `~` expanded.
-
-    Args:
-        value: text or a path.
-        name: of the argument, for the error.
-
-    Raises:
-        InputError: no such folder.
-    """
+    """Return the path of a folder, its `~` expanded; raise an InputError, which names the argument, without one."""
     path = as_path(value, name)
     if not path.is_dir():
         found = "a file" if path.exists() else "no such path"
@@ -58,12 +45,10 @@ def as_folder(value: str | os.PathLike[str], name: str) -> Path:
 
 
 def visible_files(folder: Path, end: str = "", *, below: bool = False) -> Iterator[Path]:
-    """Yield the files of a folder in the order of their names, except hidden ones such as `._picture.png`.
+    """Yield a folder's files with this ending, in either case, in the order of their names; `below` includes
+    subfolders.
 
-    Args:
-        folder: to look into.
-        end: of their names, in either case.
-        below: also look into the folders below it, hidden ones excepted.
+    Hidden files and folders, such as `._picture.png`, are left out.
     """
     for path in sorted(folder.rglob("*") if below else folder.iterdir()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -74,12 +59,8 @@ def visible_files(folder: Path, end: str = "", *, below: bool = False) -> Iterat
 def read_text(path: Path, kind: str) -> str:
     """Read a user's text file in UTF-8, without the byte order mark that some editors write.
 
-    Args:
-        path: of the file.
-        kind: what it should be, for the error.
-
     Raises:
-        InputError: missing, or in another encoding.
+        InputError: missing, or in another encoding; the message says what `kind` of file was expected.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -119,15 +100,7 @@ def _grey_bits(path: Path) -> int | None:
 
 
 def open_png(path: Path, kind: str) -> Image.Image:
-    """Open a PNG as it is.
-
-    Args:
-        path: the file.
-        kind: what it should be, for the error.
-
-    Raises:
-        InputError: missing or damaged.
-    """
+    """Open a PNG as it is; raise an InputError with its `kind` if it is missing or damaged."""
     try:
         with Image.open(path) as image:
             image.load()

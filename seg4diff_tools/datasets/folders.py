@@ -39,11 +39,7 @@ class Labels:
     ) -> LabeledImage:
         """Make a sample with the classes that it shows, and a label map that counts in them.
 
-        Args:
-            photograph: the image.
-            values: of each pixel, before the lookup.
-            source: the file that they came from, for errors.
-            masks: of single things.
+        `values` of pixels come from the file `source`; `masks` are those of single things.
 
         Raises:
             InputError: an unreadable image, one of another size, or a value that the lookup lacks.

@@ -50,16 +50,7 @@ def label_array(label_map: Any) -> Integer[np.ndarray, "y x"]:
 def renumber(
     label_map: Integer[Tensor, "y x"], names: Sequence[str], vocabulary: Sequence[str], ignore: int = IGNORE
 ) -> Int[Tensor, "y x"]:
-    """Return a label map whose values mean `vocabulary[value]` instead of `names[value]`.
-
-    Args:
-        label_map: class indices into `names`, or `ignore`.
-        names: the classes of this image.
-        vocabulary: the classes of the whole set.
-        ignore: label that stays as it is.
-
-    Returns:
-        Class indices into `vocabulary`, or `ignore`.
+    """Return a label map whose values mean `vocabulary[value]` instead of `names[value]`; `ignore` stays as it is.
 
     Raises:
         InputError: a class that the vocabulary lacks, a value without a name, or an ignore label that is a class.
@@ -86,15 +77,7 @@ def true_classes(
 ) -> Int[Tensor, "y x"]:
     """Return the label map of an image as class indices into the vocabulary of its set, -1 in place of `IGNORE`.
 
-    Unlike 255, -1 is no class in a set of hundreds of them.
-
-    Args:
-        label_map: class indices into `names`, or `IGNORE`.
-        names: the classes of this image, at most 255.
-        vocabulary: the classes of the whole set.
-
-    Returns:
-        Class indices into `vocabulary`, or -1.
+    Unlike 255, -1 is no class in a set of hundreds of them. `names` are the classes of this image, at most 255.
 
     Raises:
         InputError: more classes in the image, a class that the vocabulary lacks, or a value without a name.
@@ -104,16 +87,7 @@ def true_classes(
 
 
 def check_labels(label_map: Integer[Tensor, "y x"], classes: int, ignore: int = IGNORE) -> None:
-    """Check that every value of a label map is a class or the ignore label.
-
-    Args:
-        label_map: class indices.
-        classes: how many classes there are.
-        ignore: the one further value that is allowed.
-
-    Raises:
-        InputError: any other value.
-    """
+    """Raise an InputError unless every value of a label map is one of so many classes, or the ignore label."""
     values = label_map[label_map != ignore]
     if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
         raise InputError(

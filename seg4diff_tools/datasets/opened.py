@@ -14,14 +14,7 @@ from seg4diff_tools.images import open_image
 
 @dataclass(frozen=True, eq=False)
 class OpenedSample:
-    """A sample that was read, with its image.
-
-    Attributes:
-        index: its place in the data set.
-        sample: with its label map.
-        picture: the image, as large as the label map.
-        fingerprint: hash of the pixels, the labels and the class names.
-    """
+    """A sample that was read: its place in the data set, its image, and a hash of pixels, labels and class names."""
 
     index: int
     sample: Sample
@@ -30,15 +23,10 @@ class OpenedSample:
 
 
 def open_sample(sample: Sample, index: int) -> OpenedSample:
-    """Read a sample and check it.
-
-    Args:
-        sample: an image with a label map.
-        index: its place in the data set.
+    """Read and check the sample at a place in the data set.
 
     Raises:
-        InputError: not a sample, an unreadable image, a label map of another size, or a class index
-            out of range.
+        InputError: not a sample, an unreadable image, a label map of another size, or a class index out of range.
     """
     if not isinstance(sample, Sample):
         raise InputError(

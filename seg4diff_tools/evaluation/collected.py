@@ -14,12 +14,7 @@ from seg4diff_tools.evaluation.results import UNMATCHED, Evaluation
 
 
 class Collected:
-    """Pixel counts of each image of a run, for its true and predicted classes.
-
-    Attributes:
-        images: number of images so far.
-        faults: index and message of each sample that could not be read.
-    """
+    """Pixel counts of a run's images; `faults` has index and message of each unreadable sample."""
 
     def __init__(self, rows: pd.MultiIndex, metric_names: Sequence[str] = ()) -> None:
         self.rows, self.metric_names = rows, tuple(metric_names)

@@ -28,16 +28,15 @@ COUNTS = "counts"
 
 @dataclass(frozen=True, eq=False)
 class ImageCounts:
-    """The confusion counts of one image in every configuration of a run.
+    """Pixel counts of one image in every configuration of a run.
 
     Attributes:
         index: the image's place in the data set.
-        confusion: pixel counts of each configuration.
-        true: names of the rows, the classes in the image.
-        predicted: names of the columns, the candidate classes.
-        background: those of the true classes that are stuff.
+        confusion: true classes of the image by candidate classes.
+        true, predicted: their names.
+        background: the true classes that are stuff.
         fingerprint: of the image, its label map and its names.
-        values: of further metrics, for each configuration.
+        values: of custom metrics.
     """
 
     index: int
@@ -51,12 +50,7 @@ class ImageCounts:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Content of one file of a run.
-
-    Attributes:
-        records: counts of a group of images.
-        faults: index and message of the samples among them that cannot be read.
-    """
+    """Content of one file of a run: counts of a group of images; index and message of its unreadable samples."""
 
     records: list[ImageCounts]
     faults: dict[int, str]
@@ -74,13 +68,13 @@ def count_images(
     """Yield the counts of images, group by group: read from the folder where complete, else computed and written.
 
     FOLDER/counts gets one Parquet file for each group of images, with the columns image, configuration, true, predicted
-    and pixels. Files are written atomically, so that a run may be killed at any time. Each of n processes takes every
-    n-th group. Groups follow from `indices` alone, because rounding may depend on them.
+    and pixels, written atomically, so that a run may be killed at any time. Each of n processes takes every n-th group.
+    Groups follow from `indices` alone, because rounding may depend on them.
 
     Args:
         samples: images with label maps.
         compute: from a group of samples to their counts.
-        indices: which samples, in which order; all by default.
+        indices: which samples, in which order; None for all.
         folder: of the run, from `open_run`; None writes nothing.
         at_once: images in a group.
         skip: list unreadable samples in `faults`, and retry them in a later run; else the first one raises.
@@ -125,15 +119,7 @@ def own_groups(count: int, at_once: int) -> list[slice]:
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write the counts of a group of images as one Parquet file, without empty cells.
-
-    Args:
-        path: of the file, written atomically.
-        shard: all records have the same configurations.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Write counts as one Parquet file, atomically and without empty cells; raise a CheckpointError if that fails."""
     parts = [_SCHEMA.empty_table()]
     for record in shard.records:
         configuration, row, column = np.nonzero(record.confusion)
@@ -172,14 +158,7 @@ _SCHEMA = pa.schema(
 
 
 def read_shard(path: Path) -> Shard:
-    """Read the counts of a group of images; `predicted` holds the predicted classes only.
-
-    Args:
-        path: of a file from `write_shard`.
-
-    Raises:
-        CheckpointError: a damaged file, or one of another kind.
-    """
+    """Read a file of `write_shard`, its `predicted` without empty columns; raise a CheckpointError if it is damaged."""
     try:
         table = pq.read_table(path)
         metadata = json.loads(table.schema.metadata[_METADATA])
@@ -202,24 +181,11 @@ def read_shard(path: Path) -> Shard:
 
 
 def stored_shards(folder: Path) -> Iterator[Shard]:
-    """Yield the files of a run, one at a time.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        CheckpointError: there are none, or as `read_shard`.
-    """
+    """Yield the files of a run, one at a time; raise a CheckpointError if there are none or one is damaged."""
     paths = sorted((folder / COUNTS).glob("*.parquet"))
     if not paths:
         raise CheckpointError(f"expected counts of images in {folder}, got none yet: run it first")
     yield from map(read_shard, paths)
-
-
-def stored_counts(folder: Path) -> Iterator[ImageCounts]:
-    """Yield the counts of all finished images: see `stored_shards`."""
-    for shard in stored_shards(folder):
-        yield from shard.records
 
 
 def _open_group(samples: Sequence, indices: Sequence[int], skip: bool) -> tuple[list[OpenedSample], dict[int, str]]:

@@ -64,16 +64,16 @@ def evaluate(
         metrics: further scores by name: functions of a predicted and a true label map (class indices, -1 where the
             truth is ignored; groups without a class have the largest index) that return a number for each image. An
             error on the first image stops the run; a later one gives NaN and a warning.
-        out: folder for the counts of each image, in Parquet, and for the table. A killed run resumes from there. With
-            the same `memory_budget` the table is that of a run in one go; with None the free memory tells how many
-            forwards run at once, and maps can differ by rounding, which moves a pixel only where two classes tie. More
-            than one process (accelerate launch) needs it.
+        out: folder for the counts of each image, in Parquet, and for the table; required with several processes
+            (accelerate launch). A killed run resumes from there. With the same `memory_budget` the table is that of a
+            run in one go; with None the free memory sets how many forwards run at once, and maps can differ by
+            rounding, which moves a pixel only where two classes tie.
         limit: largest number of images.
         shuffle_seed: shuffle the images, so that a limit takes a random subset.
         about: further content of result.json, such as the data set's folder.
-        batch: images in a group, and forwards to run at once.
-        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
-            a group does not fit, fewer images and forwards run at once.
+        batch: images in a group, and forwards at once.
+        memory_budget: bytes beside the weights, by an estimate; None for most of what is free. Where a group does not
+            fit, fewer images and forwards run at once.
         progress: show a progress bar with the mIoU of the first method so far, and the memory that is needed.
 
     Returns:
@@ -228,7 +228,7 @@ def _counts(
 def encode_images(
     work: Workbench, group: Sequence[OpenedSample], options: Options, tick: Callable[[float], Any]
 ) -> None:
-    """Encode the images of a group one by one (half of the work at full size), and update the progress bar."""
+    """Encode the images of a group one by one, half of the work at full size, and update the progress bar."""
     if getattr(options, "tiles", 1) == 1:
         for each in group:
             work.latents([each.picture], options.fit, options.size)
@@ -275,12 +275,7 @@ def _confusions(
 
 
 class _OwnMetrics:
-    """A user's metrics, and their failures.
-
-    Args:
-        functions: by name.
-        first: index of the first image of the run, on which a failure raises.
-    """
+    """A user's metrics by name, and their failures; on the first image of the run, a failure raises."""
 
     def __init__(self, functions: Mapping[str, ImageMetric], first: int) -> None:
         self.functions, self.first = functions, first

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -105,31 +106,18 @@ def grouping_scores(
                 found = framed.labels(proposals) if framed else masks.label_map(proposals, tuple(target.shape))
                 totals[i, j] += pad_confusion(found, target, classes, options)
                 counts[i, j] += len(proposals)
-    rows = [
-        (
-            layer,
-            threshold,
-            metrics.pixel_accuracy(totals[i, j]).item(),
-            metrics.mean_accuracy(totals[i, j]).item(),
-            metrics.miou(totals[i, j], range(classes), absent).item(),
-            (counts[i, j] / len(samples)).item(),
-            len(samples),
-        )
-        for i, layer in enumerate(chosen)
-        for j, threshold in enumerate(wanted)
-    ]
-    return pd.DataFrame(rows, columns=["layer", "threshold", "pACC", "mACC", "mIoU", "groups", "images"])
+    scores = {
+        "pACC": metrics.pixel_accuracy(totals),
+        "mACC": metrics.mean_accuracy(totals),
+        "mIoU": metrics.miou(totals, range(classes), absent),
+        "groups": (counts / len(samples)).double(),
+    }
+    table = pd.DataFrame([*product(chosen, wanted)], columns=["layer", "threshold"])
+    return table.assign(**{name: each.flatten().numpy() for name, each in scores.items()}, images=len(samples))
 
 
 def pad_confusion(groups: Labels, target: Labels, classes: int, method: Unsupervised) -> Int[Tensor, "true predicted"]:
-    """Count the pixels of groups by their matched classes; the last column counts unmatched groups.
-
-    Args:
-        groups: number of the group at each pixel.
-        target: the true class at each pixel, or -1.
-        classes: number of classes.
-        method: sets the matching.
-    """
+    """Count the pixels of groups by matched class; -1 is ignored, the last column counts unmatched groups."""
     if method.matching == "rows":
         return metrics.match_rows(groups, target, classes, ignore=-1)
     return metrics.confusion(metrics.match(groups, target, classes, ignore=-1), target, classes + 1, ignore=-1)

@@ -40,7 +40,7 @@ def confusion(
         ignore: label of the pixels to exclude.
 
     Returns:
-        One matrix for each prediction; rows are true classes, columns predicted ones.
+        One matrix for each prediction.
 
     Raises:
         InputError: sizes that differ, or indices out of range.
@@ -106,15 +106,14 @@ def match_rows(
     """Count pixels of groups that are matched with classes separately in each pixel row, as the released code does.
 
     The released function loops over a batch of label maps but is given one label map, so it loops over its rows. In
-    each row every class gets a group, even an absent class. `match` is the paper's protocol; to match a whole image
-    once, and otherwise as the released code does, pass the image as one row.
+    each row every class gets a group, even an absent class. `match` is the paper's protocol; pass the image as one row
+    to match it as a whole, and otherwise as the released code does.
 
     Args:
         groups, target, classes, ignore: as in `match`.
 
     Returns:
-        Rows are true classes; column `classes`, past the last class, counts the pixels of unmatched groups; row
-        `classes` is empty.
+        Rows are true classes; column `classes` counts the pixels of unmatched groups; row `classes` is empty.
 
     Raises:
         InputError: as `match`.
@@ -145,29 +144,17 @@ def _numbers(groups: Tensor, target: Tensor, classes: int) -> int:
 
 
 def class_iou(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the intersection over union of each class, from 0 to 1; NaN for classes without a true pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the intersection over union of each class, 0 to 1, from pixel counts; NaN without a true pixel."""
     return _iou(margins(confusion))
 
 
 def class_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch class"]:
-    """Return the share (0..1) of each class's pixels with the right prediction; NaN without a true pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the share (0..1) of each class's pixels with the right prediction; NaN without a true pixel."""
     return _accuracy(margins(confusion))
 
 
 def pixel_accuracy(confusion: Int[Tensor, "*batch true predicted"]) -> Float[Tensor, "*batch"]:
-    """Return the share (0..1) of pixels with the right class (pACC); NaN without any pixel.
-
-    Args:
-        confusion: pixel counts, rows are true classes.
-    """
+    """Return the share (0..1) of all pixels with the right class (pACC); NaN without any pixel."""
     return score(margins(confusion), "pACC")
 
 
@@ -184,9 +171,7 @@ def mean_accuracy(
 
 
 def miou(
-    confusion: Int[Tensor, "*batch true predicted"],
-    classes: Sequence[int] | None = None,
-    absent: Absent = "skip",
+    confusion: Int[Tensor, "*batch true predicted"], classes: Sequence[int] | None = None, absent: Absent = "skip"
 ) -> Float[Tensor, "*batch"]:
     """Return the mean intersection over union (mIoU, 0..1); NaN if none of the classes occurs.
 
@@ -282,17 +267,16 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
     """Return the delete-one jackknife interval over images of a score or of a difference: score -/+ t SE.
 
-    SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with
-    2 n / (kurtosis - 1) degrees of freedom, at most n - 1, so that few influential images widen the interval. Measured
-    coverage at level 0.95 (mini, 64 of 1,500 scenes): mIoU and its gains 94 to 98 %, pACC 91 to 95 %, gains of pACC 82
-    to 96 %, because few images decide them.
+    SE^2 = (n - 1) / n * sum of (score without image i - mean of these)^2, and t is Student's quantile with 2 n /
+    (kurtosis
+    - 1) degrees of freedom, at most n - 1, so that few influential images widen the interval. Measured coverage at
+      level 0.95 (mini, 64 of 1,500 scenes): mIoU and its gains 94 to 98 %, pACC 91 to 95 %, gains of pACC 82 to 96 %.
 
     Args:
         score: of all images.
         left_out: the score without each image, from `leave_one_out`.
         level: coverage, between 0 and 1.
-        comparisons: number of intervals with simultaneous coverage at that level (Bonferroni): the number of rows
-            compared with one.
+        comparisons: number of intervals that cover together at that level (Bonferroni): the rows compared with one.
 
     Returns:
         Lower and upper bound; NaN for fewer than two images, or if leaving out an image leaves no class.

@@ -20,8 +20,8 @@ class ReleasedFrame:
     """One sample as the released code reads and scores it.
 
     Attributes:
-        image: padded on the right and at the bottom with black, then stretched to the model's size.
-        label_map: at the size of the image before padding, at which maps are scored.
+        image: padded with black on the right and at the bottom, then stretched to the model's size.
+        label_map: of the image before padding, where maps are scored.
         file_size: height and width of the file in pixels.
     """
 
@@ -45,11 +45,10 @@ class ReleasedFrame:
 def released_frame(
     image: PIL.Image.Image, label_map: Int[Tensor, "height width"], size: tuple[int, int]
 ) -> ReleasedFrame:
-    """Preprocess a sample as the released unsupervised evaluation does.
+    """Preprocess an RGB image and its label map as the released unsupervised evaluation does.
 
     Args:
-        image: of any size, RGB.
-        label_map: class of each pixel, of the image's size.
+        image, label_map: of one size.
         size: height and width in pixels at which the model reads images.
 
     Source: github.com/cvlab-kaist/Seg4Diff at commit bb500ca, `Trainer.test_unsupervised` and `Seg4DiffUnsup.forward`,

@@ -35,19 +35,17 @@ class Evaluation:
 
     Attributes:
         rows: method and protocol, or the axes of a sweep.
-        images: index of each image in the samples.
-        fingerprints: of each image, its label map and its class names.
+        images, fingerprints: of each image, its index in the samples and a hash of it, its label map and its class
+            names.
         class_names: the classes that occur or were predicted, sorted.
         background: those of them that are stuff.
         cells: position of the image and of the class of each entry of `counts`.
         counts: hits, true pixels and predicted pixels.
-        pairs: true and predicted class of each entry of `pair_pixels`.
-        pair_pixels: pixels of the whole set.
+        pairs, pair_pixels: true and predicted class, and their pixels in the whole set.
         values: of custom metrics, by name.
         settings: JSON-serializable settings that determine the result.
         skipped: index and message of each sample that could not be read.
-        done: number of images that this process computed.
-        seconds: their computation time, by kind of work.
+        done, seconds: number of images that this process computed, and their time, by kind of work.
         pace: seconds per image of each row, from encoded image and prompts to the label map.
     """
 
@@ -123,12 +121,13 @@ class Evaluation:
             gain = scores - scores[base]
             ends = metrics.interval(gain, left - left[base], level, comparisons)
             columns |= {"gain": gain, "gain_low": ends[0], "gain_high": ends[1], "comparisons": comparisons}
-        others = {name: values.to_numpy() for name, values in self.totals.items() if name != score}
+        totals = self.totals
+        others = [name for name in (*SCORES[3:], *SCORES[2::-1], *self.values) if name != score]
         return pd.DataFrame(
             {"model": self.settings["model"]}
             | {name: self.rows.get_level_values(name) for name in self.rows.names}
             | columns
-            | {name: others[name] for name in sorted(others, key=_column_order)}
+            | {name: totals[name].to_numpy() for name in others}
             | {"images": len(self.images), "skipped": len(self.skipped)}
         )
 
@@ -381,8 +380,3 @@ def _mean(values: Float[np.ndarray, "*shape"], axis: int) -> Float[np.ndarray, "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis))
-
-
-def _column_order(name: str) -> int:
-    order = ["object_mIoU", "background_mIoU", "mIoU", "mACC", "pACC"]
-    return order.index(name) if name in order else len(order)

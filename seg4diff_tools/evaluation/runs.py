@@ -56,14 +56,9 @@ def run_counts(
 ) -> Evaluation:
     """Count the pixels of all images by `compute`, stored ones included, and collect them.
 
-    Args:
-        work: with the model.
-        samples, indices, at_once, skip: as in `count_images`.
-        compute: from a group of samples to their counts; calls its second argument with the finished part of an image.
-        plan: settings other than the model's.
-        folder: of the run.
-        progress, about: as in `evaluate`.
-        kind: for the progress bar.
+    `compute` goes from a group of samples to their counts, and calls its second argument with the finished part of an
+    image. `plan` holds the settings other than the model's, `kind` labels the progress bar; for the rest see
+    `count_images` and `evaluate`.
     """
     backbone, state, began = work.backbone, processes(), time.perf_counter()
     model = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
@@ -75,11 +70,8 @@ def run_counts(
     shown = progress and state.is_main_process
     with tqdm(total=own, unit="image", disable=not shown, desc=f"{backbone.name} {kind}") as bar:
         finished = 0
-
-        def counted(group: list[OpenedSample], tick: Callable = bar.update) -> list[ImageCounts]:
-            return compute(group, tick)
-
-        for shard in count_images(samples, counted, indices, folder=folder, at_once=at_once, skip=skip):
+        store: dict[str, Any] = {"folder": folder, "at_once": at_once, "skip": skip}
+        for shard in count_images(samples, lambda group: compute(group, bar.update), indices, **store):
             found.add(shard)
             finished += len(shard.records) + len(shard.faults)
             if shown:

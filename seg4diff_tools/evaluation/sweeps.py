@@ -73,24 +73,25 @@ def layer_step_sweep(
         normalize: any of "softmax", "softmax+minmax", "scores", "scores+minmax" (Table 5).
         vocabulary: class names of the prompt. None gives each image its own classes, as the paper's released evaluation
             does (protocol "present"); a list is used for each image (protocol "full").
-        out: folder for the counts of each image. A killed run resumes from there; a folder of other settings, another
-            model or other images is refused. More images may be appended. With the same `memory_budget` the table is
-            that of a run in one go; with None the free memory tells how many forwards run at once, and maps can differ
-            by rounding, which moves a pixel only where two classes tie.
-        batch: forwards to run at once (images times steps); a run in `out` keeps its own.
-        memory_budget: bytes that may be used beside the weights, by an estimate; None for most of what is free. Where
-            `batch` does not fit, fewer images and forwards run at once.
+        out: folder for the counts of each image. A killed run resumes from there, and more images may be appended; a
+            folder of other settings, another model or other images is refused. With the same `memory_budget` the table
+            is that of a run in one go; with None the free memory sets how many forwards run at once, and maps can
+            differ by rounding, which moves a pixel only where two classes tie.
+        batch: forwards at once (images times steps); a run in `out` keeps its own.
+        memory_budget: bytes beside the weights, by an estimate; None for most of what is free. Where `batch` does not
+            fit, fewer images and forwards run at once.
         progress: show a progress bar.
 
     Returns:
         An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction,
         normalize, layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped.
-        `background` of the samples names the stuff classes: without it all classes are objects.
+        `background` of
+        the samples names the stuff classes: without it all classes are objects.
 
     Raises:
         InputError: no samples, a label map of another size than its image, a class outside the vocabulary, a layer,
-            step or head out of range, unsupported options, an `out` folder of another run, or more memory than
-            memory_budget even for one image.
+        step or head out of range, unsupported options, an `out` folder of another run, or more memory than
+        memory_budget even for one image.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8, 15, 16, 17 and table 5; scores as in appendix A.4.
     """
@@ -112,7 +113,7 @@ def layer_step_sweep(
     refuse_other_run(folder, plan)
     backbone = as_backbone(model)
     wanted = None if layers is None else layer_list(replace(options, layers=layers))
-    plan |= {"layers": check_layers(backbone, wanted), "heads": check_heads(backbone, _heads(heads))}
+    plan |= {"layers": check_layers(backbone, wanted), "heads": check_heads(backbone, heads)}
     work, at_once = Workbench(backbone, memory_budget), max(1, plan["batch"] // len(steps))
     if plan["vocabulary"] is not None:
         # refuse a vocabulary that no prompt can hold before any computation
@@ -133,12 +134,6 @@ def _check_options(options: Any, steps_from_end: Any) -> None:
             f"expected options of a sweep ({', '.join(USED)}), got {', '.join(changed)} too: pass layers, "
             "steps_from_end, heads, directions and normalize to the sweep itself, and compare other options by evaluate"
         )
-
-
-def _heads(heads: Any) -> Any:
-    if isinstance(heads, str) or (isinstance(heads, (list, tuple)) and "mean" in heads):
-        return heads
-    return as_indices(heads, "heads")
 
 
 def _counts(

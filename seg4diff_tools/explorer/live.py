@@ -229,21 +229,19 @@ def record_live(
     Args:
         backbone: the model.
         steps: length of the schedule.
-        options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads, and every token
-            are recorded; padding is omitted if there are more tokens than CLIP's 77.
-        step_pictures: decode the clean image that the model predicts at each recorded step; of a generated picture
-            with a scheduler that `samples_straight`.
+        options: arguments of `AttentionRecorder`. By default all layers and steps, the mean of heads and every token;
+            padding is omitted if there are more tokens than CLIP's 77.
+        step_pictures: decode the clean image that the model predicts at each recorded step.
         picture: the input, with the noise of each wanted step; None to generate one.
         prompt: of the model.
         seed: of the noise.
         report: called after each step with the numbers of finished and of all steps; may raise to stop.
 
     Returns:
-        The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures, one
-        for each recorded step, or none.
+        The recording, its steps counted from the start of the schedule; the picture; and the predicted pictures.
 
     Raises:
-        InputError: step_pictures of a generated picture, of which the scheduler's steps do not tell them.
+        InputError: step_pictures of a generated picture with a scheduler that is not `samples_straight`.
     """
     if step_pictures and picture is None and not samples_straight(backbone):
         raise InputError(
@@ -284,12 +282,9 @@ def record_live(
 
 
 def _predicted(backbone: Backbone, path: Sequence[Tensor], step: int) -> Float[Tensor, "1 channels height width"]:
-    """Return the clean latents that a step of sampling predicts: its straight line from noise, followed to the end.
+    """Return the clean latents that a 0-based step of sampling predicts, at the end of its straight line from noise.
 
-    Args:
-        backbone: the model.
-        path: the noise, then the latents after each step.
-        step: 0-based.
+    `path` has the noise, then the latents after each step.
     """
     sigmas = [*backbone.schedule(len(path) - 1)[1].tolist(), 0.0]
     before, after = path[step].float(), path[step + 1].float()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 from seg4diff_tools.attention.request import OUTSIDE
 from seg4diff_tools.errors import InputError, shown
 from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words_of
+from seg4diff_tools.plotting.checks import check_maps
 
 AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
 """Axes of a viewer's settings, in order: all recorded ones except words and positions."""
@@ -157,11 +158,7 @@ class MapSource:
         return values[values.index(value)]
 
     def maps(self, selection: Selection, tokens: Sequence[int] | None = None) -> Float[np.ndarray, "token y x"]:
-        """Return the maps of one setting.
-
-        Args:
-            selection: a value for each of `AXES`.
-            tokens: positions of the wanted tokens; None for all.
+        """Return the maps of one setting, a value for each of `AXES`, of some tokens by position or of all.
 
         Raises:
             InputError: an unknown value.
@@ -189,8 +186,7 @@ class MapSource:
     def stored(self, limit: int, *panels: Selection) -> dict[str, Any]:
         """Return the maps that fit into a page, for a viewer without Python.
 
-        Padding is kept as its mean; heads, steps, layers and image tokens are thinned out to fit. The selection is
-        always kept.
+        Padding is kept as its mean; heads, steps, layers and image tokens are thinned out to fit.
 
         Args:
             limit: of all maps together, in characters of base64.
@@ -198,8 +194,8 @@ class MapSource:
 
         Returns:
             The kept axes, tokens and words, in the form of `listed`; "slices": contents of `Quantized` in base64 by the
-            positions of the selection's values on the kept axes, such as "0,0,0,1,4,20,0"; "shape": of each; "kept":
-            what was omitted, as a sentence, or "".
+            positions of their values on the kept axes, such as "0,0,0,1,4,20,0"; "shape": of each; "kept": what was
+            omitted, as a sentence, or "".
         """
         columns = [part for word in self.words for part in self._parts(word)]
         kept, cells = dict(self.axes), 1
@@ -278,11 +274,7 @@ def _canonical(maps: xr.DataArray) -> xr.DataArray:
     if "token" not in maps.dims:
         maps = maps.rename({name: "token" for name in ("class", "concept") if name in maps.dims})
     order = (*AXES[2:], "token", "y", "x")
-    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
-        raise InputError(
-            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
-            f"{dict(maps.sizes)}: rename the axes or pass other maps"
-        )
+    check_maps(maps)
     if unknown := [dim for dim in maps.dims if dim not in order]:
         raise InputError(
             f"expected maps with axes from {', '.join(order)}, got an axis {unknown[0]!r}: select one entry of it with "

@@ -36,12 +36,7 @@ def fragment(stored: Mapping[str, Any]) -> str:
 
 
 def page(stored: Mapping[str, Any], title: str) -> str:
-    """Return a whole page in one file.
-
-    Args:
-        stored: from `Explorer.stored`.
-        title: of the page.
-    """
+    """Return a whole page in one file, of the content of `Explorer.stored`."""
     # a closing tag anywhere in the script would end it
     code = script().replace("</script", "<\\/script")
     return (

@@ -1,12 +1,11 @@
 """Static picture of an explorer for a notebook whose cells have not run."""
 
-import io
-
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 from jaxtyping import Float
 
+from seg4diff_tools.images import encode
 from seg4diff_tools.plotting.static import label_overlay, overlay
 
 SIDE, LINE = 320, 26
@@ -16,13 +15,7 @@ HINT = "Run this cell to choose layer, step and word."
 def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x"], opacity: float) -> bytes:
     """Draw a map over its picture, or the class of the highest map at each position, with a line of instructions.
 
-    Args:
-        picture: of the maps; None shows them alone.
-        maps: one map, or one for each class.
-        opacity: of the colors, 0 to 1.
-
-    Returns:
-        A PNG file.
+    Without a picture, maps stand alone; `opacity` of the colors is 0 to 1. Returns a PNG file.
     """
     ground = PIL.Image.new("RGB", maps.shape[:-3:-1]) if picture is None else picture
     scale = SIDE / max(ground.size)
@@ -39,6 +32,4 @@ def preview(picture: PIL.Image.Image | None, maps: Float[np.ndarray, "*class y x
     sheet = PIL.Image.new("RGB", (ground.width, ground.height + LINE), "white")
     sheet.paste(PIL.Image.fromarray(drawn))
     PIL.ImageDraw.Draw(sheet).text((2, ground.height + 6), HINT, "black", font_size=13)
-    content = io.BytesIO()
-    sheet.quantize(128).save(content, "PNG", optimize=True)
-    return content.getvalue()
+    return encode(sheet.quantize(128), optimize=True)

@@ -25,6 +25,7 @@ from seg4diff_tools.explorer.maps import AXES, MapSource, quantize
 from seg4diff_tools.explorer.page import STORED, module, page, style
 from seg4diff_tools.explorer.preview import preview
 from seg4diff_tools.explorer.words import content_words, listed
+from seg4diff_tools.images import data_url
 from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.plotting.static import class_colors
 
@@ -278,9 +279,6 @@ class Explorer(anywidget.AnyWidget):
             path: of the page; "~" is expanded.
             store: characters of maps that the page keeps; 8 MiB hold all steps of one full-size recording.
 
-        Returns:
-            The path.
-
         Raises:
             InputError: an invalid path or number of characters.
             CheckpointError: the file cannot be written.
@@ -353,11 +351,7 @@ def _palette() -> dict[str, list[str]]:
 
 
 def _data_url(picture: PIL.Image.Image, side: int = SIDE) -> str:
-    picture = picture.copy()
-    picture.thumbnail((side, side))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=92, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return data_url(picture, "JPEG", side, quality=92, subsampling=0)
 
 
 def _netcdf(array: xr.DataArray) -> bytes:

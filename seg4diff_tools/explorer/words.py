@@ -23,7 +23,7 @@ class Word:
 
     Args:
         label: unique among words and tokens.
-        tokens: positions of its tokens on the token axis; its map is the mean of theirs (Seg4Diff, Eq 10).
+        tokens: their positions on the token axis; the map is the mean of theirs (Seg4Diff, Eq 10).
         kind: as `prompts.Token.kind`, "word" if unknown.
     """
 
@@ -139,11 +139,8 @@ def content_words(words: Sequence[Word]) -> list[str]:
 
 
 def listed(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Return words for the front end.
-
-    Returns:
-        For each word label, tokens and kind; "count": number of tokens in the mean of its map; "color": its index in
-            the colors of masks, content words first.
+    """Return words for the front end: label, tokens, kind, "count" (tokens in the mean of its map) and "color" (its
+    index in the colors of masks, content words first).
     """
     telling = content_words(words)
     order = sorted(words, key=lambda word: word.label not in telling)

@@ -1,7 +1,6 @@
 """Pictures for GenEval and T2I-CompBench++, in the folder layouts of the benchmarks' own evaluations."""
 
 import hashlib
-import io
 import json
 import unicodedata
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets.files import read_text
 from seg4diff_tools.errors import InputError, PromptError, one_of
+from seg4diff_tools.images import encode
 from seg4diff_tools.indices import as_float, as_int
 from seg4diff_tools.prompts import check_prompt
 
@@ -108,9 +108,6 @@ def generate_benchmark(
         batch: pictures at once.
         progress: show a progress bar, in the first process.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: as in `read_prompts`; or the folder holds other files, or pictures with other settings.
         PromptError: a prompt does not fit; the message names its line.
@@ -153,9 +150,7 @@ def generate_benchmark(
                 list(texts), seed=list(seeds), steps=steps, guidance_scale=guidance_scale, progress=False
             )
             for path, picture in zip(paths, pictures, strict=True):
-                content = io.BytesIO()
-                picture.save(content, "PNG")
-                replace_file(path, content.getvalue())
+                replace_file(path, encode(picture))
             bar.update(len(paths))
     state.wait_for_everyone()
     return out

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 from scipy.stats import binomtest
-from tqdm.auto import tqdm
 
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
@@ -71,22 +70,23 @@ class CompositionPrompt:
 
 
 def prompts(count_per_category: int = 16, seed: int = 0) -> list[CompositionPrompt]:
-    """Draw prompts, no text twice in a category; all of their words are captions' words.
+    """Draw prompts in the words of captions, no text twice in a category.
 
     - single object: "a cat on grass".
     - two objects: "a cat and a dog on grass", of two kinds.
     - counting: "two cats on grass", two or three of a kind.
-    - color binding: "a green car and a blue apple on grass", of two kinds that drawings in other colors exist of; never
-      in a color that such a thing has anyway, so that only a model that reads the color is right.
+    - color binding: "a green car and a blue apple on grass", of two recolorable kinds, never in a thing's own color, so
+      that only a model that reads the color is right.
     - relation: "a cat left of a dog on grass", of two kinds.
-    - complex: two or three things, of which one has a color or two are of a kind, over a background that is judged too.
+    - complex: two or three things, one of them colored or two of a kind, over a background that is judged too.
 
     Args:
-        count_per_category: how many; a smaller number gives the first ones of a larger number.
+        count_per_category: 1 to 200, which nearly exhausts the shortest categories; a smaller number gives the first
+            prompts of a larger one.
         seed: of the draw.
 
     Raises:
-        InputError: less than one, or more than 200, which would use up the shortest categories.
+        InputError: a number out of range.
     """
     count_per_category, seed = as_int(count_per_category, "count_per_category", 1, 200), as_int(seed, "seed", 0)
     drawn: list[CompositionPrompt] = []
@@ -144,10 +144,10 @@ def judge(
 ) -> pd.DataFrame:
     """Judge whether each picture shows all that its prompt asks for.
 
-    One thing of a kind is there if at least one is found, in the asked color where there is one; two or three are
-    there if exactly so many are found, as GenEval counts. A relation holds between the surest thing of either kind if a
-    caption would call their centers so: along the longer way, not on a diagonal's other side. Things that nobody asked
-    for do no harm. The background counts in the category "complex" alone.
+    A single thing is there if at least one is found, in the asked color if there is one; two or three are there if
+    exactly so many are found, as GenEval counts. A relation holds between the surest detections of either kind, along
+    the axis in which their centers differ more. Other things do no harm. The background counts in the category
+    "complex" alone.
 
     Args:
         detector: finds things.
@@ -155,8 +155,8 @@ def judge(
         prompts: what was asked for.
 
     Returns:
-        A row for each picture: category, prompt, correct, wrong (the first thing that is, or nothing), found (what the
-        detector saw), background.
+        A row for each picture: category, prompt, correct, wrong (the first error, or empty), found (detections) and
+        background.
 
     Raises:
         InputError: not one image for each prompt.
@@ -212,22 +212,15 @@ def generate_pictures(
 ) -> list[Image]:
     """Generate a picture of each prompt for each seed: all prompts with the first seed, then all with the next.
 
-    The noise of a picture depends on its prompt's number and its seed alone, so that two models start from the same
-    noise.
+    The noise of a picture depends on its prompt's number and its seed alone: two models start from the same noise.
 
     Args: as for `composition_scores`.
     """
-    backbone, batch, seeds = as_backbone(backbone), as_int(batch, "batch", 1), as_indices(seeds, "seeds", 1 << 46)
-    jobs = [(prompt.text, 100_000 * seed + number) for seed in seeds for number, prompt in enumerate(_checked(prompts))]
-    made: list[Image] = []
-    with tqdm(total=len(jobs), unit="picture", desc=backbone.name, disable=not progress) as bar:
-        for start in range(0, len(jobs), batch):
-            texts, noise = zip(*jobs[start : start + batch], strict=True)
-            made += backbone.generate(
-                list(texts), seed=list(noise), steps=steps, guidance_scale=guidance_scale, progress=False
-            )
-            bar.update(len(texts))
-    return made
+    backbone, seeds = as_backbone(backbone), as_indices(seeds, "seeds", 1 << 46)
+    texts = [prompt.text for prompt in _checked(prompts)]
+    noise = [100_000 * seed + number for seed in seeds for number in range(len(texts))]
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    return backbone.generate(texts * len(seeds), seed=noise, **settings)
 
 
 def composition_scores(
@@ -268,11 +261,11 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFr
 
     Args:
         table: from `judge` or `composition_scores`.
-        by: columns to group by, such as ("model", "category"). For all categories at once, ("model",).
+        by: columns to group by, such as ("model", "category"), or ("model",) for all categories at once.
 
     Returns:
-        These columns, then correct, low and high (0 to 1), and pictures. Intervals take pictures as independent: with
-        several seeds for a prompt they are somewhat too narrow.
+        These columns, then correct, low and high (0 to 1), and pictures. Pictures count as independent: with several
+        seeds for a prompt the intervals are somewhat too narrow.
 
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927; by scipy.
     """
@@ -287,12 +280,7 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("category",)) -> pd.DataFr
 
 
 def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
-    """Plan a scene that fulfills a prompt, with things that do not overlap.
-
-    Args:
-        prompt: what the scene shows.
-        seed: of places, sizes, styles and texture.
-    """
+    """Plan a scene that fulfills a prompt, with things that do not overlap; the seed draws the rest."""
     rng = np.random.default_rng(seed)
     things = [asked for asked in prompt.objects for _ in range(asked.count)]
     while True:
@@ -319,14 +307,10 @@ def fitting_plan(prompt: CompositionPrompt, seed: int = 0) -> Plan:
 
 
 def near_miss(prompt: CompositionPrompt, seed: int = 0) -> CompositionPrompt:
-    """Return the prompt with one thing changed, so that a picture of either is wrong for the other.
+    """Change one thing of a prompt, so that a picture of either is wrong for the other; the seed draws it.
 
-    Another kind (single object), the second thing left out (two objects), one more or less (counting), colors
-    exchanged as far as things have them (color binding), places exchanged (relation), or another background (complex).
-
-    Args:
-        prompt: to change.
-        seed: of the choice where there is one.
+    Another kind (single object), without the second thing (two objects), one more or less (counting), colors exchanged
+    (color binding), places exchanged (relation), or another background (complex).
     """
     rng, objects = np.random.default_rng(seed), prompt.objects
     if prompt.category == "single object":
@@ -351,18 +335,17 @@ def validation(
     seed: int = 0,
     through: Callable[[list[np.ndarray]], Sequence[ImageLike]] | None = None,
 ) -> pd.DataFrame:
-    """Measure how often the judge calls drawn scenes correct that fulfill the prompt, and others that do not.
+    """Measure how often the judge accepts drawn scenes that fulfill the prompt, and others that do not.
 
     Args:
         detector: finds things.
         prompts: from `prompts`, more than one of each category.
         seed: of the scenes.
-        through: what to do with the drawn pictures first, such as a VAE's round trip.
+        through: applied to the drawn pictures first, such as a VAE's round trip.
 
     Returns:
-        A row for each category: the shares that are judged correct of scenes that fit (1 is best), of scenes of the
-        next prompt of the category (shuffled: 0 is best, but the next prompt may be fulfilled by chance), and of scenes
-        of a `near_miss` (0 is best); and how many of each.
+        A row for each category: the share of accepted scenes that are fitting (1 is best), shuffled (of the category's
+        next prompt, which may fit by chance) and a near miss (0 is best), and pictures (how many of each).
     """
 
     def judged(shown: Sequence[CompositionPrompt]) -> pd.DataFrame:

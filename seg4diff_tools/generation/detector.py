@@ -39,7 +39,7 @@ class DetectorConfig:
     """Words, size and thresholds of a detector.
 
     Attributes:
-        concepts, colors, backgrounds: words in the order of the network's outputs; "its own" precedes the colors.
+        concepts, colors, backgrounds: in the order of the network's outputs; "its own" precedes the colors.
         side: of the square input pictures in pixels; others are stretched to it.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the side.
         threshold: lowest score of a thing, 0 to 1.

@@ -33,11 +33,7 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
     if not isinstance(maps, xr.DataArray):
         array = numbers(maps)
         maps = xr.DataArray(array, dims=(*(f"axis {i}" for i in range(array.ndim - 2)), "y", "x"))
-    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
-        raise InputError(
-            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
-            f"{dict(maps.sizes)}: rename the axes or pass other maps"
-        )
+    check_maps(maps)
     leading = [dim for dim in maps.dims if dim not in ("y", "x")]
     for dim in tuple(leading):
         if len(leading) > axes and maps.sizes[dim] == 1 and dim != keep:
@@ -51,15 +47,20 @@ def reduced_maps(maps: Maps, axes: int, keep: str | None = None) -> xr.DataArray
     return maps.transpose(*leading, "y", "x")
 
 
-def numbers(values: Any, axes: int | None = None) -> np.ndarray:
-    """Return numbers as an array in double precision.
+def check_maps(maps: xr.DataArray) -> None:
+    """Raise an InputError unless maps are numbers with axes y and x, none of them empty."""
+    if not {"y", "x"} <= set(maps.dims) or not maps.size or maps.dtype.kind not in "biuf":
+        raise InputError(
+            f"expected maps of numbers with axes y and x, none of them empty, got {maps.dtype} and sizes "
+            f"{dict(maps.sizes)}: rename the axes or pass other maps"
+        )
 
-    Args:
-        values: array, DataArray, tensor or nested lists.
-        axes: how many axes it must have; None for two or more.
+
+def numbers(values: Any, axes: int | None = None) -> np.ndarray:
+    """Return numbers (array, DataArray, tensor or nested lists) as an array in double precision.
 
     Raises:
-        InputError: not numbers, no finite number, or another number of axes.
+        InputError: not numbers, no finite number, or not `axes` axes (two or more for None).
     """
     try:
         array = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)

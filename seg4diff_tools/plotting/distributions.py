@@ -24,9 +24,6 @@ def score_histogram(table: pd.DataFrame, score: str = "mIoU", by: str | None = N
         by: column of the groups of images; the bars of each group add up to 100 %.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
     """
@@ -65,9 +62,6 @@ def confusion(
         class_names: of rows and columns; None for those of a DataFrame.
         percent: show each row in percent of its sum; a class without pixels stays empty.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: no square matrix of numbers from 0, or another number of names.

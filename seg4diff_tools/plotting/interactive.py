@@ -1,6 +1,7 @@
 """Interactive charts of scores (plotly), which work in the built report, without Python."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,9 +53,6 @@ def curves(
         mark: draw a dotted vertical line at this x, such as the paper's layer or step.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
 
@@ -68,18 +66,15 @@ def curves(
     if table[x].map(lambda value: isinstance(value, str)).nunique() > 1:
         raise InputError(f"expected numbers or words in the column {x}, got both: select some of the rows")
     groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
-    figure = go.Figure()
+    figure, unit = go.Figure(), 100 if percent else 1
     for group, rows in groups:
         rows = rows.sort_values(x)
-        bars = None
-        if interval:
-            below, above = (_short((100 if percent else 1) * (rows[end] - rows[scores[0]]).abs()) for end in interval)
-            bars = {"array": above, "arrayminus": below, "thickness": 1, "width": 3}
+        bars = _error_bars(rows, scores[0], ends, unit) | {"thickness": 1, "width": 3} if interval else None
         for score in scores:
             number = len(figure.data)
             figure.add_scatter(
                 x=rows[x].to_numpy(),
-                y=_short((100 if percent else 1) * rows[score]),
+                y=_short(unit * rows[score]),
                 error_y=bars,
                 name=", ".join(filter(None, [group, score if len(scores) > 1 or not group else ""])),
                 mode="lines+markers",
@@ -107,9 +102,6 @@ def score_map(
         scores: column of the values, or several to choose from in a menu.
         percent: show shares (0 to 1) in percent.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: a missing column, or several rows for one cell.
@@ -179,9 +171,6 @@ def bars(
         percent: show shares (0 to 1) in percent.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
     """
@@ -191,25 +180,15 @@ def bars(
             f"expected spread or interval, got both (spread={spread!r}, interval={interval}): leave one of them out"
         )
     require_columns(table, [x, y, *([by] if by else []), *ends], numeric=[y, *ends])
-    unit = 100 if percent else 1
-
-    def lengths(rows: pd.DataFrame) -> dict | None:
-        if interval:
-            below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in interval)
-            return {"array": above, "arrayminus": below}
-        return {"array": _short(unit * rows[spread])} if spread else None
-
-    figure = go.Figure()
+    figure, unit = go.Figure(), 100 if percent else 1
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
     for number, (name, rows) in enumerate(groups):
         figure.add_bar(
             x=rows[x].astype(str).tolist(),
             y=_short(unit * rows[y]),
-            error_y=lengths(rows),
+            error_y=_error_bars(rows, y, ends, unit) if ends else None,
             name=str(name),
-            marker={
-                "color": OKABE_ITO[number % len(OKABE_ITO)],
-            },
+            marker={"color": OKABE_ITO[number % len(OKABE_ITO)]},
             # written from the exact values: a shortened one would be rounded twice
             text=[f"{unit * value:.1f}" for value in rows[y]],
             texttemplate="%{text}",
@@ -240,9 +219,6 @@ def scatter(
         label: column that is written beside the points.
         percent: show shares (0 to 1) of `y` in percent.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: a missing column.
@@ -285,9 +261,6 @@ def intervals(
         percent: show shares (-1 to 1) in points of 100.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: a missing column.
     """
@@ -323,6 +296,14 @@ def _interval(interval: tuple[str, str] | None) -> list[str]:
     return list(interval or ())
 
 
+def _error_bars(rows: pd.DataFrame, y: str, ends: Sequence[str], unit: int) -> dict[str, Any]:
+    """Return error bars between the columns of two ends, or of half the length in one column."""
+    if len(ends) == 1:
+        return {"array": _short(unit * rows[ends[0]])}
+    below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in ends)
+    return {"array": above, "arrayminus": below}
+
+
 def _score_title(scores: Sequence[str], percent: bool) -> str:
     name = scores[0] if len(scores) == 1 else "score"
     return f"{name} (%)" if percent else name
@@ -334,13 +315,7 @@ def _short(values: pd.Series) -> Float[np.ndarray, " row"]:
 
 
 def finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Apply the common style to a figure.
-
-    Args:
-        figure: changed in place.
-        title: of the figure.
-        height: in pixels.
-    """
+    """Apply the common style, a title and a height in pixels to a figure, in place."""
     return figure.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}, "y": 0.97, "yanchor": "top"},

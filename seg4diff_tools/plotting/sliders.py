@@ -1,16 +1,13 @@
 """Maps with a slider along layers, steps or heads (plotly), which work in the built report, without Python."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from PIL import Image
 
 from seg4diff_tools.errors import InputError, as_names, named_extra
-from seg4diff_tools.images import ImageLike, open_images
+from seg4diff_tools.images import ImageLike, data_url, open_images
 from seg4diff_tools.plotting.checks import Maps, reduced_maps
 from seg4diff_tools.plotting.interactive import finished
 
@@ -45,9 +42,6 @@ def map_slider(
         start: where the slider begins, such as layer 4: a value of its axis or one of the names; None for the first.
         title: of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: other axes, a number of images or names that does not fit, or a start that is not on the axis.
     """
@@ -61,7 +55,7 @@ def map_slider(
     columns = maps.dims[0] if maps.dims[1] == slider else maps.dims[1]
     maps = _shrunk(maps.transpose(slider, columns, "y", "x"))
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-    pictures = [_data_uri(image) for image in open_images(images)]
+    pictures = [data_url(image, "JPEG", PICTURE_SIDE, quality=85) for image in open_images(images)]
     values = [str(value) for value in maps[slider].values]
     names = values if names is None else list(as_names(names, "names", example="['blurred', 'plain']"))
     if len(names) != len(maps) or (several and len(pictures) != len(maps)):
@@ -153,11 +147,3 @@ def _hover(word: str, largest: float) -> str:
 def _shrunk(maps: xr.DataArray) -> xr.DataArray:
     rows, columns = (max(1, -(-maps.sizes[axis] // MAP_SIDE)) for axis in ("y", "x"))
     return maps.coarsen(y=rows, x=columns, boundary="trim").mean()
-
-
-def _data_uri(image: Image.Image) -> str:
-    picture = image.copy()
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

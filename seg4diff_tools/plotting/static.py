@@ -124,9 +124,6 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
         title: of the figure.
         opacity: of the maps.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: more axes than that; select from them with `.sel` first.
     """
@@ -155,9 +152,6 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
         title: of the figure.
         opacity: of the maps.
 
-    Returns:
-        The figure.
-
     Raises:
         InputError: another number of axes.
     """
@@ -175,11 +169,7 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
 
 
 def label_maps(
-    image: ImageLike,
-    label_maps: Mapping[str, Any],
-    class_names: Sequence[str],
-    *,
-    title: str = "",
+    image: ImageLike, label_maps: Mapping[str, Any], class_names: Sequence[str], *, title: str = ""
 ) -> Figure:
     """Show the image, then one or several label maps of it, with one legend of class names, the ten largest if more.
 
@@ -188,9 +178,6 @@ def label_maps(
         label_maps: heading of each panel (such as "truth") and its label map; all of them number the same classes.
         class_names: value i means class_names[i].
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: a label map of another size than the image, or with a value that has no name.
@@ -218,9 +205,6 @@ def case_gallery(
         class_names: for each case, value i means class_names[i].
         headings: for each case, such as its score; stands over the image.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: lists of different lengths, or as in `label_maps`.
@@ -252,9 +236,6 @@ def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, column
         labels: one for each; long ones are broken into lines.
         columns: pictures in a row.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         InputError: no pictures, or another number of labels.

@@ -73,7 +73,7 @@ def run_stage(
     """
     one_of(name, "name", list(STAGES))
     run, save_every = as_path(run, "run"), as_int(save_every, "save_every", 1)
-    init = None if init is None else MINI if init == "mini" else as_path(init, "init")
+    init = None if init is None else MINI if str(init) == "mini" else as_path(init, "init")
     cache = None if cache is None else as_path(cache, "cache")
     keep = as_indices(keep, "keep", low=1) if isinstance(keep, Integral) or len(keep) else []
     watch_every = as_int(watch_every, "watch_every", 0)

@@ -140,14 +140,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunConfig":
-        """Read the configuration of a run.
-
-        Args:
-            folder: of the run.
-
-        Raises:
-            CheckpointError: the folder holds no run, or a damaged configuration.
-        """
+        """Read the configuration of a run; raise a CheckpointError if there is none, or a damaged one."""
         path = as_path(folder, "folder") / "config.json"
         if not path.is_file():
             raise CheckpointError(f"no pretraining run in {folder}: {path.name} is missing; start with `pretrain clip`")

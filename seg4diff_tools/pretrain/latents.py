@@ -39,13 +39,9 @@ def pool_size(gigabytes: float | int, config: ModelConfig) -> int:
 
 
 def slots(indices: Sequence[int], pool: int) -> list[int]:
-    """Return the scene numbers of the training samples with these indices.
+    """Return the scene numbers of the training samples with these indices, from 0.
 
-    The first pass is in order, each further pass in another order; a pool of 0 never repeats a scene.
-
-    Args:
-        indices: of training samples, from 0.
-        pool: number of different scenes, a power of two, or 0.
+    The first pass through the pool is in order, each further pass in another order; a pool of 0 never repeats a scene.
     """
     if not pool:
         return list(indices)
@@ -69,7 +65,7 @@ class LatentCache:
         folder: gets `latents.f16`, `filled.u8` and `latents.json`.
         pool: number of scenes.
         shape: of one latent.
-        key: identifies the settings, see `cache_key`.
+        key: of the settings, from `cache_key`.
         encode: draws and encodes the scenes with given numbers.
     """
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.errors import CheckpointError, instance_of
+from seg4diff_tools.images import encode
 from seg4diff_tools.pretrain.config import EARLIER, RunConfig
 from seg4diff_tools.pretrain.report import PAPER_STEP, Quality
 from seg4diff_tools.pretrain.stages import EMPTY, PLAIN, STAGES
@@ -101,13 +102,8 @@ def write_card(
 
 def gallery(backbone: Backbone, guidance_scale: float, *, steps: int = 28, columns: int = 6) -> bytes:
     """Return pictures for the prompts and seeds of `GALLERY`, as a PNG file of at most `GALLERY_BYTES`."""
-    pictures: list[PIL.Image.Image] = []
-    for start in range(0, len(GALLERY), columns):
-        numbers = range(start, min(start + columns, len(GALLERY)))
-        prompts = [GALLERY[number] for number in numbers]
-        pictures += backbone.generate(
-            prompts, steps=steps, guidance_scale=guidance_scale, seed=list(numbers), progress=False
-        )
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": columns, "progress": False}
+    pictures = backbone.generate(GALLERY, seed=list(range(len(GALLERY))), **settings)
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.75 * columns, 2.1 * rows), dpi=80, layout="constrained")
     for axes, picture, prompt in zip(figure.subplots(rows, columns).flat, pictures, GALLERY, strict=False):
@@ -119,11 +115,10 @@ def gallery(backbone: Backbone, guidance_scale: float, *, steps: int = 28, colum
     figure.savefig(drawn, format="png")
     whole = PIL.Image.open(drawn).convert("RGB")
     for colors in (256, 96, 32, 8):
-        packed = io.BytesIO()
-        whole.quantize(colors).save(packed, format="png", optimize=True)
-        if packed.tell() <= GALLERY_BYTES:
+        packed = encode(whole.quantize(colors), optimize=True)
+        if len(packed) <= GALLERY_BYTES:
             break
-    return packed.getvalue()
+    return packed
 
 
 def _parameters(backbone: Backbone) -> dict[str, int]:
@@ -132,10 +127,8 @@ def _parameters(backbone: Backbone) -> dict[str, int]:
 
 
 def _drawings() -> list[dict[str, Any]]:
-    styles = json.loads((files("seg4diff_tools") / "scenes" / "sprites" / "sprites.json").read_text(encoding="utf-8"))[
-        "styles"
-    ]
-    return list(styles.values())
+    index = files("seg4diff_tools") / "scenes" / "sprites" / "sprites.json"
+    return list(json.loads(index.read_text(encoding="utf-8"))["styles"].values())
 
 
 def _stages(run: Path, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -184,17 +177,11 @@ def _limits(config: SceneConfig, quality: Quality) -> list[str]:
             "It is not Stable Diffusion 3 and shares no weight with it; architecture and file layout are the same, with "
             "RMS norm of queries and keys, which Stable Diffusion 3.5 has and 3 medium has not."
         ),
-        (
-            f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no "
-            f"photographs."
-        ),
+        f"It knows {nouns} nouns and {backgrounds} backgrounds as flat drawings of {side} x {side} pixels, no photographs.",
         "It has never seen a picture of any other word.",
         "What its attention shows need not hold for large models trained on photographs.",
         "CLIPScore is judged by the model's own CLIP, trained on such scenes: do not compare it with other models'.",
-        (
-            "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder "
-            "test."
-        ),
+        "A prompt of the classes present tells the model what the picture shows; the whole vocabulary is the harder test.",
     ]
     for name, goal in GOALS.items():
         reached = _row(quality, name, "present", quality.steps_from_end)["object_mIoU"]

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL.Image import Image
-from tqdm.auto import trange
 
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones.backbone import Backbone
@@ -42,8 +41,7 @@ class Quality:
     """Results of `measure`.
 
     Attributes:
-        layer: 0-based layer with the best object mIoU on the search scenes.
-        steps_from_end: step with the best object mIoU on the search scenes.
+        layer, steps_from_end: with the best object mIoU on the search scenes.
         search: scores at every layer and step on the search scenes.
         layers: scores at every layer on the test scenes, at the paper's step and the best one.
         scores: scores at the chosen layer, at both steps; `scenes` is "test", "test-style" (a drawing style not in
@@ -166,22 +164,17 @@ def _pictures(
     captions = [sample.caption for sample in test]
     images = torch.cat([clip.embed_images([s.image for s in part]) for part in _batches(list(test), 64)])
     texts = torch.cat([clip.embed_texts(part) for part in _batches(captions, 64)])
-    made: list[Image] = []
-    psnr = []
-    for start in trange(0, generated, batch, desc=f"{backbone.name} pictures", unit="batch", disable=not progress):
-        numbers = range(start, min(start + batch, generated))
-        asked = [captions[number] for number in numbers]
-        scale = backbone.guidance_scale if guidance_scale is None else guidance_scale
-        made += backbone.generate(asked, steps=steps, guidance_scale=scale, seed=list(numbers), progress=False)
-        real = [test[number].image for number in numbers]
-        psnr.append(_psnr(backbone.decode(backbone.encode_image(real)), real))
-    drawn = torch.cat([clip.embed_images(part) for part in _batches(made, 64)])
+    drawn: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch": batch, "progress": progress}
+    made = backbone.generate(captions[:generated], seed=list(range(generated)), **drawn)
+    reals = _batches([sample.image for sample in test[:generated]], batch)
+    psnr = [_psnr(backbone.decode(backbone.encode_image(real)), real) for real in reals]
+    pictured = torch.cat([clip.embed_images(part) for part in _batches(made, 64)])
     real, asked, group = images[:generated], texts[:generated], min(64, len(captions))
     # every picture with the caption of the previous one
     return {
         "generated": generated,
-        "CLIPScore_generated": clip_scores(drawn, asked).mean().item(),
-        "CLIPScore_generated_shuffled": clip_scores(drawn, asked.roll(1, 0)).mean().item(),
+        "CLIPScore_generated": clip_scores(pictured, asked).mean().item(),
+        "CLIPScore_generated_shuffled": clip_scores(pictured, asked.roll(1, 0)).mean().item(),
         "CLIPScore_scenes": clip_scores(real, asked).mean().item(),
         "CLIPScore_scenes_shuffled": clip_scores(real, asked.roll(1, 0)).mean().item(),
         "retrieval_top1": retrieval_accuracy(images, texts, captions, group),

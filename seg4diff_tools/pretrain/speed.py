@@ -97,7 +97,7 @@ def pin(cores: list[int]) -> None:
 class TrainingAttention:
     """An attention processor for SD3's blocks with a bias for each key, without hooks.
 
-    Same result as diffusers' own processor under `intercept(model, key_bias=...)`, but it cannot be recorded: for
+    Same result as diffusers' own processor under `intercept(model, bias=...)`, but it cannot be recorded: for
     training only. States are [batch tokens width], `key_bias` is [keys], image before text; shapes are not checked, so
     that it can be compiled.
     """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from seg4diff_tools._runs import as_path
+from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import CheckpointError
 from seg4diff_tools.pretrain.config import ModelConfig
@@ -168,13 +169,9 @@ class TransformerStage:
     THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
 
     def __init__(self, config: ModelConfig, folder: Path, device: torch.device, cache: Path | None = None) -> None:
-        """Load the finished parts and initialize a transformer.
+        """Load the finished parts of a run from its folder, and initialize a transformer on a device.
 
-        Args:
-            config: sizes and recipe.
-            folder: of the run.
-            device: for training.
-            cache: folder for the latents of a pool of scenes; by default `latents` in the run's folder.
+        `cache` is the folder for the latents of a pool of scenes; None for `latents` in the run's folder.
         """
         self.config, self.device = config, device
         self.speed: Speed | None = None  # before `prepare`, attention is diffusers' own
@@ -247,7 +244,7 @@ class TransformerStage:
         bias = torch.cat([torch.zeros(tokens, dtype=torch.float32, device=self.device), log_counts])
         if self.speed:
             return self.model(joint_attention_kwargs={"key_bias": bias}, **inputs)[0]
-        with intercept(self.model, key_bias=bias):
+        with intercept(self.model, bias=AttentionBias(bias)):
             return self.model(**inputs)[0]
 
     def plans(self, numbers: Sequence[int]) -> list[Plan]:

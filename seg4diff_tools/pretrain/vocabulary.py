@@ -11,32 +11,16 @@ from seg4diff_tools.scenes.drawings import COLORS, concepts
 
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_PLACE_WORDS = ("of", "on", "in", "under", "above", "below", "left", "right")
-_DETAIL_WORDS = ("at", "top", "bottom", "middle", "front", "behind", "small", "large")
 _FUNCTION_WORDS = (
-    "a",
-    "an",
-    "and",
-    "the",
-    *_PLACE_WORDS,
-    *_DETAIL_WORDS,
-    "one",
-    "two",
-    "three",
-    "four",
-    "with",
-    "photo",
-    "picture",
+    *("a", "an", "and", "the", "of", "on", "in", "under", "above", "below", "left", "right", "at", "top", "bottom"),
+    *("middle", "front", "behind", "small", "large", "one", "two", "three", "four", "with", "photo", "picture"),
 )
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train a byte-pair tokenizer on the words of scenes, in CLIP's file format.
+    """Train a byte-pair tokenizer on the words of scenes; write CLIP's `vocab.json` and `merges.txt` into a folder.
 
     Every concept, also those outside the training vocabulary, becomes few tokens; other text splits into letters.
-
-    Args:
-        folder: gets `vocab.json` and `merges.txt`.
     """
     names = [word for c in concepts().values() for word in (c.name, c.plural)]
     words = sorted({part for name in [*names, *COLORS, *BACKGROUNDS] for part in name.split()} | set(_FUNCTION_WORDS))

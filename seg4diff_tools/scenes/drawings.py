@@ -25,8 +25,7 @@ class Concept:
     """A kind of object, with a drawing in each of several styles.
 
     Attributes:
-        name, plural: singular and plural, such as "cat" and "cats".
-        category: kind of thing, such as "animal".
+        name, plural, category: such as "cat", "cats" and "animal".
         recolor: whether its drawing may get another color.
         drawings: names of the styles that have a drawing of it.
     """

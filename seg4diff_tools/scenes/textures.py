@@ -74,15 +74,12 @@ TEXTURES: dict[str, Callable[[Field, Field, Field, Field], Picture]] = {
 
 
 def draw(name: str, noise: Float[Tensor, "batch 2 noise noise"], side: int) -> Picture:
-    """Draw the texture of one background for several scenes.
+    """Draw the texture of one background for several scenes, from 0 to 1.
 
     Args:
         name: one of `TEXTURES`.
         noise: two uniform random fields for each scene; the same noise gives the same picture.
         side: pixels of the square picture.
-
-    Returns:
-        Colors in 0..1.
     """
     soft = _resize(_resize(noise[:, 0], 6), side)
     soft = (soft - 0.5) * 2.5 + 0.5

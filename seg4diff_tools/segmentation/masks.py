@@ -55,15 +55,10 @@ def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> 
 
 
 def upsample_guided(maps: Float[Tensor, "class y_in x_in"], image: PIL.Image.Image) -> Float[Tensor, "class y x"]:
-    """Upsample bilinearly, then apply a guided filter, which follows the edges of the image.
+    """Upsample maps of image tokens bilinearly to an image's size, then apply a guided filter, which follows its edges.
 
-    Args:
-        maps: maps on the grid of image tokens.
-        image: whose size the result has.
-
-    Returns:
-        Maps on pixels. The filter's radius is two image tokens and its regulariser 1e-4 (of squared colors from 0 to
-        1), as is best on training scenes of the embedded model; its coefficients are computed on a coarser grid.
+    The filter's radius is two image tokens and its regularizer 1e-4 (of squared colors from 0 to 1), as is best on
+    training scenes of the embedded model; its coefficients are computed on a coarser grid.
 
     Source: He and Sun, "Fast Guided Filter", arXiv 1505.00996, by kornia.
     """

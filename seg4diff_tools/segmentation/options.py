@@ -206,13 +206,9 @@ Options = OpenVocabulary | Unsupervised
 
 
 def option_settings(options: Options) -> dict[str, Any]:
-    """Return options as JSON-serializable settings, a function by its name and the arguments of its `partial`.
+    """Return options as JSON-serializable settings: "kind", the name of the class, then every field.
 
-    Args:
-        options: the options.
-
-    Returns:
-        "kind", the name of the class, then every field.
+    A function counts by its name and the arguments of its `partial`.
 
     Raises:
         InputError: a method that is neither a name nor a function.

@@ -2,11 +2,9 @@
 
 import json
 import os
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from jaxtyping import Int, UInt8
 from seg4diff_tools._netcdf import read_netcdf, write_netcdf
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import data_url, encode
 from seg4diff_tools.segmentation import masks
 
 if TYPE_CHECKING:
@@ -106,9 +105,7 @@ class Segmentation:
             raise InputError(f"expected at most 256 classes in an indexed PNG, got {len(self.class_names)}: use save")
         picture = PIL.Image.fromarray(self.label_map.astype(np.uint8)).convert("P")
         picture.putpalette(class_colors(len(self.class_names)).tobytes())
-        file = BytesIO()
-        picture.save(file, "png", optimize=False)
-        return file.getvalue()
+        return encode(picture, optimize=False)
 
     def __eq__(self, other: object) -> bool:
         return same_content(self, other) if isinstance(other, Segmentation) else NotImplemented
@@ -167,14 +164,7 @@ def shares(label_map: Int[np.ndarray, "y x"], names: Sequence[str]) -> dict[str,
 def thumbnails(
     image: UInt8[np.ndarray, "y x 3"], label_map: Int[np.ndarray, "y x"], names: Sequence[str], text: str
 ) -> str:
-    """Return HTML of the image, the label map over it and a legend of the names that it shows.
-
-    Args:
-        image: RGB.
-        label_map: of the same size.
-        names: of its values.
-        text: a line to put above.
-    """
+    """Return HTML of a line of text, the image, the label map over it and a legend of the names that it shows."""
     # matplotlib is loaded when something is shown
     from seg4diff_tools.plotting.static import class_colors, label_overlay
 
@@ -185,12 +175,6 @@ def thumbnails(
         for index, (name, share) in enumerate(shares(label_map, names).items())
         if share
     )
-    pictures = " ".join(_tag(pixels) for pixels in (image, label_overlay(image, label_map)))
+    drawn = (PIL.Image.fromarray(pixels) for pixels in (image, label_overlay(image, label_map)))
+    pictures = " ".join(f"<img src='{data_url(each, side=THUMBNAIL)}'>" for each in drawn)
     return f"<div><div>{escape(text)}</div>{pictures}<div>{legend}</div></div>"
-
-
-def _tag(pixels: UInt8[np.ndarray, "y x 3"]) -> str:
-    picture, file = PIL.Image.fromarray(pixels), BytesIO()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(file, "png")
-    return f"<img src='data:image/png;base64,{b64encode(file.getvalue()).decode()}'>"

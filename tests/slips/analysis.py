@@ -82,7 +82,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("placing-text", lambda b: _placing(b, prompts=["a cat"]), "prompts as a list of CompositionPrompt"),
     ("placing-settings", lambda b: _placing(b, settings={"a": 2.0}), "settings, Placing by name"),
     ("placing-detector", lambda b: _placing(b, detector=clip()), "detector, a SceneDetector"),
-    ("placing-strength", lambda b: analysis.Placing(-1.0), "strength, a number from 0"),
+    ("placing-strength", lambda b: analysis.Placing(-1.0), "strength, a number at least 0"),
     ("placing-lock", lambda b: analysis.Placing(lock=2.5), "lock, a whole number"),
     ("placing-places", lambda b: analysis.asked_places("a cat"), "prompt, a CompositionPrompt"),
     ("effects-model", lambda b: _effects(None), "expected a model.*got NoneType: pass"),

@@ -98,7 +98,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("guidance-text", enter(lambda b: perturbed_guidance(b, blur(), 1, "2")), "scale, a number at least 0"),
     ("intercept-layer", enter(lambda b: intercept(b, layers="all")), "layers as numbers"),
     ("intercept-number", enter(lambda b: intercept(b, 3)), "on_attention, a function"),
-    ("intercept-bias", enter(lambda b: intercept(b, key_bias=torch.zeros(2, 3))), "key_bias, a tensor"),
+    ("intercept-bias", enter(lambda b: intercept(b, bias=torch.zeros(2, 3))), "bias as a list of AttentionBias"),
     ("bias-text", enter(lambda b: intercept(b, bias="cat")), "bias as a list of AttentionBias"),
     ("bias-layer", enter(lambda b: intercept(b, bias=AttentionBias(1.0, layers=9))), "layers from 0 to 4"),
     ("bias-weight", lambda b: AttentionBias(float("nan")), "weight, a number or one for each key"),

@@ -271,7 +271,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("sw-heads", _sweep(heads="first"), "heads as numbers, got 'first': pass heads=0"),
     ("sw-heads9", _sweep(heads=9), "heads from 0 to 2, got 9: choose one"),
     ("sw-heads-mm", _sweep(heads=["mean", "mean"]), r"heads, each one once, got \['mean', 'mean'\]: name 'mean'"),
-    ("sw-heads-none", _sweep(heads=None), "heads, a whole number 0 or more, got None: pass heads=0"),
+    ("sw-heads-none", _sweep(heads=None), "heads, a whole number from 0 to 2, got None: pass heads=0"),
     ("sw-heads-mix", _sweep(heads=["mean", "x"]), "heads, a whole number from 0 to 2, got 'x': pass heads=0"),
     ("sw-dir", _sweep(directions="i2i"), "directions from i2t, t2i, each one once, got 'i2i': pass directions='i2t'"),
     ("sw-dir-n", _sweep(directions=None), "directions from i2t, t2i, each one once, got None: pass directions='i2t'"),

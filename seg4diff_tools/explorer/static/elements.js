@@ -5,11 +5,13 @@ const SLIDERS = ["layer", "step"];
 const NAMES = {
   i2t: "image to text (I2T)",
   t2i: "text to image (T2I)",
+  i2c: "image to words outside the prompt (I2C)",
+  c2i: "words outside the prompt to image (C2I)",
   cond: "with the prompt (cond)",
   uncond: "without it (uncond)",
   gray: "grey",
 };
-const SHARES = ["i2t", "t2i"]; // directions whose values are shares of attention
+const SHARES = ["i2t", "t2i", "c2i"]; // directions whose values are shares of attention
 /** What a control is about, for those who point at it. */
 const HELP = {
   recording: "Which of the recordings that were given",

@@ -4,6 +4,8 @@ const RANKED = 12; // words in a ranking
 const RANKING = {
   i2t: "How much of its attention an image token gives to each; the rest goes to the image, and to text that was not recorded",
   t2i: "How much of its attention each word gives to an image token",
+  i2c: "What an image token would give to each word outside the prompt, relative to all that it reads",
+  c2i: "How much of its attention each word outside the prompt gives to an image token",
 };
 
 /** The words of the prompt: click one to see its map, or to have it compete for masks. */
@@ -140,7 +142,7 @@ function panel(view, hover) {
   const rank = (cell) => {
     if (!maps) return;
     // means over the picture hardly differ where each word divides its attention among places
-    const highest = direction === "t2i" && !cell;
+    const highest = ["t2i", "c2i"].includes(direction) && !cell;
     const value = ({ tokens }) => (highest ? extent(meanMap(maps, tokens).values)[1] : valueAt(maps, tokens, cell));
     const words = view.entries().map((word) => ({ ...word, value: value(word) }));
     ranked = words.filter((word) => !Number.isNaN(word.value)).sort((a, b) => b.value - a.value);
