@@ -1,5 +1,14 @@
 """Analyses of attention: features, norms, sinks, leaks, heads, searches over layers and steps, effects of edits."""
 
+from seg4diff_tools.analysis.carriers import (
+    WordPair,
+    ablated_segmentation,
+    ablation_effects,
+    carried_shares,
+    edit_heads,
+    patch_effects,
+    word_pairs,
+)
 from seg4diff_tools.analysis.features import (
     Projection,
     attention_budget,
@@ -20,13 +29,18 @@ __all__ = [
     "Effects",
     "Placing",
     "Projection",
+    "WordPair",
+    "ablated_segmentation",
+    "ablation_effects",
     "asked_places",
     "attention_budget",
     "attention_takers",
+    "carried_shares",
     "choose_combination",
     "choose_heads",
     "close_keys",
     "cross_validated",
+    "edit_heads",
     "explained_variance",
     "guidance_effects",
     "head_class_maps",
@@ -35,6 +49,7 @@ __all__ = [
     "leakage",
     "mean_intervals",
     "part_scores",
+    "patch_effects",
     "pca_colors",
     "placing_effects",
     "random_keys",
@@ -42,4 +57,5 @@ __all__ = [
     "token_labels",
     "top_keys",
     "value_norms",
+    "word_pairs",
 ]

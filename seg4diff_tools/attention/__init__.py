@@ -16,6 +16,7 @@ from seg4diff_tools.attention.edits import (
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.attention.operators import attention_with_lse
+from seg4diff_tools.attention.patching import HeadEdit, HeadOutputs, ablate, patch, record_outputs
 from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
@@ -27,10 +28,13 @@ __all__ = [
     "Concepts",
     "Direction",
     "Edit",
+    "HeadEdit",
+    "HeadOutputs",
     "JointAttention",
     "JointTokens",
     "Recording",
     "Turn",
+    "ablate",
     "apply_edit",
     "attention_with_lse",
     "average",
@@ -41,8 +45,10 @@ __all__ = [
     "intercept",
     "lock_layout",
     "open_recording",
+    "patch",
     "perturbed_guidance",
     "place_words",
+    "record_outputs",
     "second_eigenvalue",
     "swap",
     "token_rank",

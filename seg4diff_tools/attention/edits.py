@@ -1,7 +1,8 @@
-"""Edit image-to-text attention inside a layer, exactly and without an N x N map, and guide sampling by such edits.
+"""Edit attention inside a layer, exactly and without an N x N map, and guide sampling by such edits.
 
-An edit is a matrix M on the text axis, A_I2T becomes A_I2T M, so that the output of an image token changes by
-A_I2T (M - 1) V_text, and only this thin product is computed. The model itself is never touched.
+An edit of image-to-text attention is a matrix M on the text axis, A_I2T becomes A_I2T M, so that the output of an image
+token changes by A_I2T (M - 1) V_text, and only this thin product is computed. Edits of whole heads are in `patching`.
+The model itself is never touched.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,8 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 
+from seg4diff_tools.attention.bias import JointTokens
 from seg4diff_tools.attention.intercept import announce, intercept
 from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.attention.patching import HeadEdit
+from seg4diff_tools.attention.selection import Forward, Selection, select
 from seg4diff_tools.attention.shapes import JointHeads
 from seg4diff_tools.attention.turns import Turns
 from seg4diff_tools.errors import InputError, RecordingError
@@ -23,6 +27,7 @@ from seg4diff_tools.families import family_of, model_lock, sampling_loop, transf
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.indices import as_indices, as_int, as_positive
 
+Indices = int | Iterable[int]
 TextMap = Float[Tensor, "text edited"]
 Keep = Literal["text", "joint", "nothing"]
 
@@ -126,12 +131,13 @@ def average(tokens: Sequence[int] | None = None) -> Edit:
     return Edit("average", matrix)
 
 
-def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
+def edited_output(call: JointAttention, edit: Edit, heads: Sequence[int] | None = None) -> JointHeads:
     """Compute the output of an attention whose image-to-text part is edited.
 
     Args:
         call: the attention as it is computed.
         edit: what to change.
+        heads: that are edited; None for all.
 
     Returns:
         The output, [batch heads tokens dim]; what text tokens read is as it was.
@@ -142,7 +148,7 @@ def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
     before = torch.cat([value, value.new_ones(*value.shape[:3], 1)], -1)
     after = matrix @ before
     output = call.output.clone()
-    for head in range(value.shape[1]):
+    for head in range(value.shape[1]) if heads is None else heads:
         attention = call.weights("i2t", heads=[head]).squeeze(1)
         read, mass = (attention @ before[:, head]).split([value.shape[-1], 1], -1)
         reads, masses = (attention @ after[:, head]).split([value.shape[-1], 1], -1)
@@ -158,28 +164,52 @@ def edited_output(call: JointAttention, edit: Edit) -> JointHeads:
 
 
 @contextmanager
-def apply_edit(model: Any, edit: Edit, layers: int | Iterable[int] | None = None) -> Iterator[None]:
-    """Edit the image-to-text attention of some layers in every forward inside the `with`.
+def apply_edit(
+    model: Any,
+    edit: Edit | HeadEdit,
+    layers: Indices | None = None,
+    *,
+    heads: Indices | None = None,
+    tokens: JointTokens | None = None,
+    steps: Indices | None = None,
+    branches: str | Sequence[str] | None = None,
+) -> Iterator[None]:
+    """Edit the attention of some layers and heads in every forward inside the `with`.
 
     Recorders inside or around it see the attention before the edit.
 
     Args:
         model: backbone, pipeline or transformer.
-        edit: what to change.
-        layers: 0-based; None for all.
+        edit: what to change: image-to-text attention, or the outputs of heads (`ablate`, `patch`).
+        layers, heads: 0-based; None for all, with `patch` for those that were recorded.
+        tokens: whose outputs change; None for all that the edit concerns.
+        steps: of sampling, counted from 0; None for all.
+        branches: of guidance, "cond" or "uncond"; None for all that run.
 
     Raises:
-        InputError: a layer out of range, or tokens that the text does not have.
+        InputError: a layer or head out of range, tokens that the text does not have, or outputs that do not fit.
+        RecordingError: inside the `with`, steps of a batch whose images are at different ones, or `patch` in a run with
+            other steps than the recorded one.
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 5 and 18.
     """
-    _check_edit(edit)
-    with intercept(transformer_of(model), lambda call: edited_output(call, edit), layers=layers):
+    transformer = transformer_of(model)
+    selection = _selection(transformer, edit, layers, heads, tokens, steps, branches)
+    with _applied(transformer, edit, selection, Forward()):
         yield
 
 
 @contextmanager
-def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | None, scale: float) -> Iterator[None]:
+def perturbed_guidance(
+    model: Any,
+    edit: Edit | HeadEdit,
+    layers: Indices | None,
+    scale: float,
+    *,
+    heads: Indices | None = None,
+    tokens: JointTokens | None = None,
+    steps: Indices | None = None,
+) -> Iterator[None]:
     """Guide every forward inside the `with` away from what the model predicts with its attention perturbed.
 
     The prediction becomes eps + scale (eps - eps_perturbed). In a pipeline that runs with classifier-free guidance of
@@ -192,19 +222,19 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
         edit: the perturbation.
         layers: 0-based layers to perturb; None for all.
         scale: strength; 0 changes nothing.
+        heads, tokens: that are perturbed, see `apply_edit`.
+        steps: of sampling that are guided; the others cost nothing. None for all.
 
     Raises:
-        InputError: a negative scale, a layer out of range, or tokens that the text does not have.
+        InputError: a negative scale, a layer or head out of range, or tokens that the text does not have.
         RecordingError: the pipeline runs with perturbed attention guidance of its own (PAG).
 
     Source: Seg4Diff, arXiv 2509.18096, section 3.3, figures 6 and 32.
     """
-    _check_edit(edit)
-    scale = as_positive(scale, "scale", zero=True)
     transformer = transformer_of(model)
+    selection = _selection(transformer, edit, layers, heads, tokens, steps, None)
+    scale = as_positive(scale, "scale", zero=True)
     family, turns = family_of(transformer), Turns()
-    if layers is not None:
-        layers = as_indices(layers, "layers", family.layers(transformer))
 
     def guide(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         inputs = family.forward_inputs(module, args, kwargs)
@@ -218,16 +248,15 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
                 "its own: pass pag_scale=0.0, or leave perturbed_guidance out"
             )
         turn = turns.see(family, transformer, inputs)
-        if not (read := turn.rows_of("cond")):
+        if not (read := selection.rows(turn, turn.rows).get("cond")):
             return
-        rows = slice(read.start, read.stop)
-        part = {name: _part(value, rows, turn.rows, family.image_axis.get(name, 0)) for name, value in inputs.items()}
-        with apply_edit(module, edit, layers):
+        part = {name: _part(value, read, turn.rows, family.image_axis.get(name, 0)) for name, value in inputs.items()}
+        with _applied(module, edit, selection, Forward(of=turn)):
             # not module(...): for its hooks, recorders among them, this is no step of its own
             announce(module, (), part)
             worse = module.forward(**(part | {"return_dict": False}))[0]
         strength = scale / (1.0 if weight is None else weight + family.guidance_offset)
-        for sample, other in zip(output[0][rows], worse, strict=True):
+        for sample, other in zip(output[0][read], worse, strict=True):
             sample += strength * (sample - other)
 
     # another thread's forwards would be guided too
@@ -237,6 +266,46 @@ def perturbed_guidance(model: Any, edit: Edit, layers: int | Iterable[int] | Non
             yield
         finally:
             remove()
+
+
+def _selection(
+    transformer: nn.Module, edit: Edit | HeadEdit, layers: Any, heads: Any, tokens: Any, steps: Any, branches: Any
+) -> Selection:
+    """Check an edit and where it applies."""
+    if not isinstance(edit, Edit | HeadEdit):
+        raise InputError(
+            f"expected edit, an Edit or a HeadEdit, got {edit!r}: pass blur(), drop(), swap(...), average(), ablate() "
+            "or patch(...)"
+        )
+    source = edit.source if isinstance(edit, HeadEdit) else None
+    if source is not None:
+        layers = source.layers if layers is None else layers
+        heads = source.heads if heads is None else heads
+    selection = select(transformer, layers, heads, tokens, steps, branches)
+    if source is not None:
+        source.check(selection, family_of(transformer).name)
+    return selection
+
+
+@contextmanager
+def _applied(transformer: nn.Module, edit: Edit | HeadEdit, selection: Selection, forward: Forward) -> Iterator[None]:
+    """Apply an edit where it was selected; the forward is looked at only where something depends on it."""
+    heads = list(selection.heads)
+
+    def change(call: JointAttention) -> Tensor | None:
+        chosen = selection.mask(call, forward)[:, None, :, None] if selection.timed else None
+        if chosen is not None and not chosen.any():
+            return None
+        if isinstance(edit, Edit):
+            output = edited_output(call, edit, heads)
+        else:
+            output = call.output.clone()
+            output[:, heads] = edit.change(call, heads, forward)
+        return output if chosen is None else output.where(chosen, call.output)
+
+    looks = selection.timed or (isinstance(edit, HeadEdit) and edit.source is not None)
+    with intercept(transformer, change, layers=selection.layers, bias=forward.see if looks else None):
+        yield
 
 
 def _part(value: Any, rows: slice, batch: int, axis: int) -> Any:
@@ -253,11 +322,6 @@ _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 def _identity(count: int) -> TextMap:
     return torch.eye(count, **_PLAIN)
-
-
-def _check_edit(edit: Any) -> None:
-    if not isinstance(edit, Edit):
-        raise InputError(f"expected edit, an Edit, got {edit!r}: pass blur(), drop(), swap(...) or average()")
 
 
 def _tokens(tokens: Any, name: str) -> list[int] | None:

@@ -22,12 +22,14 @@ class Turn:
         branches: of the batch in order, each with the same number of rows.
         rows: of the batch.
         beside: whether it is a further forward of the prompt's branch, as of perturbed guidance.
+        timestep: from 0 to 1000; None where the images of a batch are at different ones.
     """
 
     step: int | None
     branches: tuple[str, ...]
     rows: int
     beside: bool = False
+    timestep: float | None = None
 
     @property
     def images(self) -> int:
@@ -66,7 +68,7 @@ class Turns:
         if len(set(times)) > 1:
             return Turn(None, ("cond",), rows)
         if beside or inputs.get("skip_layers"):
-            return Turn(self._step, ("cond",), rows, beside=True)
+            return Turn(self._step, ("cond",), rows, beside=True, timestep=times[0])
         time, loop = times[0], sampling_loop(transformer)
         timesteps = None if loop is None else loop.timesteps
         if self._time is None or time > self._time or timesteps is not self._timesteps:
@@ -86,4 +88,4 @@ class Turns:
             raise RecordingError(
                 f"expected a batch of {' and '.join(branches)}, got {rows} rows: use the pipeline's own guidance"
             )
-        return Turn(self._step, branches, rows)
+        return Turn(self._step, branches, rows, timestep=time)

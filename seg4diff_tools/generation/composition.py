@@ -111,13 +111,13 @@ def _prompt(category: str, rng: np.random.Generator) -> CompositionPrompt:
     elif category == "counting":
         objects = [Asked(kinds[0], count=int(rng.integers(2, 4)))]
     elif category == "color binding":
-        color = str(rng.choice(_colors(first)))
-        other = str(rng.choice([each for each in _colors(second) if each != color]))
+        color = str(rng.choice(visible_colors(first)))
+        other = str(rng.choice([each for each in visible_colors(second) if each != color]))
         objects = [Asked(first, color), Asked(second, other)]
     elif category == "complex":
         others = [Asked(kind) for kind in kinds if kind != first][:2]
         if rng.random() < 0.5:
-            objects = [Asked(first, str(rng.choice(_colors(first)))), *others[: rng.integers(1, 3)]]
+            objects = [Asked(first, str(rng.choice(visible_colors(first)))), *others[: rng.integers(1, 3)]]
         else:
             objects = [Asked(kinds[0], count=2), Asked(kinds[1])]
         objects = [objects[number] for number in rng.permutation(len(objects))]
@@ -128,7 +128,7 @@ def _prompt(category: str, rng: np.random.Generator) -> CompositionPrompt:
 
 
 @cache
-def _colors(concept: str) -> tuple[str, ...]:
+def visible_colors(concept: str) -> tuple[str, ...]:
     """Return the colors that differ visibly from a thing's own, in every style."""
 
     def looks_the_same(style: str, color: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from seg4diff_tools import analysis as typed
 from seg4diff_tools import generation
-from seg4diff_tools.attention import edits
+from seg4diff_tools.attention import ablate, edits
 from seg4diff_tools.backbones.checkpoints import MINI
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.generation import load_clip
@@ -78,6 +78,16 @@ def _placing(backbone: Any, **changes: Any) -> Any:
     return analysis.placing_effects(backbone, **asked | {"steps": 1, "progress": False} | changes)
 
 
+def _ablated(**changes: Any) -> Callable[[Any], Any]:
+    asked = {"asked": generation.prompts(1)[:1], "heads": [(1, 1)], "steps": 1, "progress": False} | changes
+    return lambda b: analysis.ablation_effects(b, **{"clip": clip(), "detector": detector()} | asked)
+
+
+def _patched(**changes: Any) -> Callable[[Any], Any]:
+    asked = {"pairs": analysis.word_pairs(1), "sets": {"one": [(1, 1)]}, "steps": 1, "progress": False} | changes
+    return lambda b: analysis.patch_effects(b, **{"detector": detector()} | asked)
+
+
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("placing-text", lambda b: _placing(b, prompts=["a cat"]), "prompts as a list of CompositionPrompt"),
     ("placing-settings", lambda b: _placing(b, settings={"a": 2.0}), "settings, Placing by name"),
@@ -85,6 +95,25 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("placing-strength", lambda b: analysis.Placing(-1.0), "strength, a number at least 0"),
     ("placing-lock", lambda b: analysis.Placing(lock=2.5), "lock, a whole number"),
     ("placing-places", lambda b: analysis.asked_places("a cat"), "prompt, a CompositionPrompt"),
+    ("pairs-count", lambda b: analysis.word_pairs(0), "count_per_kind from 1 to 40, got 0"),
+    ("pairs-many", lambda b: analysis.word_pairs(41), "count_per_kind from 1 to 40, got 41"),
+    ("heads-edited-layer", lambda b: _enter(analysis.edit_heads(b, ablate(), [(9, 0)])), "layers from 0 to 4, got 9"),
+    ("heads-edited-flat", lambda b: _enter(analysis.edit_heads(b, ablate(), [4, 0])), "pairs of layer and head, got 4"),
+    ("carried-pairs", lambda b: analysis.carried_shares(b, ["a cat"]), "pairs as a list of WordPair"),
+    (
+        "carried-late",
+        lambda b: analysis.carried_shares(b, analysis.word_pairs(1), steps_from_end=29),
+        "steps_from_end from 1 to 28, got 29",
+    ),
+    ("segmented-samples", lambda b: analysis.ablated_segmentation(b, []), "samples"),
+    ("segmented-layer", lambda b: analysis.ablated_segmentation(b, [LABELED], layer=9), "layer from 0 to 4, got 9"),
+    ("ablated-prompts", _ablated(asked=["a cat"]), "asked as a list of CompositionPrompt"),
+    ("ablated-clip", _ablated(clip=None), "clip, a Clip, got None"),
+    ("ablated-head", _ablated(heads=[(1, 5)]), "heads from 0 to 2, got 5"),
+    ("ablated-detector", _ablated(detector="mini"), "detector, a SceneDetector"),
+    ("patched-sets", _patched(sets=[(1, 1)]), "sets of heads by name"),
+    ("patched-name", _patched(sets={"second": []}), "none called 'second'"),
+    ("patched-detector", _patched(detector=None), "detector, a SceneDetector"),
     ("effects-model", lambda b: _effects(None), "expected a model.*got NoneType: pass"),
     ("effects-clip", lambda b: _effects(b, clip="mini"), "clip, a Clip, got 'mini': pass load_clip"),
     (

@@ -12,6 +12,7 @@ from seg4diff_tools.attention import (
     AttentionRecorder,
     Concepts,
     JointTokens,
+    ablate,
     apply_edit,
     average,
     blur,
@@ -19,8 +20,10 @@ from seg4diff_tools.attention import (
     encode_concepts,
     intercept,
     lock_layout,
+    patch,
     perturbed_guidance,
     place_words,
+    record_outputs,
     swap,
     without,
 )
@@ -45,6 +48,12 @@ def biased_by(function: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
             backbone.predict_velocity(torch.zeros(1, *backbone.latent_shape), 500.0, "a cat")
 
     return call
+
+
+def outputs_of(backbone: Any) -> Any:
+    with record_outputs(backbone) as outputs:
+        pass
+    return outputs
 
 
 NARROW = Concepts(("sky",), torch.zeros(1, 7), ((0,),))
@@ -88,6 +97,19 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("edit-text", enter(lambda b: apply_edit(b, "blur", 1)), r"edit.*pass blur\(\)"),
     ("edit-function", enter(lambda b: apply_edit(b, blur, 1)), r"edit.*pass blur\(\)"),
     ("edit-layer", enter(lambda b: apply_edit(b, blur(), 9)), "layers from 0 to 4"),
+    ("edit-head", enter(lambda b: apply_edit(b, ablate(), 1, heads=3)), "heads from 0 to 2, got 3"),
+    ("edit-tokens", enter(lambda b: apply_edit(b, ablate(), 1, tokens=[2])), "tokens, a JointTokens.*pass JointTokens"),
+    ("edit-steps", enter(lambda b: apply_edit(b, ablate(), 1, steps="early")), "steps as numbers"),
+    ("edit-branches", enter(lambda b: apply_edit(b, ablate(), 1, branches="prompt")), "branches from cond, uncond"),
+    ("ablate-typo", lambda b: ablate("nought"), "to, one of 'zero', 'mean', got 'nought'"),
+    ("patch-text", lambda b: patch("a cat"), "outputs, a HeadOutputs.*pass those of record_outputs"),
+    ("patch-tokens", lambda b: patch(outputs_of(b), tokens=[1]), "tokens, a JointTokens.*pass JointTokens"),
+    ("patch-empty", enter(lambda b: apply_edit(b, patch(outputs_of(b)))), "outputs of a run, got none: run the model"),
+    ("outputs-head", enter(lambda b: record_outputs(b, heads=[0, 7])), "heads from 0 to 2, got 7"),
+    ("outputs-layer", enter(lambda b: record_outputs(b, "9")), "layers as numbers"),
+    ("outputs-budget", enter(lambda b: record_outputs(b, memory_budget="2GB")), "memory_budget, a whole number"),
+    ("outputs-model", enter(lambda b: record_outputs("mini")), "supported transformer, got str"),
+    ("guidance-heads", enter(lambda b: perturbed_guidance(b, ablate(), 1, 1.0, heads="all")), "heads as numbers"),
     ("blur-sigma", lambda b: blur(0), "sigma, a number above 0"),
     ("blur-kernel", lambda b: blur(kernel=4), "kernel, an odd number"),
     ("drop-word", lambda b: drop("cat"), "tokens as numbers"),
