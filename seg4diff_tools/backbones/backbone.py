@@ -13,14 +13,14 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.backbones.checks import check_latents, check_zeros
+from seg4diff_tools.backbones.checks import check_frames, check_latents, check_zeros
 from seg4diff_tools.backbones.inputs import at_once, forward_inputs
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
 from seg4diff_tools.families.capture import CapturedInputs, capture_inputs, prompt_of
-from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
+from seg4diff_tools.images import Fit, ImageLike, Size, Video, check_size, fit_image, open_images
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text
 
@@ -47,7 +47,8 @@ class Backbone:
     _captured: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        size = f"{self.layers} layers of {self.heads} heads, {self.image_size} px"
+        pixels = " x ".join(map(str, self.native_size)) if self.is_video else self.image_size
+        size = f"{self.layers} layers of {self.heads} heads, {pixels} px"
         return f"Backbone({self.name!r}, {self.family.name}, {size}, {self.dtype} on {self.device})"
 
     @property
@@ -81,23 +82,37 @@ class Backbone:
         return self.family.latent_cell_px(self.pipe) * self.family.patch_size
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of the square images that the model was trained on."""
-        return self.family.default_size(self.pipe)
+    def is_video(self) -> bool:
+        """Whether it is a model of videos, whose latents and maps have an axis of frames."""
+        return self.family.frame_axis is not None
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent of an image of the native size."""
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the model was trained on; of videos, see `native_size`."""
+        if self.is_video:
+            raise InputError(f"expected a model of images, got {self.name!r}, one of videos: use native_size")
+        return self.native_size[0]
+
+    @property
+    def native_size(self) -> tuple[int, ...]:
+        """Height and width in pixels of what the model was trained on; of a video, the number of frames before them."""
+        return self.family.native_size(self.pipe)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Channels, rows and columns of the latent of an image of the native size; of a video, frames before rows."""
         return self.latent_size()
 
-    def token_grid(self, latents: Float[Tensor, "image channels height width"] | None = None) -> tuple[int, int]:
-        """Return rows and columns of image tokens.
+    def token_grid(
+        self, latents: Float[Tensor, "image channels *frames height width"] | None = None
+    ) -> tuple[int, ...]:
+        """Return rows and columns of image tokens; of a video, latent frames before them.
 
         Args:
             latents: of any size; None for the native image size.
         """
-        rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
-        return rows // self.family.patch_size, columns // self.family.patch_size
+        *frames, rows, columns = self.latent_shape[1:] if latents is None else latents.shape[2:]
+        return *frames, rows // self.family.patch_size, columns // self.family.patch_size
 
     @overload
     def encode_prompt(  # type: ignore[overload-overlap]
@@ -189,12 +204,16 @@ class Backbone:
         return [replace(prompt, classes=class_tokens(prompt, ranges, reader)) for prompt, ranges in encoded]
 
     def encode_image(
-        self, images: ImageLike | Sequence[ImageLike], size: Size | None = None, fit: Fit = "resize"
-    ) -> Float[Tensor, "image channels height width"]:
+        self,
+        images: ImageLike | Video | Sequence[ImageLike] | Sequence[Video],
+        size: Size | None = None,
+        fit: Fit = "resize",
+    ) -> Float[Tensor, "image channels *frames height width"]:
         """Encode images into scaled latents: the mean of the VAE's posterior, hence deterministic.
 
         Args:
-            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists.
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists. A
+                model of videos takes a `Video`, or a list of them with as many frames.
             size: target size in pixels, (height, width) or the side of a square; None for the native size.
             fit: "resize" (stretch, as the released code) or "crop" (center crop, as the paper's text).
 
@@ -202,9 +221,12 @@ class Backbone:
             Latents, one per image, (z - shift) * scale as the transformer expects.
 
         Raises:
-            InputError: an image that is missing or damaged, or a size that the model cannot take.
+            InputError: an image that is missing or damaged, a size or a number of frames that the model cannot take,
+                or an image in place of a video.
         """
-        height, width = self._pixels(size)
+        height, width = self._pixels(size)[-2:]
+        if self.is_video:
+            return self._encode_videos(images, (height, width), fit)
         pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
         pixels = self.pipe.image_processor.preprocess(pictures, height, width)
         with self.running():
@@ -214,14 +236,43 @@ class Backbone:
             ]
             return torch.cat(parts).to(self.dtype)
 
-    def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]:
-        """Decode scaled latents into images.
+    def _encode_videos(self, videos: Any, size: tuple[int, int], fit: Fit) -> Tensor:
+        listed = [videos] if isinstance(videos, Video) else videos
+        if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(one, Video) for one in listed):
+            raise InputError(
+                f"expected a Video or a list of them for {self.name!r}, a model of videos, got "
+                f"{type(videos).__name__}: pass Video(frames), or Video([image]) for one frame"
+            )
+        if len({len(video) for video in listed}) > 1:
+            raise InputError(
+                f"expected videos with as many frames, got {[len(video) for video in listed]}: encode them one by one"
+            )
+        check_frames(self, len(listed[0]))
+        with self.running():
+            parts = []
+            for video in listed:
+                frames = [fit_image(frame, size, fit) for frame in video]
+                pixels = self.pipe.video_processor.preprocess_video(frames, *size)
+                parts.append(self.family.encode(self.pipe, pixels.to(self.device, self.pipe.vae.dtype)))
+            return torch.cat(parts).to(self.dtype)
+
+    @overload
+    def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]: ...
+
+    @overload
+    def decode(self, latents: Float[Tensor, "image channels frames height width"]) -> list[Video]: ...
+
+    def decode(self, latents: Tensor) -> list[PIL.Image.Image] | list[Video]:
+        """Decode scaled latents into images, or into videos.
 
         Args:
             latents: from `encode_image`.
         """
         latents = check_latents(self, latents, "latents").to(self.device, self.pipe.vae.dtype)
         with self.running():
+            if self.is_video:
+                pixels = [self.family.decode(self.pipe, one) for one in latents.split(1)]
+                return [Video(self.pipe.video_processor.postprocess_video(one, "pil")[0]) for one in pixels]
             parts = [
                 self.pipe.image_processor.postprocess(self.family.decode(self.pipe, part))
                 for part in latents.split(at_once(self._size(latents)))
@@ -246,17 +297,19 @@ class Backbone:
         key = "schedule", self._pixels(size), steps, scheduler, settings, scheduler_shift(scheduler)
         if key not in self._captured:
             made = self._capture("", size, steps).scheduler
-            self._captured[key] = made.timesteps.cpu().float()[:steps], made.sigmas.cpu().float()[:steps]
+            sigmas = self.family.noise_levels(made).cpu().float()
+            self._captured[key] = made.timesteps.cpu().float()[:steps], sigmas[:steps]
         return self._captured[key]
 
     def add_noise(
         self,
-        latents: Float[Tensor, "image channels height width"],
+        latents: Float[Tensor, "image channels *frames height width"],
         steps_from_end: int | Sequence[int] = 8,
         steps: int = 28,
         seed: int | Sequence[int] = 0,
-    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, " batch"]]:
-        """Mix latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise.
+    ) -> tuple[Float[Tensor, "batch channels *frames height width"], Float[Tensor, " batch"]]:
+        """Mix latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise; of
+        CogVideoX, whose schedule keeps the variance, sqrt(1 - sigma^2) x_0 + sigma noise.
 
         Args:
             latents: scaled, one per image.
@@ -282,15 +335,15 @@ class Backbone:
                 f"expected seed, one or one per image, got {len(seeds)} for {len(latents)} images: pass seed=0"
             )
         index = torch.tensor([-k for k in wanted])
-        sigma = rearrange(sigmas[index], "step -> 1 step 1 1 1").to(latents.device)
+        sigma = sigmas[index].view(1, -1, *[1] * (latents.ndim - 1)).to(latents.device)
         noise = draw_noise(seeds, latents.shape[1:]).to(latents.device)
-        mixed = (1 - sigma) * latents.float()[:, None] + sigma * noise[:, None]
+        mixed = self.family.image_share(sigma) * latents.float()[:, None] + sigma * noise[:, None]
         noisy = rearrange(mixed, "image step ... -> (image step) ...").to(latents.dtype)
         return noisy, repeat(timesteps[index], "step -> (image step)", image=len(latents)).to(latents.device)
 
     def predict_velocity(
         self,
-        noisy: Float[Tensor, "batch channels height width"],
+        noisy: Float[Tensor, "batch channels *frames height width"],
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> Float[Tensor, "batch ..."]:
@@ -303,7 +356,7 @@ class Backbone:
                 (see `add_noise`) one prompt per image.
 
         Returns:
-            The predicted velocity, noise minus image.
+            The predicted velocity, noise minus image; of CogVideoX sqrt(1 - sigma^2) noise - sigma image.
         """
         with self.running():
             predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
@@ -311,7 +364,7 @@ class Backbone:
 
     def inputs(
         self,
-        noisy: Float[Tensor, "batch channels height width"],
+        noisy: Float[Tensor, "batch channels *frames height width"],
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> dict[str, Any]:
@@ -346,8 +399,8 @@ class Backbone:
         progress: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
         **arguments: Any,
-    ) -> list[PIL.Image.Image]:
-        """Generate images with the pipeline's own sampling loop.
+    ) -> list[Any]:
+        """Generate images, or videos, with the pipeline's own sampling loop.
 
         Args:
             prompt: one, or a list: one image each.
@@ -355,7 +408,7 @@ class Backbone:
             guidance_scale: of classifier-free guidance; None for the backbone's default, 1 or less for no guidance. A
                 guidance-distilled model, such as FLUX.1-dev, reads the number instead.
             seed: one for all images, or a list (with a single prompt: that many images of it).
-            size: (height, width) or side in pixels; None for the native size.
+            size: (height, width) or side in pixels, (frames, height, width) of a video; None for the native size.
             negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
@@ -364,7 +417,7 @@ class Backbone:
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 
         Returns:
-            The images.
+            The images; of a model of videos, a `Video` each.
 
         Raises:
             PromptError: a prompt does not fit.
@@ -386,16 +439,33 @@ class Backbone:
             arguments,
         )
 
-    def _pixels(self, size: Size | None) -> tuple[int, int]:
-        most = self.family.max_tokens_per_side(self.transformer)
-        return check_size(self.image_size if size is None else size, self.token_px, most)
+    def _pixels(self, size: Size | None) -> tuple[int, ...]:
+        """Return height and width in pixels, or frames, height and width, if the model can take them."""
+        native, most = self.native_size, self.family.max_tokens_per_side(self.transformer)
+        sides = native if size is None else size
+        if not self.is_video:
+            return check_size(sides, self.token_px, most)
+        several = isinstance(sides, tuple) and len(sides) == 3
+        frames, sides = (sides[0], sides[1:]) if several else (native[0], sides)
+        return check_frames(self, frames), *check_size(sides, self.token_px, most)
 
-    def latent_size(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size."""
-        rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
-        return self.family.channels(self.pipe), rows, columns
+    def latent_size(self, size: Size | None = None) -> tuple[int, ...]:
+        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size.
 
-    def _size(self, latents: Tensor) -> tuple[int, int]:
-        """Return the height and width in pixels of the images of these latents."""
-        height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
-        return height, width
+        Of a video, the number of latent frames stands before the rows, and `size` may be (frames, height, width).
+        """
+        *frames, height, width = self._pixels(size)
+        cell = self.family.latent_cell_px(self.pipe)
+        latent_frames = ((count - 1) // self.frames_per_latent + 1 for count in frames)
+        return self.family.channels(self.pipe), *latent_frames, height // cell, width // cell
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames of a video that a latent frame stands for; the first latent frame stands for the first frame alone."""
+        return self.pipe.vae_scale_factor_temporal
+
+    def _size(self, latents: Tensor) -> tuple[int, ...]:
+        """Return height and width in pixels of the images of these latents; of videos, frames before them."""
+        *frames, rows, columns = latents.shape[2:]
+        cell = self.family.latent_cell_px(self.pipe)
+        return *((count - 1) * self.frames_per_latent + 1 for count in frames), rows * cell, columns * cell

@@ -30,7 +30,7 @@ class ForwardBatch:
         steps: indices of the rows' steps in the requested steps.
     """
 
-    noisy: Float[Tensor, "row channel height width"]
+    noisy: Float[Tensor, "row channel *frames height width"]
     timestep: Float[Tensor, " row"]
     prompts: list[Prompt]
     images: list[int]
@@ -45,7 +45,7 @@ class ForwardBatch:
 
 def forward_batches(
     backbone: Backbone,
-    latents: Float[Tensor, "image channel height width"],
+    latents: Float[Tensor, "image channel *frames height width"],
     prompts: Sequence[Sequence[Prompt]],
     *,
     steps_from_end: Sequence[int] = (8,),
@@ -86,7 +86,7 @@ def forward_batches(
 
 def observe(
     backbone: Backbone,
-    noisy: Float[Tensor, "row channel height width"],
+    noisy: Float[Tensor, "row channel *frames height width"],
     timestep: Float[Tensor, " row"],
     prompt: Prompt | Sequence[Prompt],
     see: Callable[[JointAttention], Observed],

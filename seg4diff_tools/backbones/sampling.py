@@ -14,6 +14,7 @@ from torch import Tensor
 from seg4diff_tools.backbones.checks import check_zeros
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families._private import progress_bar
+from seg4diff_tools.images import Video
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt, check_prompt
 
@@ -28,6 +29,8 @@ _INSTEAD = {
     "latents": "seed=",
     "height": "size=(height, width)",
     "width": "size=(height, width)",
+    "num_frames": "size=(frames, height, width)",
+    "num_videos_per_prompt": "seed=[0, 1]: one video per seed",
     "callback_on_step_end": "callback=",
     "output_type": "callback=, which gets the latents",
     "return_dict": "the list of images that generate returns",
@@ -42,15 +45,15 @@ def sample(
     steps: int,
     guidance_scale: float | None,
     seed: int | Sequence[int],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     negative_prompt: str | None,
     zero_tokens: int,
     batch: int | None,
     progress: bool,
     callback: Callback | None,
     arguments: dict[str, Any],
-) -> list[PIL.Image.Image]:
-    """Generate images: see `Backbone.generate`."""
+) -> list[PIL.Image.Image] | list[Video]:
+    """Generate images or videos: see `Backbone.generate`."""
     texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
     if negative_prompt is not None and not isinstance(negative_prompt, str):
         raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
@@ -71,18 +74,19 @@ def sample(
     options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
     noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)
     noise = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
-    images: list[PIL.Image.Image] = []
+    images: list[Any] = []
     with backbone.running(), progress_bar(backbone.pipe, progress):
         for start in range(0, len(texts), batch):
             some, part = texts[start : start + batch], noise[start : start + batch]
             many = {"negative_prompt": [options["negative_prompt"]] * len(some)} if "negative_prompt" in options else {}
-            images += backbone.pipe(
+            made = backbone.pipe(
                 prompt=some,
                 **backbone.family.sized(backbone.pipe, size),
                 num_inference_steps=steps,
                 latents=backbone.family.pack(part) if backbone.family.takes_packed else part,
                 **(options | many),
-            ).images
+            )
+            images += [Video(frames) for frames in made.frames] if backbone.is_video else made.images
     return images
 
 
@@ -182,7 +186,7 @@ def as_prompts(prompt: Any) -> list[str | Prompt]:
     return prompts
 
 
-def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:
+def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels *frames height width"]:
     """Draw noise on the CPU in float32: the same for a seed on every device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(*shape, generator=g, dtype=torch.float32, device="cpu") for g in generators])

@@ -191,8 +191,8 @@ def sdp_operator(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
 
 
-def module_function(pipe: Any, name: str) -> Callable[..., Any]:
-    """Return a function of the module that defines a pipeline; importing it by name would be slow for other models."""
+def module_function(pipe: Any, name: str) -> Any:
+    """Return a function or constant of the module that defines a pipeline; importing it by name would be slow for other models."""
     return getattr(sys.modules[type(pipe).__module__], name)
 
 
