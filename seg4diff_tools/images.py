@@ -17,7 +17,7 @@ from seg4diff_tools.indices import as_int
 
 ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
 Fit = Literal["resize", "crop"]
-Size = int | tuple[int, int] | tuple[int, int, int]
+Size = int | tuple[int, ...]
 """Side of a square or (height, width) in pixels; of a video also (frames, height, width)."""
 
 
@@ -49,7 +49,7 @@ class Video:
         return iter(self._frames)
 
     def __repr__(self) -> str:
-        return f"Video({len(self)} frames of {self.height} x {self.width} px)"
+        return f"Video({len(self)} frame{'s' * (len(self) > 1)} of {self.height} x {self.width} px)"
 
     def crop(self, box: tuple[int, int, int, int]) -> "Video":
         """Return a part of every frame: left, top, right, bottom in pixels."""

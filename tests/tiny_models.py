@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -65,6 +66,8 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from seg4diff_tools.backbones import Backbone, wrap_pipeline
 
 FOUR_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 """Of a VAE of 8-pixel cells."""
@@ -637,6 +640,14 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
 SINCE = dict.fromkeys(("longcat-image", "flux2-dev", "flux2-klein"), "0.37.0") | {"ernie-image": "0.38.0"}
 SINCE["krea2"] = "0.42.0"
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
+
+
+def wrapped(name: str) -> Backbone:
+    """A tiny pipeline as a backbone; HunyuanVideo's is given a small size, which its pipeline has in its signature."""
+    backbone = wrap_pipeline(build(name), name)
+    if name != "hunyuan-video":
+        return backbone
+    return replace(backbone, family=replace(backbone.family, default_size=lambda pipe: (9, 80, 112)))
 
 
 def build(name: str) -> DiffusionPipeline:

@@ -195,7 +195,9 @@ class AttentionRecorder:
             steps = 1 if loop is None or loop.steps is None else loop.steps
             if request.steps is not None:
                 steps = max(1, len([step for step in request.steps if step < steps]))
-            self._free = request.check_budget(images, len(branches), steps, columns, layout.image.stop - layout.image.start)
+            self._free = request.check_budget(
+                images, len(branches), steps, columns, layout.image.stop - layout.image.start
+            )
             self._pieces = Pieces(request, *size)
         self._pieces.timesteps[self._step] = timesteps[:images].numpy()
         self._pieces.branches.setdefault(self._step, branches)
@@ -342,7 +344,8 @@ class AttentionRecorder:
     def tensors(self) -> dict[tuple[str, int, str, int], Tensor]:
         """Maps that are still on the device, with on_device=True all of them until the recording is read.
 
-        Keys are (direction, step, branch, layer); a map is [image head? token frame? y x], a mass [image head? direction].
+        Keys are (direction, step, branch, layer); a map is [image head? token frame? y x], a mass [image head?
+        direction].
         """
         kept = [] if self._pieces is None else self._pieces.on_device
         return {key: piece for keys, whole in kept for key, piece in zip(keys, whole, strict=True)}

@@ -22,7 +22,7 @@ from seg4diff_tools.prompts import Prompt, Token, numbered
 TOLERANCE = 0.1
 """Relative difference of a text token's features up to which two runs read the same prompt: batches round
 differently."""
-Maps = Float[Tensor, "batch *head_token_frame y x"]
+Maps = Float[Tensor, "batch ... y x"]
 
 
 def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token span"]:

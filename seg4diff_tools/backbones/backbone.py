@@ -6,21 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from seg4diff_tools.backbones.checks import check_frames, check_latents, check_zeros
-from seg4diff_tools.backbones.inputs import at_once, forward_inputs
+from seg4diff_tools.backbones import pictures
+from seg4diff_tools.backbones.checks import check_latents, check_zeros
+from seg4diff_tools.backbones.inputs import forward_inputs
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
 from seg4diff_tools.families.capture import CapturedInputs, capture_inputs, prompt_of
-from seg4diff_tools.images import Fit, ImageLike, Size, Video, check_size, fit_image, open_images
+from seg4diff_tools.images import Fit, ImageLike, Size, Video
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text
 
@@ -156,7 +156,9 @@ class Backbone:
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
         arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text(self.pipe) else {}
         with self.running():
-            return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
+            return capture_inputs(
+                self.pipe, self.family, text, size=pictures.pixel_size(self, size), steps=steps, **arguments
+            )
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -224,60 +226,15 @@ class Backbone:
             InputError: an image that is missing or damaged, a size or a number of frames that the model cannot take,
                 or an image in place of a video.
         """
-        height, width = self._pixels(size)[-2:]
-        if self.is_video:
-            return self._encode_videos(images, (height, width), fit)
-        pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
-        pixels = self.pipe.image_processor.preprocess(pictures, height, width)
-        with self.running():
-            parts = [
-                self.family.encode(self.pipe, part.to(self.device, self.pipe.vae.dtype))
-                for part in pixels.split(at_once((height, width)))
-            ]
-            return torch.cat(parts).to(self.dtype)
+        return pictures.encode(self, images, size, fit)
 
-    def _encode_videos(self, videos: Any, size: tuple[int, int], fit: Fit) -> Tensor:
-        listed = [videos] if isinstance(videos, Video) else videos
-        if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(one, Video) for one in listed):
-            raise InputError(
-                f"expected a Video or a list of them for {self.name!r}, a model of videos, got "
-                f"{type(videos).__name__}: pass Video(frames), or Video([image]) for one frame"
-            )
-        if len({len(video) for video in listed}) > 1:
-            raise InputError(
-                f"expected videos with as many frames, got {[len(video) for video in listed]}: encode them one by one"
-            )
-        check_frames(self, len(listed[0]))
-        with self.running():
-            parts = []
-            for video in listed:
-                frames = [fit_image(frame, size, fit) for frame in video]
-                pixels = self.pipe.video_processor.preprocess_video(frames, *size)
-                parts.append(self.family.encode(self.pipe, pixels.to(self.device, self.pipe.vae.dtype)))
-            return torch.cat(parts).to(self.dtype)
-
-    @overload
-    def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]: ...
-
-    @overload
-    def decode(self, latents: Float[Tensor, "image channels frames height width"]) -> list[Video]: ...
-
-    def decode(self, latents: Tensor) -> list[PIL.Image.Image] | list[Video]:
-        """Decode scaled latents into images, or into videos.
+    def decode(self, latents: Float[Tensor, "image channels *frames height width"]) -> list[Any]:
+        """Decode scaled latents into PIL images; with a model of videos, into a `Video` each.
 
         Args:
             latents: from `encode_image`.
         """
-        latents = check_latents(self, latents, "latents").to(self.device, self.pipe.vae.dtype)
-        with self.running():
-            if self.is_video:
-                pixels = [self.family.decode(self.pipe, one) for one in latents.split(1)]
-                return [Video(self.pipe.video_processor.postprocess_video(one, "pil")[0]) for one in pixels]
-            parts = [
-                self.pipe.image_processor.postprocess(self.family.decode(self.pipe, part))
-                for part in latents.split(at_once(self._size(latents)))
-            ]
-        return [image for part in parts for image in part]
+        return pictures.decode(self, latents)
 
     def schedule(
         self, steps: int = 28, size: Size | None = None
@@ -294,7 +251,7 @@ class Backbone:
         steps = as_int(steps, "steps", 1)
         # a scheduler can be changed in place
         scheduler, settings = self.pipe.scheduler, repr(sorted(self.pipe.scheduler.config.items()))
-        key = "schedule", self._pixels(size), steps, scheduler, settings, scheduler_shift(scheduler)
+        key = "schedule", pictures.pixel_size(self, size), steps, scheduler, settings, scheduler_shift(scheduler)
         if key not in self._captured:
             made = self._capture("", size, steps).scheduler
             sigmas = self.family.noise_levels(made).cpu().float()
@@ -327,7 +284,7 @@ class Backbone:
         """
         latents, steps = check_latents(self, latents, "latents"), as_int(steps, "steps", 1)
         wanted = as_indices(steps_from_end, "steps_from_end", steps + 1, low=1)
-        timesteps, sigmas = self.schedule(steps, self._size(latents))
+        timesteps, sigmas = self.schedule(steps, pictures.size_of(self, latents))
         seeds = as_seeds(seed)
         seeds = seeds * len(latents) if is_number(seed) else seeds
         if len(seeds) != len(latents):
@@ -380,9 +337,9 @@ class Backbone:
         prompts = [self.encode_prompt(each) if isinstance(each, str) else each for each in as_prompts(prompt)]
         # looked up once: both search through modules; captured inputs keep the pipeline's device and dtype
         device, dtype = self.device, self.dtype
-        key = "inputs", self._size(noisy), device, dtype
+        key = "inputs", pictures.size_of(self, noisy), device, dtype
         if key not in self._captured:
-            self._captured[key] = self._capture("", self._size(noisy)).inputs
+            self._captured[key] = self._capture("", pictures.size_of(self, noisy)).inputs
         return forward_inputs(self.family, self._captured[key], noisy.to(device, dtype), timestep, prompts)
 
     def generate(
@@ -430,7 +387,7 @@ class Backbone:
             as_int(steps, "steps", 1),
             guidance_scale,
             seed,
-            self._pixels(size),
+            pictures.pixel_size(self, size),
             negative_prompt,
             zero_tokens,
             batch,
@@ -439,33 +396,14 @@ class Backbone:
             arguments,
         )
 
-    def _pixels(self, size: Size | None) -> tuple[int, ...]:
-        """Return height and width in pixels, or frames, height and width, if the model can take them."""
-        native, most = self.native_size, self.family.max_tokens_per_side(self.transformer)
-        sides = native if size is None else size
-        if not self.is_video:
-            return check_size(sides, self.token_px, most)
-        several = isinstance(sides, tuple) and len(sides) == 3
-        frames, sides = (sides[0], sides[1:]) if several else (native[0], sides)
-        return check_frames(self, frames), *check_size(sides, self.token_px, most)
-
     def latent_size(self, size: Size | None = None) -> tuple[int, ...]:
         """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size.
 
-        Of a video, the number of latent frames stands before the rows, and `size` may be (frames, height, width).
+        Of a video, latent frames stand before the rows, and `size` may be (frames, height, width).
         """
-        *frames, height, width = self._pixels(size)
-        cell = self.family.latent_cell_px(self.pipe)
-        latent_frames = ((count - 1) // self.frames_per_latent + 1 for count in frames)
-        return self.family.channels(self.pipe), *latent_frames, height // cell, width // cell
+        return pictures.latent_size(self, size)
 
-    @property
-    def frames_per_latent(self) -> int:
-        """Frames of a video that a latent frame stands for; the first latent frame stands for the first frame alone."""
-        return self.pipe.vae_scale_factor_temporal
-
-    def _size(self, latents: Tensor) -> tuple[int, ...]:
-        """Return height and width in pixels of the images of these latents; of videos, frames before them."""
-        *frames, rows, columns = latents.shape[2:]
-        cell = self.family.latent_cell_px(self.pipe)
-        return *((count - 1) * self.frames_per_latent + 1 for count in frames), rows * cell, columns * cell
+    def latent_frame(self, frame: int) -> int:
+        """Return the latent frame (of maps the index on axis "frame") that stands for a frame of a video: the first one
+        for the first frame alone, each other one for as many as the VAE joins."""
+        return -(-frame // self.pipe.vae_scale_factor_temporal)

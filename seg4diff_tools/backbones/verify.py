@@ -52,7 +52,9 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
     last = changed[:, :, 1] if frames else changed
     last[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
     moved = _moved(first, backbone, backbone.inputs(changed, 500.0, encoded))
-    image_leak = _check(moved, first.image.start + int(np.ravel_multi_index(place, grid)), first.text, f"image token {place}")
+    image_leak = _check(
+        moved, first.image.start + int(np.ravel_multi_index(place, grid)), first.text, f"image token {place}"
+    )
 
     # of several text inputs the first is changed
     held = len(encoded.inputs[backbone.family.text_inputs[0]][0])

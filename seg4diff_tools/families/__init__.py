@@ -93,7 +93,9 @@ def family_of(transformer: nn.Module) -> Family:
     for family in FAMILIES:
         if family.transformer in names:
             if reason := family.refused(transformer):
-                raise UnknownArchitectureError(f"expected a supported transformer, got {type(transformer).__name__}{reason}")
+                raise UnknownArchitectureError(
+                    f"expected a supported transformer, got {type(transformer).__name__}{reason}"
+                )
             return family
     supported = ", ".join(f"{family.transformer} ({family.name})" for family in FAMILIES)
     # a pipeline of a U-Net has no transformer, and comes here itself

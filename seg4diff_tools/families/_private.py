@@ -192,7 +192,7 @@ def sdp_operator(name: str) -> Callable[..., Any]:
 
 
 def module_function(pipe: Any, name: str) -> Any:
-    """Return a function or constant of the module that defines a pipeline; importing it by name would be slow for other models."""
+    """Return what a pipeline's module defines, a function or a constant; an import by name is slow for other models."""
     return getattr(sys.modules[type(pipe).__module__], name)
 
 

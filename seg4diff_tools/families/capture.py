@@ -11,7 +11,7 @@ import torch
 
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families._private import uncompiled
-from seg4diff_tools.families.record import Family, Size
+from seg4diff_tools.families.record import Family, PixelSize
 from seg4diff_tools.families.transformers import model_lock, transformer_of
 from seg4diff_tools.prompts import Prompt
 
@@ -34,7 +34,7 @@ class CapturedInputs:
 
 
 def capture_inputs(
-    pipe: Any, family: Family, prompt: str, *, size: Size, steps: int = 28, **arguments: Any
+    pipe: Any, family: Family, prompt: str, *, size: PixelSize, steps: int = 28, **arguments: Any
 ) -> CapturedInputs:
     """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
@@ -117,7 +117,9 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
         pipe = plain(**{name: part for name, part in parts.items() if name in known})
     arguments = {"max_sequence_length": 0} if family.zero_text(pipe) else {}
     with model_lock(pipe), torch.no_grad():
-        return prompt_of(pipe, family, text, capture_inputs(pipe, family, text, size=family.native_size(pipe), **arguments))
+        return prompt_of(
+            pipe, family, text, capture_inputs(pipe, family, text, size=family.native_size(pipe), **arguments)
+        )
 
 
 def prompt_of(pipe: Any, family: Family, text: str, captured: CapturedInputs) -> Prompt:

@@ -9,7 +9,7 @@ from seg4diff_tools.families.record import (
     Family,
     Inputs,
     Layout,
-    Size,
+    PixelSize,
     label_alone,
     text_then_image,
     video_grid,
@@ -24,7 +24,7 @@ def _layout(transformer: nn.Module, inputs: Inputs) -> Layout:
     return text_then_image(grid, inputs["encoder_hidden_states"].shape[1])
 
 
-def _size(pipe: Any) -> Size:
+def _size(pipe: Any) -> PixelSize:
     config, cell = pipe.transformer.config, pipe.vae_scale_factor_spatial
     return config.sample_frames, config.sample_height * cell, config.sample_width * cell
 

@@ -7,7 +7,15 @@ from torch import nn
 
 from seg4diff_tools.families._private import module_function
 from seg4diff_tools.families.chat import chat_room
-from seg4diff_tools.families.record import DOUBLE_AND_SINGLE, Family, Inputs, Layout, Size, image_then_text, video_grid
+from seg4diff_tools.families.record import (
+    DOUBLE_AND_SINGLE,
+    Family,
+    Inputs,
+    Layout,
+    PixelSize,
+    image_then_text,
+    video_grid,
+)
 from seg4diff_tools.prompts import Token, label_template
 
 TOKENS = 256
@@ -35,7 +43,7 @@ def _reader(pipe: Any) -> tuple[Any, int]:
     return pipe.tokenizer, chat_room(pipe.tokenizer, template.format, TOKENS + skipped)
 
 
-def _size(pipe: Any) -> Size:
+def _size(pipe: Any) -> PixelSize:
     """Return frames, height and width that the pipeline makes by default: the configuration does not say them."""
     known = inspect.signature(type(pipe).__call__).parameters
     return tuple(known[name].default for name in ("num_frames", "height", "width"))

@@ -16,9 +16,9 @@ from seg4diff_tools.prompts import Token, label_template
 
 Inputs = Mapping[str, Any]
 """Arguments of a transformer's forward, by name."""
-Latents = Float[Tensor, "image channels *frames rows columns"]
+Latents = Float[Tensor, "image channels *latent_frames rows columns"]
 """Latents of images or, with an axis of frames, of videos."""
-Size = tuple[int, ...]
+PixelSize = tuple[int, ...]
 """Height and width in pixels; of a video, the number of frames before them."""
 
 
@@ -91,13 +91,13 @@ DOUBLE_AND_SINGLE = (("transformer_blocks", "attn"), ("single_transformer_blocks
 """Double-stream blocks, then single-stream blocks, as FLUX.1 names them."""
 
 
-def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 *frames height width"]) -> Latents:
     """Encode pixels with an AutoencoderKL to scaled latents: the posterior's mean, (z - shift) * scale."""
     config = pipe.vae.config
     return (pipe.vae.encode(pixels).latent_dist.mode() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
-def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 *frames height width"]:
     """Decode scaled latents with an AutoencoderKL to pixels from -1 to 1."""
     config = pipe.vae.config
     return pipe.vae.decode(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), return_dict=False)[0]
@@ -184,8 +184,8 @@ class Family:
     finalize_inputs: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
     frame_axis: int | None = None
     frame_step: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor_temporal
-    default_size: Callable[[Any], int | Size] = native_side
-    made_size: Callable[[Any, Any], Size] = lambda pipe, size: size
+    default_size: Callable[[Any], int | PixelSize] = native_side
+    made_size: Callable[[Any, Any], PixelSize] = lambda pipe, size: size
     max_tokens_per_side: Callable[[nn.Module], int | None] = lambda transformer: None
     latent_cell_px: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
@@ -238,12 +238,12 @@ class Family:
         names = [*inspect.signature(type(transformer).forward).parameters][1:]
         return dict(zip(names, args, strict=False)) | dict(kwargs)
 
-    def native_size(self, pipe: Any) -> Size:
+    def native_size(self, pipe: Any) -> PixelSize:
         """Return height and width in pixels of the images that a model was trained on, of videos frames before them."""
         size = self.default_size(pipe)
         return (size, size) if isinstance(size, int) else size
 
-    def sized(self, pipe: Any, size: Size) -> dict[str, int]:
+    def sized(self, pipe: Any, size: PixelSize) -> dict[str, int]:
         """Return the arguments of a pipeline call for an image or a video of this size."""
         arguments = dict(zip(("width", "height", "num_frames"), reversed(size), strict=False))
         # Kontext reads only the aspect ratio from height and width, and the size from here
