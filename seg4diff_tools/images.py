@@ -1,6 +1,7 @@
 """Images: read any kind as RGB PIL images, check and change sizes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,6 +22,7 @@ Size = int | tuple[int, ...]
 """Side of a square or (height, width) in pixels; of a video also (frames, height, width)."""
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Video:
     """Frames that a model of videos reads as one sample; wrapped, so that they are not taken for several images.
 
@@ -32,21 +34,38 @@ class Video:
         InputError: no frame, one that cannot be read, or frames of several sizes.
     """
 
-    def __init__(self, frames: Sequence[ImageLike] | np.ndarray | Tensor) -> None:
-        self._frames = tuple(open_images(frames))
-        sizes = {frame.size for frame in self._frames}
+    frames: tuple[PIL.Image.Image, ...]
+
+    def __init__(self, frames: Any) -> None:
+        opened = tuple(open_images(frames))
+        sizes = {frame.size for frame in opened}
         if len(sizes) > 1:
             raise InputError(f"expected frames of one size, got {sorted(sizes)} (width, height): resize them first")
-        self.width, self.height = self.size = sizes.pop()
+        object.__setattr__(self, "frames", opened)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.frames[0].size
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.size[1]
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def __getitem__(self, frame: int) -> PIL.Image.Image:
-        return self._frames[frame]
+        return self.frames[frame]
 
     def __iter__(self) -> Iterator[PIL.Image.Image]:
-        return iter(self._frames)
+        return iter(self.frames)
 
     def __repr__(self) -> str:
         return f"Video({len(self)} frame{'s' * (len(self) > 1)} of {self.height} x {self.width} px)"

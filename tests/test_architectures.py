@@ -270,7 +270,7 @@ def test_segmentation_and_sweep(backbone):
         assert np.stack([one.label_map for one in found]).shape == (9, SIDE, SIDE)
         assert {one.class_maps.shape for one in found} == {(2, *backbone.token_grid()[1:])}
         with pytest.raises(InputError, match="expected a model of images, got"):
-            layer_step_sweep(backbone, [], steps_from_end=[1])
+            layer_step_sweep(backbone, [LabeledImage(IMAGE, ("cat",), np.zeros((SIDE, SIDE), int))])
         return
     result = segment(backbone, IMAGE, ["cat", "red car"], OpenVocabulary(layers=1))
     assert result.label_map.shape == (SIDE, SIDE)
@@ -338,12 +338,19 @@ def test_a_wrong_layout_is_noticed(own_families):
 
 def test_the_page_about_adding_a_model_does_what_it_says(own_families):
     page = (Path(__file__).parents[1] / "book" / "add_your_model.md").read_text()
-    record, check, with_t5 = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    record, check, of_video, with_video, with_t5 = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"pipe": build("flux-dev")}
     exec(record, names)
     assert own_families[0] is names["MINE"]
     exec(check, names)
     assert names["backbone"].family.name == "mine"
+    video = wrapped("hunyuan-video")
+    names = {"backbone": video}
+    exec(of_video, names)
+    inputs = video.inputs(torch.zeros(1, *video.latent_shape), 500.0, PROMPT)
+    assert names["layout_of_video"](video.transformer, inputs) == video.family.layout(video.transformer, inputs)
+    exec(with_video, names)
+    assert [len(one) for one in names["labels"]] == [80] * 9
     exec(with_t5, {"backbone": replace(wrap_pipeline(build("sd3-t5")), expert_layer=1)})
     for family in families.FAMILIES[1:]:
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"

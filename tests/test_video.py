@@ -18,9 +18,10 @@ from seg4diff_tools.attention.placing import lock_layout, place_words
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import open_recording
 from seg4diff_tools.backbones import Backbone, as_backbone
+from seg4diff_tools.caching import fingerprint
 from seg4diff_tools.errors import InputError, UnknownArchitectureError
 from seg4diff_tools.explorer import explore
-from seg4diff_tools.families import family_of
+from seg4diff_tools.families import family_of, sampling_loop
 from seg4diff_tools.images import Video, open_images
 from seg4diff_tools.segmentation import OpenVocabulary, group, segment
 
@@ -129,6 +130,26 @@ def test_a_velocity_is_that_of_the_pipelines_first_step(backbone):
         expected = noise + (sigmas[1] - sigmas[0]) * velocity
     found = backbone.family.unpack(states[0][2], backbone.token_grid())
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_the_weight_of_guidance_is_that_of_the_step(cogvideox):
+    """With `use_dynamic_cfg` it grows, and the pipeline sets it after the forward that it weights."""
+    found, expected, pipe = [], [], cogvideox.pipe
+    handle = cogvideox.transformer.register_forward_pre_hook(
+        lambda module, args: found.append(sampling_loop(cogvideox.transformer).weight)
+    )
+    cogvideox.generate(
+        PROMPT, steps=3, guidance_scale=5.0, use_dynamic_cfg=True, progress=False,
+        callback=lambda *state: expected.append(pipe.guidance_scale),
+    )  # fmt: skip
+    handle.remove()
+    assert found == pytest.approx(expected)
+    assert len(set(found)) == 3
+
+
+def test_a_video_is_known_by_its_content():
+    videos = [Video(PIXELS), Video(PIXELS), Video(PIXELS[::-1])]
+    assert fingerprint(videos[0]) == fingerprint(videos[1]) != fingerprint(videos[2])
 
 
 def test_frames_of_a_video_have_label_maps(backbone):

@@ -102,7 +102,7 @@ def _options(
     """Return the arguments of a pipeline call; refuse those without an effect."""
     name, family = type(backbone.pipe).__name__, backbone.family
     known = inspect.signature(type(backbone.pipe).__call__).parameters
-    if taken := [key for key in arguments if key in _INSTEAD]:
+    if taken := [key for key in arguments if key in _INSTEAD and key in known]:
         raise InputError(f"expected no {taken[0]} in generate, got {taken[0]}: use {_INSTEAD[taken[0]]}")
     scale = _scale(backbone.guidance_scale if guidance_scale is None else guidance_scale, "guidance_scale")
     options = {family.scale_name: scale, **family.call_kwargs} | arguments

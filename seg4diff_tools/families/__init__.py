@@ -101,7 +101,7 @@ def family_of(transformer: nn.Module) -> Family:
     # a pipeline of a U-Net has no transformer, and comes here itself
     parts = getattr(transformer, "components", {}).values()
     reason = why_refused({*names, *(type(part).__name__ for part in parts)})
-    way_out = "" if reason else ", or add the architecture with seg4diff_tools.families.register"
+    way_out = "" if "no joint map" in reason else ", or add the architecture with seg4diff_tools.families.register"
     raise UnknownArchitectureError(
         f"expected a supported transformer, got {type(transformer).__name__}{reason}; supported: {supported}. Pass "
         f"such a transformer, its pipeline or a backbone{way_out}"

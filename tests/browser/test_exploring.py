@@ -366,7 +366,8 @@ def test_a_slider_and_keys_choose_the_frame_of_a_video(browser, tmp_path):
     assert pixel(page, 4, 4) == pytest.approx([0, 100, 200], abs=3)
     slide(page, "frame", 2)
     drawn(page, "frame 2, ")
-    page.wait_for_function("[...document.querySelectorAll('.strip canvas')].filter((one) => one.width > 1).length === 3")
+    thumbs = "[...document.querySelectorAll('.strip canvas')]"
+    page.wait_for_function(f"{thumbs}.filter((one) => one.width > 1).length === 3")
     page.get_by_label("frame 1", exact=True).click()
     drawn(page, "frame 1, ")
     assert "frame=1" in page.locator(".code code").inner_text()
