@@ -34,6 +34,7 @@ from seg4diff_tools.evaluation import read_evaluation as read_evaluation
 from seg4diff_tools.explorer import Explorer as Explorer
 from seg4diff_tools.explorer import compose_scene as compose_scene
 from seg4diff_tools.explorer import explore as explore
+from seg4diff_tools.images import Video as Video
 from seg4diff_tools.magnet import finetune as finetune
 from seg4diff_tools.segmentation import Grouping as Grouping
 from seg4diff_tools.segmentation import OpenVocabulary as OpenVocabulary

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -19,7 +20,61 @@ from seg4diff_tools.indices import as_int
 
 ImageLike: TypeAlias = str | Path | PIL.Image.Image | np.ndarray | Tensor
 Fit = Literal["resize", "crop"]
-Size = int | tuple[int, int]
+Size = int | tuple[int, ...]
+"""Side of a square or (height, width) in pixels; of a video also (frames, height, width)."""
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Video:
+    """Frames that a model of videos reads as one sample; wrapped, so that they are not taken for several images.
+
+    Args:
+        frames: images of one size, in order: a list of what `open_images` takes, a uint8 array [frame y x 3] or a float
+            tensor [frame 3 y x] from 0 to 1. One image is a video of one frame: Video([image]).
+
+    Raises:
+        InputError: no frame, one that cannot be read, or frames of several sizes.
+    """
+
+    frames: tuple[PIL.Image.Image, ...]
+
+    def __init__(self, frames: Any) -> None:
+        opened = tuple(open_images(frames))
+        sizes = {frame.size for frame in opened}
+        if len(sizes) > 1:
+            raise InputError(f"expected frames of one size, got {sorted(sizes)} (width, height): resize them first")
+        object.__setattr__(self, "frames", opened)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.frames[0].size
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.size[1]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, frame: int) -> PIL.Image.Image:
+        return self.frames[frame]
+
+    def __iter__(self) -> Iterator[PIL.Image.Image]:
+        return iter(self.frames)
+
+    def __repr__(self) -> str:
+        return f"Video({len(self)} frame{'s' * (len(self) > 1)} of {self.height} x {self.width} px)"
+
+    def crop(self, box: tuple[int, int, int, int]) -> "Video":
+        """Return a part of every frame: left, top, right, bottom in pixels."""
+        return Video([frame.crop(box) for frame in self])
 
 
 def open_images(images: ImageLike | Sequence[ImageLike]) -> list[PIL.Image.Image]:
@@ -45,6 +100,8 @@ def as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         images = list(images)
     elif isinstance(images, (str, Path, PIL.Image.Image, np.ndarray, Tensor)):
         images = [images]
+    if isinstance(images, Video):
+        raise InputError("expected images, got a Video, which models of videos read: pass list(video) for its frames")
     if not isinstance(images, (list, tuple)):
         raise InputError(
             f"expected images, one or a list, got {type(images).__name__}: pass a path, a PIL image, an array, a tensor"

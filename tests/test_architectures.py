@@ -1,6 +1,7 @@
 """Every family, on a tiny random pipeline of the real class: where tokens stand, exact maps, an untouched model."""
 
 import inspect
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 from packaging.version import Version
 from PIL import Image
-from tiny_models import BUILDERS, SIDE, build, tiny_hunyuan_image
+from tiny_models import BUILDERS, SIDE, VIDEO_BUILDERS, build, tiny_hunyuan_image, wrapped
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools import families
@@ -29,6 +30,7 @@ from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError, PromptError, RecordingError
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.families.record import image_then_text
+from seg4diff_tools.images import Video
 from seg4diff_tools.prompts import numbered, reader_name
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
@@ -37,13 +39,24 @@ PROMPT = "a red cars near the tree"
 IMAGE = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+FRAMES = [Image.fromarray(np.roll(IMAGE, 3 * frame, axis=1)) for frame in range(9)]
+
+
+@pytest.fixture(scope="module", params=[*BUILDERS, *VIDEO_BUILDERS])
 def backbone(request) -> Backbone:
-    return wrap_pipeline(build(request.param), request.param)
+    return wrapped(request.param)
 
 
 def noisy(backbone: Backbone, size=None) -> tuple[torch.Tensor, torch.Tensor]:
-    return backbone.add_noise(backbone.encode_image(IMAGE, size), 8)
+    return backbone.add_noise(backbone.encode_image(Video(FRAMES) if backbone.is_video else IMAGE, size), 8)
+
+
+def same_pictures(first, second) -> None:
+    """Assert that two images, or two videos, are equal."""
+    for one, other in zip(
+        *((each,) if isinstance(each, Image.Image) else each for each in (first, second)), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def calls(backbone: Backbone, inputs: dict) -> list:
@@ -114,20 +127,23 @@ def test_the_model_itself_confirms_the_layout(backbone):
 def test_words_and_places_stand_where_the_layout_says(backbone):
     """A change of one word's features, or of one cell of the image, changes its own key most, and no key of the other
     side."""
-    latents, timestep = noisy(backbone, (backbone.image_size, backbone.image_size + 2 * backbone.token_px))
+    wider = None if backbone.is_video else (backbone.image_size, backbone.image_size + 2 * backbone.token_px)
+    latents, timestep = noisy(backbone, wider)
     prompt = backbone.encode_prompt(PROMPT)
-    rows, columns = backbone.token_grid(latents)
-    assert rows != columns
+    grid = backbone.token_grid(latents)
+    assert len(set(grid)) == len(grid) == 2 + backbone.is_video
     (before, *_) = calls(backbone, backbone.inputs(latents, timestep, prompt))
-    assert before.image_tokens == rows * columns
+    assert before.image_tokens == math.prod(grid)
     assert before.text_tokens == len(prompt.tokens)
 
     row, column, side = 3, 5, backbone.family.patch_size
+    place = (1, row, column) if backbone.is_video else (row, column)
     other = latents.clone()
-    other[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
+    cells = other[:, :, 1] if backbone.is_video else other
+    cells[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
     (after, *_) = calls(backbone, backbone.inputs(other, timestep, prompt))
     moved = (after.key - before.key).abs().amax(dim=(0, 1, 3))
-    assert moved.argmax() == before.image.start + row * columns + column
+    assert moved.argmax() == before.image.start + np.ravel_multi_index(place, grid)
     assert moved[before.text].max() < moved.max() / 1e3
 
     name = backbone.family.text_inputs[0]
@@ -152,10 +168,12 @@ def test_a_recording_of_a_generation(backbone):
     with AttentionRecorder(backbone, layers=[0, backbone.layers - 1]) as recorder:
         watched = run()
     for x, y in zip(plain, watched, strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+        same_pictures(x, y)
     maps = recorder.maps
     assert (maps.sizes["image"], maps.sizes["step"], maps.sizes["layer"]) == (2, 2, 2)
-    assert (maps.sizes["y"], maps.sizes["x"]) == backbone.token_grid()
+    places = ("frame", "y", "x") if backbone.is_video else ("y", "x")
+    assert maps.dims == ("image", "branch", "step", "layer", "token", *places)
+    assert tuple(maps.sizes[axis] for axis in places) == backbone.token_grid()
     np.testing.assert_allclose(maps.timestep, backbone.schedule(2)[0], rtol=1e-3)
 
 
@@ -228,7 +246,7 @@ def test_latents_become_the_pipelines_own_picture(backbone):
     found = []
     (picture,) = backbone.generate(PROMPT, steps=2, progress=False, callback=lambda *step: found.append(step[-1]))
     latents = backbone.family.unpack(found[-1], backbone.token_grid())
-    np.testing.assert_array_equal(np.asarray(backbone.decode(latents)[0]), np.asarray(picture))
+    same_pictures(backbone.decode(latents)[0], picture)
 
 
 def test_words_are_found_in_every_tokenizer(backbone):
@@ -247,6 +265,13 @@ def test_words_are_found_in_every_tokenizer(backbone):
 
 
 def test_segmentation_and_sweep(backbone):
+    if backbone.is_video:
+        found = segment(backbone, Video(FRAMES), ["cat", "red car"], OpenVocabulary(layers=1))
+        assert np.stack([one.label_map for one in found]).shape == (9, SIDE, SIDE)
+        assert {one.class_maps.shape for one in found} == {(2, *backbone.token_grid()[1:])}
+        with pytest.raises(InputError, match="expected a model of images, got"):
+            layer_step_sweep(backbone, [LabeledImage(IMAGE, ("cat",), np.zeros((SIDE, SIDE), int))])
+        return
     result = segment(backbone, IMAGE, ["cat", "red car"], OpenVocabulary(layers=1))
     assert result.label_map.shape == (SIDE, SIDE)
     assert result.class_maps.shape == (2, *backbone.token_grid())
@@ -313,12 +338,19 @@ def test_a_wrong_layout_is_noticed(own_families):
 
 def test_the_page_about_adding_a_model_does_what_it_says(own_families):
     page = (Path(__file__).parents[1] / "book" / "add_your_model.md").read_text()
-    record, check, with_t5 = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    record, check, of_video, with_video, with_t5 = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"pipe": build("flux-dev")}
     exec(record, names)
     assert own_families[0] is names["MINE"]
     exec(check, names)
     assert names["backbone"].family.name == "mine"
+    video = wrapped("hunyuan-video")
+    names = {"backbone": video}
+    exec(of_video, names)
+    inputs = video.inputs(torch.zeros(1, *video.latent_shape), 500.0, PROMPT)
+    assert names["layout_of_video"](video.transformer, inputs) == video.family.layout(video.transformer, inputs)
+    exec(with_video, names)
+    assert [len(one) for one in names["labels"]] == [80] * 9
     exec(with_t5, {"backbone": replace(wrap_pipeline(build("sd3-t5")), expert_layer=1)})
     for family in families.FAMILIES[1:]:
         assert f"| {family.name} |" in page, f"the table of architectures lacks {family.name}"
@@ -327,15 +359,17 @@ def test_the_page_about_adding_a_model_does_what_it_says(own_families):
 def test_double_blocks(backbone):
     # the tiny models have five blocks: two and three where there are two stacks
     counts = {"sd3": 5, "qwen-image": 5, "z-image": 0, "krea2": 0, "ernie-image": 0, "cogview4": 0, "lumina2": 0}
+    counts["cogvideox"] = 0
     assert backbone.family.double_layers(backbone.transformer) == list(range(counts.get(backbone.family.name, 2)))
 
 
 def test_features_norms_and_budget(backbone):
-    latents = backbone.encode_image([IMAGE, IMAGE])
+    latents = backbone.encode_image([Video(FRAMES)] * 2 if backbone.is_video else [IMAGE, IMAGE])
     prompts = backbone.encode_prompt([PROMPT, "a dog"])
-    features = image_features(backbone, latents, prompts)
-    assert features.sizes["layer"] == backbone.layers
-    assert (features.sizes["y"], features.sizes["x"]) == (backbone.token_grid())
+    if not backbone.is_video:
+        features = image_features(backbone, latents, prompts)
+        assert features.sizes["layer"] == backbone.layers
+        assert (features.sizes["y"], features.sizes["x"]) == (backbone.token_grid())
     assert set(value_norms(backbone, latents, prompts).tokens) == {"image", "text", "words"}
     budget = attention_budget(backbone, latents, prompts, [8], progress=False)
     shares = budget[budget.key.isin(["image", "text"])].groupby(["layer", "query"]).share.sum()
@@ -346,6 +380,8 @@ def test_features_norms_and_budget(backbone):
         np.testing.assert_allclose(shares, 1, atol=1e-5)
     else:
         assert ((shares > 0) & (shares < 1)).all()
+    if backbone.is_video:
+        return
     takers = attention_takers(backbone, [PROMPT, "a dog"], [IMAGE, IMAGE], layers=[0, 4], progress=False)
     np.testing.assert_allclose(takers.groupby(["layer", "steps_from_end", "query"]).share.sum(), 1, atol=1e-5)
     assert ((takers[takers.key == "other"].share == 0) == complete).all()
@@ -383,9 +419,9 @@ def test_hunyuan_image_reads_quoted_text_before_words():
     assert prompt.span("cat")[0] > letters[-1].index
 
 
-@pytest.mark.parametrize("name", ["hunyuan-image", "krea2"])
+@pytest.mark.parametrize("name", ["hunyuan-image", "krea2", "hunyuan-video"])
 def test_masked_pads_get_exactly_nothing(name):
-    backbone = wrap_pipeline(build(name))
+    backbone = wrapped(name)
     prompt = backbone.encode_prompt('a sign "tree" and a cat')
     (first, *_) = calls(backbone, backbone.inputs(*noisy(backbone), prompt))
     columns = first.i2t().sum(dim=(0, 1, 2))

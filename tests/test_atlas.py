@@ -93,6 +93,7 @@ def test_maps_of_a_setting(atlas, maps):
         "recording": [""],
         "direction": ["i2t"],
         "image": [None],
+        "frame": [None],
         "branch": ["uncond", "cond"],
         "layer": [0, 1, 2, 3, 9],
         "step": [4, 8, 20],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SENTENCES, tiny_pipeline
 from packaging.version import Version
-from tiny_models import BUILDERS, build, tiny_flux
+from tiny_models import BUILDERS, VIDEO_BUILDERS, build, tiny_flux, wrapped
 from transformers import CLIPTokenizer
 
 from seg4diff_tools.backbones.loading import wrap_pipeline
@@ -543,11 +543,12 @@ class TestNumberFormats:
     # diffusers' own
     @pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning", "ignore:Mismatch dtype between input and weight")
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    @pytest.mark.parametrize("name", BUILDERS)
+    @pytest.mark.parametrize("name", [*BUILDERS, *VIDEO_BUILDERS])
     def test_every_family_runs_in_half_precision(self, name, dtype):
         if (name, dtype) == ("auraflow", torch.float16) and Version(diffusers.__version__) < Version("0.42"):
             pytest.skip(f"diffusers {diffusers.__version__} cannot decode AuraFlow's float16 latents of this VAE")
-        backbone = wrap_pipeline(build(name).to(dtype), name)
+        backbone = wrapped(name)
+        backbone.pipe.to(dtype)
         latents = torch.zeros(1, *backbone.latent_size(backbone.token_px * 4))
         before = model_fingerprint(backbone)
         for _ in range(2):

@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    MochiTransformer3DModel,
     PixArtTransformer2DModel,
     PRXTransformer2DModel,
     SanaTransformer2DModel,
@@ -20,7 +21,7 @@ from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import UnknownArchitectureError
 from seg4diff_tools.families import FAMILIES, Layout, family_of
-from seg4diff_tools.families.refused import _MODELS
+from seg4diff_tools.families.refused import _MODELS, _UNRECORDED
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,15 @@ def test_what_has_no_joint_attention_is_refused_with_the_reason(model, reason):
     assert "register" not in str(caught.value)
 
 
+def test_a_model_of_videos_without_a_record_is_refused_and_can_be_added():
+    model = MochiTransformer3DModel(
+        num_layers=1, num_attention_heads=1, attention_head_dim=8, pooled_projection_dim=8, text_embed_dim=8
+    )
+    said = "got MochiTransformer3DModel; Mochi 1 has joint attention over text and video, but no record .*register"
+    with pytest.raises(UnknownArchitectureError, match=said):
+        family_of(model)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_pipeline_of_a_unet_is_refused_with_the_reason():
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
@@ -120,7 +130,7 @@ def test_a_pipeline_of_a_unet_is_refused_with_the_reason():
 
 @pytest.mark.skipif(Version(diffusers.__version__) < Version("0.42"), reason="some of them came later")
 def test_every_refused_class_is_one_of_diffusers():
-    for classes in _MODELS.values():
+    for classes in (*_MODELS.values(), _UNRECORDED):
         for name in classes:
             assert hasattr(diffusers, name) or hasattr(diffusers.models, name), name
 

@@ -6,9 +6,8 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import BUILDERS, build
+from tiny_models import BUILDERS, VIDEO_BUILDERS, wrapped
 
-from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import PromptError
 
 # letters, marks and digits of every script, in words short enough for the shortest of the text encoders
@@ -17,9 +16,9 @@ WORDS = st.lists(
 )
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+@pytest.fixture(scope="module", params=[*BUILDERS, *VIDEO_BUILDERS])
 def backbone(request):
-    return wrap_pipeline(build(request.param), request.param)
+    return wrapped(request.param)
 
 
 @given(words=WORDS.map(lambda words: [normalize("NFC", word) for word in words[:5]]))

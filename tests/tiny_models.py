@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -10,11 +11,16 @@ from conftest import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
@@ -24,6 +30,8 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
     QwenImagePipeline,
@@ -32,6 +40,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 from packaging.version import Version
 from tiny_parts import (
     TextProcessor,
@@ -57,6 +66,8 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from seg4diff_tools.backbones import Backbone, wrap_pipeline
 
 FOUR_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 """Of a VAE of 8-pixel cells."""
@@ -516,6 +527,91 @@ def tiny_hidream() -> DiffusionPipeline:
     )
 
 
+def tiny_cogvideox(rotary: bool = False) -> CogVideoXPipeline:
+    """CogVideoX 2b, or 5b with rotary positions: 5 directions, 3 heads of 16; latent cells of 4 pixels, 4 frames."""
+    tokenizer = tiny_t5_tokenizer()
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=3,
+        attention_head_dim=16,
+        in_channels=5,
+        out_channels=5,
+        time_embed_dim=13,
+        text_embed_dim=22,
+        num_layers=5,
+        sample_height=10,
+        sample_width=14,
+        sample_frames=9,
+        use_rotary_positional_embeddings=rotary,
+    )
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        block_out_channels=(4, 6, 10),
+        latent_channels=5,
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_height=40,
+        sample_width=56,
+        scaling_factor=0.7,
+    )
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, clip_sample=False
+    )
+    return CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=tiny_t5(tokenizer, 22),
+        vae=vae.eval(),
+        transformer=sharpened(transformer),
+        scheduler=scheduler,
+    )
+
+
+def tiny_hunyuan_video() -> HunyuanVideoPipeline:
+    """HunyuanVideo: 2 double directions and 3 single ones, 3 heads of 10; latent cells of 8 pixels and 4 frames."""
+    tokenizer, tokenizer_2 = tiny_qwen_tokenizer(), tiny_tokenizer()
+    before = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE["template"].split("{}")[0]
+    skipped = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE["crop_start"]
+    # as many tokens before the prompt as Llama 3 has: letters, and the rest as one token
+    letters = next(n for n in range(len(before)) if len(tokenizer(before[:n]).input_ids) == skipped - 1)
+    tokenizer.add_tokens([before[letters:]], special_tokens=True)
+    assert len(tokenizer(before).input_ids) == skipped
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=5,
+        out_channels=5,
+        num_attention_heads=3,
+        attention_head_dim=10,
+        num_layers=2,
+        num_single_layers=3,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        pooled_projection_dim=14,
+        rope_axes_dim=(2, 4, 4),
+    )
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=5,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(4, 6, 10, 12),
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    return HunyuanVideoPipeline(
+        text_encoder=tiny_llama(tokenizer, 16).model,
+        tokenizer=tokenizer,
+        transformer=sharpened(transformer),
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=CLIPTextModel(tiny_text_encoder(tokenizer_2, width=14, projection=14).config).eval(),
+        tokenizer_2=tokenizer_2,
+    )
+
+
+VIDEO_BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
+    "cogvideox": tiny_cogvideox,
+    "cogvideox-5b": lambda: tiny_cogvideox(rotary=True),
+    "hunyuan-video": tiny_hunyuan_video,
+}
+"""Models of videos."""
 BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": tiny_pipeline,
     "sd3-t5": tiny_sd3_with_t5,
@@ -546,18 +642,28 @@ SINCE["krea2"] = "0.42.0"
 """A version of diffusers that has a family, where the oldest that is supported lacks it; its builder imports it."""
 
 
+def wrapped(name: str) -> Backbone:
+    """A tiny pipeline as a backbone; HunyuanVideo's is given a small size, which its pipeline has in its signature."""
+    backbone = wrap_pipeline(build(name), name)
+    if name != "hunyuan-video":
+        return backbone
+    return replace(backbone, family=replace(backbone.family, default_size=lambda pipe: (9, 80, 112)))
+
+
 def build(name: str) -> DiffusionPipeline:
     """A tiny pipeline, the same at every call.
 
     Args:
-        name: of BUILDERS.
+        name: of BUILDERS or VIDEO_BUILDERS.
     """
     if Version(diffusers.__version__) < Version(SINCE.get(name, "0")):
         pytest.skip(f"{name} needs diffusers {SINCE[name]}, and this is {diffusers.__version__}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = BUILDERS[name]()
+        pipe = (BUILDERS | VIDEO_BUILDERS)[name]()
     pipe.set_progress_bar_config(disable=True)
     # the classes' own default is a megapixel
+    if name in VIDEO_BUILDERS:
+        return pipe
     pipe.default_sample_size = 10 if name == "lumina2" else SIDE // pipe.vae_scale_factor
     return pipe

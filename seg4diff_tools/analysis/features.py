@@ -39,7 +39,7 @@ TEXT_PARTS: dict[str, tuple[Kind, ...]] = {
 """Parts of the text tokens: kinds of `prompts.Token`."""
 
 SIDES: tuple[tuple[str, Literal["i", "t"], Direction], ...] = (("image", "i", "i2t"), ("text", "t", "t2t"))
-Latents = Float[Tensor, "image channel row column"]
+Latents = Float[Tensor, "image channel *frame row column"]
 
 
 def image_features(
@@ -203,7 +203,7 @@ def value_norms(
 
     Source: Seg4Diff, arXiv 2509.18096, figures 4 and 28; "words" are its prompt tokens without padding.
     """
-    backbone = as_backbone(backbone)
+    backbone = as_backbone(backbone, videos=True)
     sums: defaultdict[tuple[int, str], Any] = defaultdict(int)
     counts: Counter[tuple[int, str]] = Counter()
 
@@ -266,7 +266,7 @@ def attention_budget(
 
     Source: Seg4Diff, arXiv 2509.18096, figure 2.
     """
-    backbone, noise = as_backbone(backbone), as_indices(steps_from_end, "steps_from_end", low=1)
+    backbone, noise = as_backbone(backbone, videos=True), as_indices(steps_from_end, "steps_from_end", low=1)
     prompts = check_prompts(backbone, latents, prompts)
     rows: list[tuple[int, int, str, str, float, float]] = []
     parts = [{part: list(prompt.indices(*kinds)) for part, kinds in TEXT_PARTS.items()} for prompt in prompts]

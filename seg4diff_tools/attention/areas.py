@@ -43,24 +43,24 @@ def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
     return left, top, right, bottom
 
 
-def grid_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
+def grid_mask(area: Area, grid: tuple[int, ...]) -> Bool[Tensor, "*frame y x"]:
     """Return the image tokens of which at least half lies in an area; where there is none, those that it covers most.
 
     Args:
         area: a mask [y x] of any size or a box (left, top, right, bottom).
-        grid: rows and columns of image tokens.
+        grid: rows and columns of image tokens; of a video, frames before them, in each of which the area is the same.
 
     Raises:
         InputError: see `as_area`.
     """
     area = as_area(area, "area")
     if isinstance(area, Tensor):
-        share = area_means(area, grid)
+        share = area_means(area, (grid[-2], grid[-1]))
     else:
         left, top, right, bottom = area
-        rows, columns = grid
+        rows, columns = grid[-2:]
         share = _overlap(top * rows, bottom * rows, rows)[:, None] * _overlap(left * columns, right * columns, columns)
-    return share >= min(0.5, share.max().item()) - 1e-9
+    return (share >= min(0.5, share.max().item()) - 1e-9).expand(grid)
 
 
 def area_means(pixels: Shaped[Tensor, "*some y x"], grid: tuple[int, int]) -> Float[Tensor, "*some row column"]:

@@ -26,12 +26,12 @@ class Pieces:
     Args:
         request: what is wanted.
         images: number of images.
-        grid: rows and columns of image tokens.
+        grid: rows and columns of image tokens; of a video, frames before them.
     """
 
     request: Request
     images: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     held: int = 0
     timesteps: dict[int, np.ndarray] = field(default_factory=dict)
     branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Pieces:
 
         Args:
             keys: one for each branch.
-            whole: fp32, [branch image head? token y x] (or concept) or [branch image head? direction].
+            whole: fp32, [branch image head? token frame? y x] (or concept) or [branch image head? direction].
         """
         self.on_device.append((keys, whole))
         self.held += whole.nbytes
@@ -115,9 +115,10 @@ class Pieces:
     def _array(self, direction: str, steps: Sequence[int], branches: Sequence[str], keep: bool) -> xr.DataArray:
         request = self.request
         sample = next(piece for (name, step, *_), piece in self.maps.items() if name == direction and step in steps)
-        shape = list(sample.shape[1:])
+        shape, places = list(sample.shape[1:]), ("frame", "y", "x")[-len(self.grid) :]
+        token = -1 - len(places)
         if direction in DIRECTIONS and request.columns.names is None:
-            shape[-3] = self._columns()
+            shape[token] = self._columns()
         values = np.empty((self.images, len(branches), len(steps), len(request.layers), *shape), sample.dtype)
         for s, step in enumerate(steps):
             for b, branch in enumerate(branches):
@@ -130,12 +131,13 @@ class Pieces:
                     elif direction not in DIRECTIONS or piece.shape == place.shape:
                         place[...] = piece
                     else:
-                        tokens = min(piece.shape[-3], shape[-3])
-                        place[..., :tokens, :, :] = piece[..., :tokens, :, :]
-                        place[..., tokens:, :, :] = np.nan
+                        tokens = min(piece.shape[token], shape[token])
+                        place, piece = np.moveaxis(place, token, 0), np.moveaxis(piece, token, 0)
+                        place[:tokens] = piece[:tokens]
+                        place[tokens:] = np.nan
         head = () if request.mean else ("head",)
         axis = "concept" if direction in OUTSIDE else "token"
-        tail = ("direction",) if direction == "masses" else (axis, "y", "x")
+        tail = ("direction",) if direction == "masses" else (axis, *places)
         timesteps = np.stack([self.timesteps[step] for step in steps])
         together = (timesteps == timesteps[:, :1]).all()
         coords: dict[str, Any] = {
@@ -149,6 +151,8 @@ class Pieces:
             coords["prompt"] = "image", texts
         if head:
             coords["head"] = request.heads
+        if direction != "masses" and "frame" in places:
+            coords["frame"] = np.arange(self.grid[0])
         if direction == "masses":
             coords["direction"] = list(DIRECTIONS)
         elif request.concepts is not None and direction in OUTSIDE:

@@ -90,7 +90,7 @@ def place_words(
             bias
             for own, images in zip(areas, text.images(turn), strict=True)
             for span, area in own.values()
-            for bias in held(span, grid_mask(area, layout.grid), strength, images=images, **limits)
+            for bias in held(span, grid_mask(area, layout.grid[-2:]), strength, images=images, **limits)
         ]
 
     with text.biased(biases):
@@ -130,13 +130,15 @@ def lock_layout(
 
     Raises:
         PromptError: a phrase that is not in the prompt.
-        InputError: a strength, layer or step that cannot be.
+        InputError: a strength, layer or step that cannot be, or a model of videos.
         RecordingError: inside the `with`, the model reads another prompt, or images are at different steps.
 
     Warns:
         At the end, if no forward came after `step`, so that no word was held.
     """
     text = _Text(model, prompt)
+    if text.family.frame_axis is not None:
+        raise InputError(f"expected a model of images with lock_layout, got {text.family.name}: use place_words")
     lists = [words] * len(text.prompts) if isinstance(words, str) or isinstance(next(iter(words), ""), str) else words
     names = [as_names(each, "words") for each in lists]
     if len(names) != len(text.prompts):

@@ -37,6 +37,9 @@ class AttentionRecorder:
     never materialized, and no layer waits for the device. Compiled modules run eagerly meanwhile, with diffusers'
     native attention. Entering again starts a new recording.
 
+    Maps of a model of videos have an axis "frame" before y and x: its latent frames, of which the first is the video's
+    first frame and each other one stands for several.
+
     A forward of the transformer is one step. With classifier-free guidance, the forward's batch holds all branches, or
     several forwards at one timestep hold one branch each; the pipeline that runs is asked which. A branch that did not
     run in a step, such as "uncond" after guidance has stopped, is NaN there, and so are the text columns that a branch
@@ -192,7 +195,9 @@ class AttentionRecorder:
             steps = 1 if loop is None or loop.steps is None else loop.steps
             if request.steps is not None:
                 steps = max(1, len([step for step in request.steps if step < steps]))
-            self._free = request.check_budget(images, len(branches), steps, columns, layout.grid[0] * layout.grid[1])
+            self._free = request.check_budget(
+                images, len(branches), steps, columns, layout.image.stop - layout.image.start
+            )
             self._pieces = Pieces(request, *size)
         self._pieces.timesteps[self._step] = timesteps[:images].numpy()
         self._pieces.branches.setdefault(self._step, branches)
@@ -299,7 +304,7 @@ class AttentionRecorder:
             pieces.send()
 
     def _reduced(self, call: JointAttention, direction: str, workspace: int) -> Tensor:
-        """Masses [batch head? direction], or maps [batch head? token y x]."""
+        """Masses [batch head? direction], or maps [batch head? token frame? y x]."""
         request, pieces = self._request, self._pieces
         assert pieces is not None
         if direction == "masses":
@@ -325,7 +330,7 @@ class AttentionRecorder:
         maps = (maps.mT if direction == "i2t" else maps).unflatten(-1, pieces.grid)
         if here is None or weights is not None or (columns.singles and len(here) == len(text or ())):
             return maps
-        return columns.combine(maps, here, pieces.images)
+        return columns.combine(maps, here, pieces.images, len(pieces.grid))
 
     def _span_weights(self, device: torch.device, outside: bool = False) -> Tensor | None:
         """The weights of spans, or of words outside the prompt, on a device, copied there once."""
@@ -339,7 +344,8 @@ class AttentionRecorder:
     def tensors(self) -> dict[tuple[str, int, str, int], Tensor]:
         """Maps that are still on the device, with on_device=True all of them until the recording is read.
 
-        Keys are (direction, step, branch, layer); a map is [image head? token y x], a mass [image head? direction].
+        Keys are (direction, step, branch, layer); a map is [image head? token frame? y x], a mass [image head?
+        direction].
         """
         kept = [] if self._pieces is None else self._pieces.on_device
         return {key: piece for keys, whole in kept for key, piece in zip(keys, whole, strict=True)}

@@ -21,7 +21,8 @@ class Recording:
     Args:
         arrays: "i2t" and "t2i" maps with dims (image, branch, step, layer, head, token, y, x) and "masses" with dims
             (image, branch, step, layer, head, direction); "i2c" and "c2i" of words outside the prompt with dims (image,
-            branch, step, layer, head, concept, y, x); no head axis where the mean over heads was recorded.
+            branch, step, layer, head, concept, y, x); no head axis where the mean over heads was recorded. Maps of a
+            video have an axis "frame", its latent frames, before y.
             Coordinates are the token words or span names (`token_index`: position in the text; `token_start` and
             `token_stop`: its characters in the prompt; `token_reader`: its tokenizer; with a second axis `image`, and
             -1 for none, where images have different prompts), the `prompt` of each image, and the `timestep` of each

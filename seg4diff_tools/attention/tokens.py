@@ -22,7 +22,7 @@ from seg4diff_tools.prompts import Prompt, Token, numbered
 TOLERANCE = 0.1
 """Relative difference of a text token's features up to which two runs read the same prompt: batches round
 differently."""
-Maps = Float[Tensor, "batch *head token y x"]
+Maps = Float[Tensor, "batch ... y x"]
 
 
 def span_weights(spans: Sequence[Sequence[int]], tokens: int) -> Float[Tensor, "token span"]:
@@ -96,25 +96,30 @@ class Columns:
         text = self.text or []
         return span_weights([[text.index(index) for index in group] for group in self.groups[0]], len(text))
 
-    def combine(self, maps: Maps, text: Sequence[int], images: int) -> Float[Tensor, "batch *head column y x"]:
+    def combine(self, maps: Maps, text: Sequence[int], images: int, places: int) -> Maps:
         """Average single tokens into the columns of each image; a column without all of its tokens is NaN.
 
         Args:
-            maps: of the tokens in `text`, one row per image of each branch.
+            maps: of the tokens in `text`, [batch head? token frame? y x], one row per image of each branch.
             text: text tokens.
             images: number of images.
+            places: number of axes of the grid of image tokens.
+
+        Returns:
+            [batch head? column frame? y x].
         """
+        token = -1 - places
         place = {index: at for at, index in enumerate(text)}
         rows = []
         for row, one in enumerate(maps):
             groups = self.groups[row % images * len(self.groups) // images]
             columns = [
-                one[..., index_on(tuple(place[index] for index in group), one.device), :, :].mean(dim=-3)
+                one.index_select(token, index_on(tuple(place[index] for index in group), one.device)).mean(dim=token)
                 if group and all(index in place for index in group)
-                else one.new_full((*one.shape[:-3], *one.shape[-2:]), torch.nan)
+                else one.new_full((*one.shape[:token], *one.shape[-places:]), torch.nan)
                 for group in groups
             ]
-            rows.append(torch.stack(columns, dim=-3))
+            rows.append(torch.stack(columns, dim=token))
         return torch.stack(rows)
 
     def texts(self, images: int) -> list[str]:

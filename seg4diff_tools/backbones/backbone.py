@@ -6,21 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from seg4diff_tools.backbones import pictures
 from seg4diff_tools.backbones.checks import check_latents, check_zeros
-from seg4diff_tools.backbones.inputs import at_once, forward_inputs
+from seg4diff_tools.backbones.inputs import forward_inputs
 from seg4diff_tools.backbones.sampling import as_list, as_prompts, as_seeds, draw_noise, is_number, sample
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families import Family, model_lock, transformer_of
 from seg4diff_tools.families._private import execution_device, scheduler_shift
 from seg4diff_tools.families.capture import CapturedInputs, capture_inputs, prompt_of
-from seg4diff_tools.images import Fit, ImageLike, Size, check_size, fit_image, open_images
+from seg4diff_tools.images import Fit, ImageLike, Size, Video
 from seg4diff_tools.indices import as_indices, as_int
 from seg4diff_tools.prompts import Prompt, check_prompt, class_texts, class_tokens, cut_class_text
 
@@ -47,7 +47,8 @@ class Backbone:
     _captured: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        size = f"{self.layers} layers of {self.heads} heads, {self.image_size} px"
+        pixels = " x ".join(map(str, self.native_size)) if self.is_video else self.image_size
+        size = f"{self.layers} layers of {self.heads} heads, {pixels} px"
         return f"Backbone({self.name!r}, {self.family.name}, {size}, {self.dtype} on {self.device})"
 
     @property
@@ -81,23 +82,37 @@ class Backbone:
         return self.family.latent_cell_px(self.pipe) * self.family.patch_size
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of the square images that the model was trained on."""
-        return self.family.default_size(self.pipe)
+    def is_video(self) -> bool:
+        """Whether it is a model of videos, whose latents and maps have an axis of frames."""
+        return self.family.frame_axis is not None
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent of an image of the native size."""
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the model was trained on; of videos, see `native_size`."""
+        if self.is_video:
+            raise InputError(f"expected a model of images, got {self.name!r}, one of videos: use native_size")
+        return self.native_size[0]
+
+    @property
+    def native_size(self) -> tuple[int, ...]:
+        """Height and width in pixels of what the model was trained on; of a video, the number of frames before them."""
+        return self.family.native_size(self.pipe)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Channels, rows and columns of the latent of an image of the native size; of a video, frames before rows."""
         return self.latent_size()
 
-    def token_grid(self, latents: Float[Tensor, "image channels height width"] | None = None) -> tuple[int, int]:
-        """Return rows and columns of image tokens.
+    def token_grid(
+        self, latents: Float[Tensor, "image channels *frames height width"] | None = None
+    ) -> tuple[int, ...]:
+        """Return rows and columns of image tokens; of a video, latent frames before them.
 
         Args:
             latents: of any size; None for the native image size.
         """
-        rows, columns = self.latent_shape[1:] if latents is None else latents.shape[-2:]
-        return rows // self.family.patch_size, columns // self.family.patch_size
+        *frames, rows, columns = self.latent_shape[1:] if latents is None else latents.shape[2:]
+        return *frames, rows // self.family.patch_size, columns // self.family.patch_size
 
     @overload
     def encode_prompt(  # type: ignore[overload-overlap]
@@ -141,7 +156,9 @@ class Backbone:
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
         arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text(self.pipe) else {}
         with self.running():
-            return capture_inputs(self.pipe, self.family, text, size=self._pixels(size), steps=steps, **arguments)
+            return capture_inputs(
+                self.pipe, self.family, text, size=pictures.pixel_size(self, size), steps=steps, **arguments
+            )
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -188,12 +205,16 @@ class Backbone:
         return [replace(prompt, classes=class_tokens(prompt, ranges, reader)) for prompt, ranges in encoded]
 
     def encode_image(
-        self, images: ImageLike | Sequence[ImageLike], size: Size | None = None, fit: Fit = "resize"
-    ) -> Float[Tensor, "image channels height width"]:
+        self,
+        images: ImageLike | Video | Sequence[ImageLike] | Sequence[Video],
+        size: Size | None = None,
+        fit: Fit = "resize",
+    ) -> Float[Tensor, "image channels *frames height width"]:
         """Encode images into scaled latents: the mean of the VAE's posterior, hence deterministic.
 
         Args:
-            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists.
+            images: paths, PIL images, uint8 arrays [y x 3], float tensors [3 y x] from 0 to 1, batches or lists. A
+                model of videos takes a `Video`, or a list of them with as many frames.
             size: target size in pixels, (height, width) or the side of a square; None for the native size.
             fit: "resize" (stretch, as the released code) or "crop" (center crop, as the paper's text).
 
@@ -201,31 +222,18 @@ class Backbone:
             Latents, one per image, (z - shift) * scale as the transformer expects.
 
         Raises:
-            InputError: an image that is missing or damaged, or a size that the model cannot take.
+            InputError: an image that is missing or damaged, a size or a number of frames that the model cannot take,
+                or an image in place of a video.
         """
-        height, width = self._pixels(size)
-        pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
-        pixels = self.pipe.image_processor.preprocess(pictures, height, width)
-        with self.running():
-            parts = [
-                self.family.encode(self.pipe, part.to(self.device, self.pipe.vae.dtype))
-                for part in pixels.split(at_once((height, width)))
-            ]
-            return torch.cat(parts).to(self.dtype)
+        return pictures.encode(self, images, size, fit)
 
-    def decode(self, latents: Float[Tensor, "image channels height width"]) -> list[PIL.Image.Image]:
-        """Decode scaled latents into images.
+    def decode(self, latents: Float[Tensor, "image channels *frames height width"]) -> list[Any]:
+        """Decode scaled latents into PIL images; with a model of videos, into a `Video` each.
 
         Args:
             latents: from `encode_image`.
         """
-        latents = check_latents(self, latents, "latents").to(self.device, self.pipe.vae.dtype)
-        with self.running():
-            parts = [
-                self.pipe.image_processor.postprocess(self.family.decode(self.pipe, part))
-                for part in latents.split(at_once(self._size(latents)))
-            ]
-        return [image for part in parts for image in part]
+        return pictures.decode(self, latents)
 
     def schedule(
         self, steps: int = 28, size: Size | None = None
@@ -242,20 +250,22 @@ class Backbone:
         steps = as_int(steps, "steps", 1)
         # a scheduler can be changed in place
         scheduler, settings = self.pipe.scheduler, repr(sorted(self.pipe.scheduler.config.items()))
-        key = "schedule", self._pixels(size), steps, scheduler, settings, scheduler_shift(scheduler)
+        key = "schedule", pictures.pixel_size(self, size), steps, scheduler, settings, scheduler_shift(scheduler)
         if key not in self._captured:
             made = self._capture("", size, steps).scheduler
-            self._captured[key] = made.timesteps.cpu().float()[:steps], made.sigmas.cpu().float()[:steps]
+            sigmas = self.family.noise_levels(made).cpu().float()
+            self._captured[key] = made.timesteps.cpu().float()[:steps], sigmas[:steps]
         return self._captured[key]
 
     def add_noise(
         self,
-        latents: Float[Tensor, "image channels height width"],
+        latents: Float[Tensor, "image channels *frames height width"],
         steps_from_end: int | Sequence[int] = 8,
         steps: int = 28,
         seed: int | Sequence[int] = 0,
-    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, " batch"]]:
-        """Mix latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise.
+    ) -> tuple[Float[Tensor, "batch channels *frames height width"], Float[Tensor, " batch"]]:
+        """Mix latents with noise as at one or several steps of sampling: x_t = (1 - sigma) x_0 + sigma noise; of
+        CogVideoX, whose schedule keeps the variance, sqrt(1 - sigma^2) x_0 + sigma noise.
 
         Args:
             latents: scaled, one per image.
@@ -272,7 +282,7 @@ class Backbone:
         """
         latents, steps = check_latents(self, latents, "latents"), as_int(steps, "steps", 1)
         wanted = as_indices(steps_from_end, "steps_from_end", steps + 1, low=1)
-        timesteps, sigmas = self.schedule(steps, self._size(latents))
+        timesteps, sigmas = self.schedule(steps, pictures.size_of(self, latents))
         seeds = as_seeds(seed)
         seeds = seeds * len(latents) if is_number(seed) else seeds
         if len(seeds) != len(latents):
@@ -280,15 +290,15 @@ class Backbone:
                 f"expected seed, one or one per image, got {len(seeds)} for {len(latents)} images: pass seed=0"
             )
         index = torch.tensor([-k for k in wanted])
-        sigma = rearrange(sigmas[index], "step -> 1 step 1 1 1").to(latents.device)
+        sigma = sigmas[index].view(1, -1, *[1] * (latents.ndim - 1)).to(latents.device)
         noise = draw_noise(seeds, latents.shape[1:]).to(latents.device)
-        mixed = (1 - sigma) * latents.float()[:, None] + sigma * noise[:, None]
+        mixed = self.family.image_share(sigma) * latents.float()[:, None] + sigma * noise[:, None]
         noisy = rearrange(mixed, "image step ... -> (image step) ...").to(latents.dtype)
         return noisy, repeat(timesteps[index], "step -> (image step)", image=len(latents)).to(latents.device)
 
     def predict_velocity(
         self,
-        noisy: Float[Tensor, "batch channels height width"],
+        noisy: Float[Tensor, "batch channels *frames height width"],
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> Float[Tensor, "batch ..."]:
@@ -301,7 +311,7 @@ class Backbone:
                 (see `add_noise`) one prompt per image.
 
         Returns:
-            The predicted velocity, noise minus image.
+            The predicted velocity, noise minus image; of CogVideoX sqrt(1 - sigma^2) noise - sigma image.
         """
         with self.running():
             predicted = self.pipe.transformer(**self.inputs(noisy, timestep, prompt))[0]
@@ -309,7 +319,7 @@ class Backbone:
 
     def inputs(
         self,
-        noisy: Float[Tensor, "batch channels height width"],
+        noisy: Float[Tensor, "batch channels *frames height width"],
         timestep: Float[Tensor, " batch"] | Float[Tensor, ""] | float,
         prompt: Prompts,
     ) -> dict[str, Any]:
@@ -325,9 +335,9 @@ class Backbone:
         prompts = [self.encode_prompt(each) if isinstance(each, str) else each for each in as_prompts(prompt)]
         # looked up once: both search through modules; captured inputs keep the pipeline's device and dtype
         device, dtype = self.device, self.dtype
-        key = "inputs", self._size(noisy), device, dtype
+        key = "inputs", pictures.size_of(self, noisy), device, dtype
         if key not in self._captured:
-            self._captured[key] = self._capture("", self._size(noisy)).inputs
+            self._captured[key] = self._capture("", pictures.size_of(self, noisy)).inputs
         return forward_inputs(self.family, self._captured[key], noisy.to(device, dtype), timestep, prompts)
 
     def generate(
@@ -344,8 +354,8 @@ class Backbone:
         progress: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
         **arguments: Any,
-    ) -> list[PIL.Image.Image]:
-        """Generate images with the pipeline's own sampling loop.
+    ) -> list[Any]:
+        """Generate images, or videos, with the pipeline's own sampling loop.
 
         Args:
             prompt: one, or a list: one image each.
@@ -353,7 +363,7 @@ class Backbone:
             guidance_scale: of classifier-free guidance; None for the backbone's default, 1 or less for no guidance. A
                 guidance-distilled model, such as FLUX.1-dev, reads the number instead.
             seed: one for all images, or a list (with a single prompt: that many images of it).
-            size: (height, width) or side in pixels; None for the native size.
+            size: (height, width) or side in pixels, (frames, height, width) of a video; None for the native size.
             negative_prompt: of classifier-free guidance; None for the pipeline's own, mostly the empty prompt.
             zero_tokens: see `encode_prompt`; an encoded prompt keeps its own number.
             batch: images at once; None for all.
@@ -362,7 +372,7 @@ class Backbone:
             arguments: further arguments of the pipeline, such as `true_cfg_scale` of FLUX.1 or `image` of Kontext.
 
         Returns:
-            The images.
+            The images; of a model of videos, a `Video` each.
 
         Raises:
             PromptError: a prompt does not fit.
@@ -375,7 +385,7 @@ class Backbone:
             as_int(steps, "steps", 1),
             guidance_scale,
             seed,
-            self._pixels(size),
+            pictures.pixel_size(self, size),
             negative_prompt,
             zero_tokens,
             batch,
@@ -384,16 +394,14 @@ class Backbone:
             arguments,
         )
 
-    def _pixels(self, size: Size | None) -> tuple[int, int]:
-        most = self.family.max_tokens_per_side(self.transformer)
-        return check_size(self.image_size if size is None else size, self.token_px, most)
+    def latent_size(self, size: Size | None = None) -> tuple[int, ...]:
+        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size.
 
-    def latent_size(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size."""
-        rows, columns = (side // self.family.latent_cell_px(self.pipe) for side in self._pixels(size))
-        return self.family.channels(self.pipe), rows, columns
+        Of a video, latent frames stand before the rows, and `size` may be (frames, height, width).
+        """
+        return pictures.latent_size(self, size)
 
-    def _size(self, latents: Tensor) -> tuple[int, int]:
-        """Return the height and width in pixels of the images of these latents."""
-        height, width = (side * self.family.latent_cell_px(self.pipe) for side in latents.shape[-2:])
-        return height, width
+    def latent_frame(self, frame: int) -> int:
+        """Return the latent frame (of maps the index on axis "frame") that stands for a frame of a video: the first one
+        for the first frame alone, each other one for as many as the VAE joins."""
+        return -(-frame // self.pipe.vae_scale_factor_temporal)

@@ -83,18 +83,37 @@ def check_zeros(backbone: "Backbone", zero_tokens: int) -> int:
 
 def check_latents(backbone: "Backbone", latents: Any, name: str) -> Tensor:
     """Return a batch of latents of the model's shape, or raise an InputError."""
-    channels = backbone.family.channels(backbone.pipe)
+    channels, frames = backbone.family.channels(backbone.pipe), "frames " if backbone.is_video else ""
     shape = tuple(getattr(latents, "shape", ()))
-    if not isinstance(latents, Tensor) or len(shape) != 4 or not len(latents) or shape[1] != channels:
+    axes = 5 if backbone.is_video else 4
+    if not isinstance(latents, Tensor) or len(shape) != axes or not len(latents) or shape[1] != channels:
         kind = f"shape {shape}" if isinstance(latents, Tensor) else type(latents).__name__
-        raise InputError(f"expected {name} [image {channels} rows columns], got {kind}: pass what encode_image returns")
-    if shape[2] % backbone.family.patch_size or shape[3] % backbone.family.patch_size:
         raise InputError(
-            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[2:]}: "
+            f"expected {name} [image {channels} {frames}rows columns], got {kind}: pass what encode_image returns"
+        )
+    if shape[-2] % backbone.family.patch_size or shape[-1] % backbone.family.patch_size:
+        raise InputError(
+            f"expected {name} with rows and columns in multiples of {backbone.family.patch_size}, got {shape[-2:]}: "
             f"encode "
             f"an image whose sides are multiples of {backbone.token_px} px"
         )
     return latents
+
+
+def check_frames(backbone: "Backbone", frames: Any) -> int:
+    """Return a number of frames that a model of videos can take.
+
+    Raises:
+        InputError: another number; the message names the nearest ones.
+    """
+    frames, step = as_int(frames, "frames", 1), backbone.family.frame_step(backbone.pipe)
+    if (frames - 1) % step:
+        below = frames - (frames - 1) % step
+        raise InputError(
+            f"expected 1, {1 + step}, {1 + 2 * step} or more frames in steps of {step} for {backbone.name!r}, got "
+            f"{frames}: pass {below} or {below + step}"
+        )
+    return frames
 
 
 def check_timesteps(timestep: Any, count: int, device: torch.device) -> Float[Tensor, " batch"]:

@@ -29,7 +29,7 @@ class ForwardBatch:
         steps: indices of the rows' steps in the requested steps.
     """
 
-    noisy: Float[Tensor, "row channel height width"]
+    noisy: Float[Tensor, "row channel *frames height width"]
     timestep: Float[Tensor, " row"]
     prompts: list[Prompt]
     images: list[int]
@@ -44,7 +44,7 @@ class ForwardBatch:
 
 def forward_batches(
     backbone: Backbone,
-    latents: Float[Tensor, "image channel height width"],
+    latents: Float[Tensor, "image channel *frames height width"],
     prompts: Sequence[Sequence[Prompt]],
     *,
     steps_from_end: Sequence[int] = (8,),
@@ -85,7 +85,7 @@ def forward_batches(
 
 def observe(
     backbone: Backbone,
-    noisy: Float[Tensor, "row channel height width"],
+    noisy: Float[Tensor, "row channel *frames height width"],
     timestep: Float[Tensor, " row"],
     prompt: Prompt | Sequence[Prompt],
     see: Callable[[JointAttention], Observed],

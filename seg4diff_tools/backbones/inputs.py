@@ -79,6 +79,6 @@ def rows(values: Sequence[Any], times: int = 1, axis: int = 0) -> Any:
     return first
 
 
-def at_once(size: tuple[int, int]) -> int:
+def at_once(size: tuple[int, ...]) -> int:
     """Return the VAE's batch size for images of a size in pixels: it needs more memory than the transformer."""
     return max(1, (1 << 20) // math.prod(size))

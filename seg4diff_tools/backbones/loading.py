@@ -84,26 +84,32 @@ _DTYPES = {
 }
 
 
-def as_backbone(model: Backbone | DiffusionPipeline | str | Path) -> Backbone:
+def as_backbone(model: Backbone | DiffusionPipeline | str | Path, *, videos: bool = False) -> Backbone:
     """Return the backbone of a model given by name or in memory.
 
     Args:
         model: a backbone (returned as it is), a diffusers pipeline in memory, or a name or folder for `load_backbone`.
+        videos: whether a model of videos will do.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else, or a model of videos where only one of images will do.
         CheckpointError, UnknownArchitectureError: as `load_backbone`.
     """
-    if isinstance(model, Backbone):
-        return model
     if isinstance(model, DiffusionPipeline):
-        return wrap_pipeline(model)
-    if isinstance(model, (str, Path)):
-        return load_backbone(model)
-    raise InputError(
-        f"expected a model (a backbone, a diffusers pipeline or a name), got {type(model).__name__}: pass "
-        "load_backbone('mini'), a pipeline, or the name itself"
-    )
+        model = wrap_pipeline(model)
+    elif isinstance(model, (str, Path)):
+        model = load_backbone(model)
+    if not isinstance(model, Backbone):
+        raise InputError(
+            f"expected a model (a backbone, a diffusers pipeline or a name), got {type(model).__name__}: pass "
+            "load_backbone('mini'), a pipeline, or the name itself"
+        )
+    if model.is_video and not videos:
+        raise InputError(
+            f"expected a model of images, got {model.name!r}, a model of videos ({model.family.name}): record it with "
+            "AttentionRecorder, or segment a Video with it"
+        )
+    return model
 
 
 def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | None = None) -> Backbone:

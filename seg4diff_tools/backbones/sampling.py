@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from seg4diff_tools.backbones.checks import check_zeros
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families._private import progress_bar
+from seg4diff_tools.images import Video
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt, check_prompt
 
@@ -29,6 +30,8 @@ _INSTEAD = {
     "latents": "seed=",
     "height": "size=(height, width)",
     "width": "size=(height, width)",
+    "num_frames": "size=(frames, height, width)",
+    "num_videos_per_prompt": "seed=[0, 1]: one video per seed",
     "callback_on_step_end": "callback=",
     "output_type": "callback=, which gets the latents",
     "return_dict": "the list of images that generate returns",
@@ -43,15 +46,15 @@ def sample(
     steps: int,
     guidance_scale: float | None,
     seed: int | Sequence[int],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     negative_prompt: str | None,
     zero_tokens: int,
     batch: int | None,
     progress: bool,
     callback: Callback | None,
     arguments: dict[str, Any],
-) -> list[PIL.Image.Image]:
-    """Generate images: see `Backbone.generate`."""
+) -> list[PIL.Image.Image] | list[Video]:
+    """Generate images or videos: see `Backbone.generate`."""
     texts = [unicodedata.normalize("NFC", p) if isinstance(p, str) else p.text for p in prompts]
     if negative_prompt is not None and not isinstance(negative_prompt, str):
         raise InputError(f"expected negative_prompt as text, got {negative_prompt!r}: pass one for all images")
@@ -74,18 +77,19 @@ def sample(
     options = _options(backbone, prompts, guidance_scale, negative_prompt, zero_tokens, callback, arguments)
     noise = draw_noise(seeds, backbone.latent_size(size)).to(backbone.device)
     noise = noise.to(backbone.dtype) if backbone.family.latents_as_given else noise
-    images: list[PIL.Image.Image] = []
+    images: list[Any] = []
     with backbone.running(), progress_bar(backbone.pipe, progress):
         for start in tqdm(range(0, len(texts), batch), unit="batch", desc=backbone.name, disable=not several):
             some, part = texts[start : start + batch], noise[start : start + batch]
             many = {"negative_prompt": [options["negative_prompt"]] * len(some)} if "negative_prompt" in options else {}
-            images += backbone.pipe(
+            made = backbone.pipe(
                 prompt=some,
                 **backbone.family.sized(backbone.pipe, size),
                 num_inference_steps=steps,
                 latents=backbone.family.pack(part) if backbone.family.takes_packed else part,
                 **(options | many),
-            ).images
+            )
+            images += [Video(frames) for frames in made.frames] if backbone.is_video else made.images
     return images
 
 
@@ -101,7 +105,7 @@ def _options(
     """Return the arguments of a pipeline call; refuse those without an effect."""
     name, family = type(backbone.pipe).__name__, backbone.family
     known = inspect.signature(type(backbone.pipe).__call__).parameters
-    if taken := [key for key in arguments if key in _INSTEAD]:
+    if taken := [key for key in arguments if key in _INSTEAD and key in known]:
         raise InputError(f"expected no {taken[0]} in generate, got {taken[0]}: use {_INSTEAD[taken[0]]}")
     scale = _scale(backbone.guidance_scale if guidance_scale is None else guidance_scale, "guidance_scale")
     options = {family.scale_name: scale, **family.call_kwargs} | arguments
@@ -185,7 +189,7 @@ def as_prompts(prompt: Any) -> list[str | Prompt]:
     return prompts
 
 
-def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels height width"]:
+def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "image channels *frames height width"]:
     """Draw noise on the CPU in float32: the same for a seed on every device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(*shape, generator=g, dtype=torch.float32, device="cpu") for g in generators])

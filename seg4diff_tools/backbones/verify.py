@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ LEAK = 1e-2
 def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
     """Verify a family's record: change a latent cell and a word's features, and compare the first layer's keys.
 
-    Four forwards of random latents, on an image one token wider than high.
+    Four forwards of random latents, on an image one token wider than high, or on a video of three latent frames.
 
     Args:
         backbone: of any family, such as one whose record was just written.
@@ -33,11 +34,10 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
     Raises:
         RecordingError: token positions differ from the record; it names the key that changed instead.
     """
-    channels, rows, columns = backbone.latent_shape
+    channels, *frames, rows, columns = backbone.latent_shape
     side = backbone.family.patch_size
-    latents = torch.randn(
-        1, channels, rows, columns + side, generator=torch.Generator().manual_seed(0), dtype=torch.float32
-    )
+    shape = 1, channels, *(3 for _ in frames), rows, columns + (0 if frames else side)
+    latents = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     encoded = backbone.encode_prompt(prompt)
     inputs = backbone.inputs(latents, 500.0, encoded)
     with torch.no_grad():
@@ -46,11 +46,15 @@ def verify(backbone: Backbone, prompt: str = PROMPT) -> dict[str, float]:
     rows_sum = (first.weights("i2t", heads=[0]).sum(-1) + first.weights("i2i", heads=[0]).sum(-1)).mean()
 
     grid = backbone.token_grid(latents)
-    row, column = grid[0] // 2, grid[1] - 2
+    row, column = grid[-2] // 2, grid[-1] - 2
+    place = *(1 for _ in frames), row, column
     changed = latents.clone()
-    changed[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
+    last = changed[:, :, 1] if frames else changed
+    last[..., row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
     moved = _moved(first, backbone, backbone.inputs(changed, 500.0, encoded))
-    image_leak = _check(moved, first.image.start + row * grid[1] + column, first.text, f"image token ({row}, {column})")
+    image_leak = _check(
+        moved, first.image.start + int(np.ravel_multi_index(place, grid)), first.text, f"image token {place}"
+    )
 
     # of several text inputs the first is changed
     held = len(encoded.inputs[backbone.family.text_inputs[0]][0])

@@ -20,7 +20,7 @@ from seg4diff_tools.explorer.live import STEPS, LiveExplorer, samples_straight
 from seg4diff_tools.explorer.maps import MapSource
 from seg4diff_tools.explorer.widget import Explorer
 from seg4diff_tools.explorer.words import known_phrases, told_phrases
-from seg4diff_tools.images import ImageLike, open_image, open_images
+from seg4diff_tools.images import ImageLike, Video, open_image, open_images
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ Source: TypeAlias = Model | Maps | Mapping[str, Any]
 
 def explore(
     source: Source,
-    image: ImageLike | Sequence[ImageLike] | Sample | None = None,
+    image: ImageLike | Video | Sequence[ImageLike] | Sequence[Video] | Sample | None = None,
     *,
     prompt: str | None = None,
     seed: int = 0,
@@ -55,10 +55,11 @@ def explore(
 
     Args:
         source: recorded maps: a recorder, a recording or the path of a saved one, maps with the axes y, x and any of
-            image, branch, layer, step, head and token (or class, or concept); a dictionary of several, by name, for
-            comparison; a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with
+            image, frame, branch, layer, step, head and token (or class, or concept); a dictionary of several, by name,
+            for comparison; a segmentation, shown as masks over its image; or a model (a backbone or a pipeline; with
             `prompt`, also a name), which is recorded with `prompt`, `seed` and `image`.
-        image: the picture under the maps, one for each entry of axis image; None shows the maps alone. With a backbone,
+        image: the picture under the maps, one for each entry of axis image; None shows the maps alone. Under maps of a
+            video the `Video`, of which each latent frame shows one of the frames that it stands for. With a backbone,
             its input picture, with every step's noise; None generates one. A sample or scene brings its image, its
             caption as the prompt and its class names as phrases.
         prompt: of the backbone; may also be passed as `image`.
@@ -102,7 +103,7 @@ def explore(
     if isinstance(image, Sample):
         prompt = image.caption if prompt is None and isinstance(source, _MODELS) else prompt
         image = image.image
-    if isinstance(source, DiffusionPipeline) or (prompt is not None and isinstance(source, (str, Path))):
+    if isinstance(source, _MODELS) or (prompt is not None and isinstance(source, (str, Path))):
         source = as_backbone(source)
     if isinstance(source, Backbone):
         is_file = isinstance(image, str) and Path(image).suffix.lower() in PIL.Image.registered_extensions()
@@ -125,14 +126,41 @@ def explore(
         settings = {"mode": "masks"} | settings
     named = source if isinstance(source, Mapping) else {"": source}
     atlas = MapSource({str(name): _blocks(part) for name, part in named.items()}, names)
-    pictures = [] if image is None else open_images(image)
-    if len(pictures) not in (0, 1, len(atlas.axes["image"])):
-        raise InputError(
-            f"expected one picture or one for each of {len(atlas.axes['image'])} images, got {len(pictures)}: pass as "
-            "many"
-        )
+    pictures = _pictures(image, len(atlas.axes["image"]), atlas.axes["frame"])
     call = f"explore({_source_name(source)}{', image' if pictures else ''}{told_phrases(names)}"
     return Explorer(atlas, pictures, call, store, **settings)
+
+
+def _pictures(image: Any, images: int, frames: list) -> list[PIL.Image.Image]:
+    """Return no picture, one for all maps, or one for each image and latent frame.
+
+    Raises:
+        InputError: another number, or videos for maps without frames.
+    """
+    videos = [image] if isinstance(image, Video) else image
+    if isinstance(videos, (list, tuple)) and videos and all(isinstance(one, Video) for one in videos):
+        if frames == [None]:
+            raise InputError("expected images for maps without an axis 'frame', got a Video: pass an image")
+        pictures: list[Any] = [_frames_of(video, frames) for video in videos]
+    else:
+        pictures = [[one] * len(frames) for one in ([] if image is None else open_images(image))]
+        if len(pictures) == 1:
+            return pictures[0][:1]
+    if len(pictures) not in (0, images):
+        raise InputError(f"expected one picture or one for each of {images} images, got {len(pictures)}: pass as many")
+    return [picture for one in pictures for picture in one]
+
+
+def _frames_of(video: Video, frames: list[int]) -> list[PIL.Image.Image]:
+    """Return the picture of each latent frame: the first one, then the middle one of those that it stands for."""
+    last = max(1, frames[-1])
+    span, rest = divmod(len(video) - 1, last)
+    if rest or (span == 0 and frames[-1]):
+        raise InputError(
+            f"expected a Video whose frames the {frames[-1] + 1} recorded latent frames stand for, got one of "
+            f"{len(video)} frames: pass the recorded one"
+        )
+    return [video[frame and span * (frame - 1) + 1 + (span - 1) // 2] for frame in frames]
 
 
 def _blocks(source: Any) -> dict[str, xr.DataArray]:

@@ -16,12 +16,12 @@ from seg4diff_tools.errors import InputError, shown
 from seg4diff_tools.explorer.words import GROUPS, Word, listed, tokens_of, words_of
 from seg4diff_tools.plotting.checks import check_maps
 
-AXES = ("recording", "direction", "image", "branch", "layer", "step", "head")
+AXES = ("recording", "direction", "image", "frame", "branch", "layer", "step", "head")
 """Axes of a viewer's settings, in order: all recorded ones except words and positions."""
 # Axes to thin out where the maps do not fit, in order, each with the number of entries to keep before going on.
 LADDER = (
-    *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("image", 1), ("layer", 8)),
-    *(("step", 1), ("layer", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
+    *(("head", 1), ("step", 7), ("grid", 16), ("branch", 1), ("frame", 5), ("image", 1), ("layer", 8)),
+    *(("step", 1), ("layer", 1), ("frame", 1), ("direction", 1), ("recording", 1), ("grid", 1)),
 )
 Selection = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class MapSource:
 
     Args:
         recordings: for each name of a recording its maps by direction, such as {"before": {"i2t": maps}}; axes y, x,
-            and any of image, branch, layer, step, head and token (or class, or concept).
+            and any of image, frame, branch, layer, step, head and token (or class, or concept).
         phrases: phrases that are shown as one word, such as "night sky", where the prompt has them.
         schedule: length of the whole schedule; None infers it from a recording of all steps from 0 on.
 

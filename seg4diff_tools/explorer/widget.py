@@ -8,6 +8,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class Explorer(anywidget.AnyWidget):
     All attributes can be set and observed.
 
     Attributes:
-        layer, step, head, direction, branch, image, recording: the selection, with the recording's values; None for
-            axes that were not recorded.
+        layer, step, head, direction, branch, image, frame, recording: the selection, with the recording's values; None
+            for axes that were not recorded. `frame` is a latent frame of a video.
         token: the word or token whose map is shown; the mean of its tokens where it has several, so that "<pads>" is
             one pad on average, not their sum.
         beside: settings of the second panel that differ, such as {"layer": 9}; {} for one panel.
@@ -71,7 +72,7 @@ class Explorer(anywidget.AnyWidget):
     _esm = module()
     _css = style()
 
-    recording, direction, image, branch, layer, step, head = (traitlets.Any().tag(sync=True) for _ in AXES)
+    recording, direction, image, frame, branch, layer, step, head = (traitlets.Any().tag(sync=True) for _ in AXES)
     token = traitlets.Unicode().tag(sync=True)
     beside = traitlets.Dict().tag(sync=True)
     mode = traitlets.Enum(("map", "masks"), "map").tag(sync=True)
@@ -259,7 +260,8 @@ class Explorer(anywidget.AnyWidget):
         told["token"] = self.token if self.token in labels else group[self.token]
         told["classes"] = list(dict.fromkeys(name if name in labels else group[name] for name in self.classes))
         if len(self.pictures) > 1:
-            told["pictures"] = [self.pictures[self.axes["image"].index(one)] for one in kept["axes"]["image"]]
+            chosen = product(kept["axes"]["image"], kept["axes"]["frame"])
+            told["pictures"] = [self.pictures[self._picture_at(*one)] for one in chosen]
         if self.step_pictures:
             told["step_pictures"] = [self.step_pictures[self.axes["step"].index(one)] for one in kept["axes"]["step"]]
         if self.cell:
@@ -294,11 +296,16 @@ class Explorer(anywidget.AnyWidget):
             bundle[0]["image/png"] = base64.b64encode(self._preview()).decode()
         return bundle
 
+    def _picture_at(self, image: Any, frame: Any) -> int:
+        """Return the place of a picture among several: images in order, the frames of each together."""
+        frames = self.axes["frame"]
+        return self.axes["image"].index(image) * len(frames) + frames.index(frame)
+
     def _preview(self) -> bytes:
         """Return the first panel as a picture, for a notebook whose cells have not run."""
         picture = None
         if self.pictures:
-            url = self.pictures[self.axes["image"].index(self.image) if len(self.pictures) > 1 else 0]
+            url = self.pictures[self._picture_at(self.image, self.frame) if len(self.pictures) > 1 else 0]
             if self.step_pictures and self.under == "step":
                 url = self.step_pictures[self.axes["step"].index(self.step)]
             picture = PIL.Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))

@@ -12,12 +12,14 @@ from seg4diff_tools.families._private import SamplingLoop, sampling_loop, uncomp
 from seg4diff_tools.families.auraflow import AURAFLOW
 from seg4diff_tools.families.bria import BRIA
 from seg4diff_tools.families.chroma import CHROMA
+from seg4diff_tools.families.cogvideox import COGVIDEOX
 from seg4diff_tools.families.cogview4 import COGVIEW4
 from seg4diff_tools.families.ernie import ERNIE_IMAGE
 from seg4diff_tools.families.flux import FLUX
 from seg4diff_tools.families.flux2 import FLUX2
 from seg4diff_tools.families.hidream import HIDREAM_IMAGE
 from seg4diff_tools.families.hunyuan import HUNYUAN_IMAGE
+from seg4diff_tools.families.hunyuan_video import HUNYUAN_VIDEO
 from seg4diff_tools.families.krea2 import KREA2
 from seg4diff_tools.families.longcat import LONGCAT_IMAGE
 from seg4diff_tools.families.lumina2 import LUMINA2
@@ -31,7 +33,7 @@ from seg4diff_tools.families.zimage import Z_IMAGE
 
 FAMILIES: list[Family] = [
     *(SD3, FLUX, FLUX2, CHROMA, AURAFLOW, QWEN_IMAGE, Z_IMAGE, HUNYUAN_IMAGE, OVIS_IMAGE, KREA2, ERNIE_IMAGE),
-    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, HIDREAM_IMAGE, BRIA),
+    *(COGVIEW4, LONGCAT_IMAGE, LUMINA2, HIDREAM_IMAGE, BRIA, COGVIDEOX, HUNYUAN_VIDEO),
 ]
 
 __all__ = [
@@ -90,12 +92,16 @@ def family_of(transformer: nn.Module) -> Family:
     names = {cls.__name__ for cls in type(transformer).__mro__}
     for family in FAMILIES:
         if family.transformer in names:
+            if reason := family.refused(transformer):
+                raise UnknownArchitectureError(
+                    f"expected a supported transformer, got {type(transformer).__name__}{reason}"
+                )
             return family
     supported = ", ".join(f"{family.transformer} ({family.name})" for family in FAMILIES)
     # a pipeline of a U-Net has no transformer, and comes here itself
     parts = getattr(transformer, "components", {}).values()
     reason = why_refused({*names, *(type(part).__name__ for part in parts)})
-    way_out = "" if reason else ", or add the architecture with seg4diff_tools.families.register"
+    way_out = "" if "no joint map" in reason else ", or add the architecture with seg4diff_tools.families.register"
     raise UnknownArchitectureError(
         f"expected a supported transformer, got {type(transformer).__name__}{reason}; supported: {supported}. Pass "
         f"such a transformer, its pipeline or a backbone{way_out}"

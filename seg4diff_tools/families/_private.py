@@ -3,6 +3,7 @@
 `tests/test_private.py` tests each private name and finds such names in other modules.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -102,6 +103,11 @@ def _weight_of(pipe: Any, names: dict[str, Any]) -> float | None:
         ("apply_cfg", "current_guidance_scale"),
         ("do_classifier_free_guidance", "guidance_scale"),
     )
+    if names.get("use_dynamic_cfg") and names.get("do_classifier_free_guidance"):
+        # CogVideoX sets the weight of a step after its forward
+        steps = names["num_inference_steps"]
+        part = (1 - math.cos(math.pi * ((steps - float(names["t"])) / steps) ** 5)) / 2
+        return 1 + float(names["guidance_scale"]) * part
     for flag, weight in flags:
         if flag in names:
             return float(names[weight]) if names[flag] else None
@@ -191,8 +197,8 @@ def sdp_operator(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
 
 
-def module_function(pipe: Any, name: str) -> Callable[..., Any]:
-    """Return a function of the module that defines a pipeline; importing it by name would be slow for other models."""
+def module_function(pipe: Any, name: str) -> Any:
+    """Return what a pipeline's module defines, a function or a constant; an import by name is slow for other models."""
     return getattr(sys.modules[type(pipe).__module__], name)
 
 

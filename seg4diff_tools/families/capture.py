@@ -11,7 +11,7 @@ import torch
 
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.families._private import uncompiled
-from seg4diff_tools.families.record import Family
+from seg4diff_tools.families.record import Family, PixelSize
 from seg4diff_tools.families.transformers import model_lock, transformer_of
 from seg4diff_tools.prompts import Prompt
 
@@ -34,7 +34,7 @@ class CapturedInputs:
 
 
 def capture_inputs(
-    pipe: Any, family: Family, prompt: str, *, size: tuple[int, int], steps: int = 28, **arguments: Any
+    pipe: Any, family: Family, prompt: str, *, size: PixelSize, steps: int = 28, **arguments: Any
 ) -> CapturedInputs:
     """Run a pipeline up to its transformer: text encoders, positions and schedule, but no denoising.
 
@@ -45,7 +45,7 @@ def capture_inputs(
         pipe: the pipeline.
         family: of its transformer.
         prompt: for one image.
-        size: height and width of the image in pixels.
+        size: height and width of the image in pixels; of a video, frames before them.
         steps: sampling steps.
         arguments: further arguments of the pipeline.
     """
@@ -115,10 +115,11 @@ def encode_text(pipe: Any, family: Family, text: str) -> Prompt:
         plain = getattr(diffusers, family.pipelines[0])
         known = inspect.signature(plain.__init__).parameters
         pipe = plain(**{name: part for name, part in parts.items() if name in known})
-    side = family.default_size(pipe)
     arguments = {"max_sequence_length": 0} if family.zero_text(pipe) else {}
     with model_lock(pipe), torch.no_grad():
-        return prompt_of(pipe, family, text, capture_inputs(pipe, family, text, size=(side, side), **arguments))
+        return prompt_of(
+            pipe, family, text, capture_inputs(pipe, family, text, size=family.native_size(pipe), **arguments)
+        )
 
 
 def prompt_of(pipe: Any, family: Family, text: str, captured: CapturedInputs) -> Prompt:

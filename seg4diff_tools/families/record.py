@@ -1,6 +1,7 @@
 """Record of a family: the differences between architectures, as data and a few small functions."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -15,7 +16,10 @@ from seg4diff_tools.prompts import Token, label_template
 
 Inputs = Mapping[str, Any]
 """Arguments of a transformer's forward, by name."""
-Latents = Float[Tensor, "image channels rows columns"]
+Latents = Float[Tensor, "image channels *latent_frames rows columns"]
+"""Latents of images or, with an axis of frames, of videos."""
+PixelSize = tuple[int, ...]
+"""Height and width in pixels; of a video, the number of frames before them."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +27,34 @@ class Layout:
     """Token positions in the joint sequence of one forward.
 
     Args:
-        grid: rows and columns of the image tokens.
-        image: positions of the image tokens.
+        grid: rows and columns of the image tokens; of a video, frames, rows and columns.
+        image: positions of the image tokens, or of the tokens of a video.
         text: positions of the text tokens.
         tokens: length of the joint sequence, with registers, reference images and padding.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     image: slice
     text: slice
     tokens: int
 
 
-def image_then_text(grid: tuple[int, int], text: int) -> Layout:
+def image_then_text(grid: tuple[int, ...], text: int) -> Layout:
     """Return the layout [image, text]."""
-    image = grid[0] * grid[1]
+    image = math.prod(grid)
     return Layout(grid, slice(0, image), slice(image, image + text), image + text)
 
 
-def text_then_image(grid: tuple[int, int], text: int, *, registers: int = 0, references: int = 0) -> Layout:
+def text_then_image(grid: tuple[int, ...], text: int, *, registers: int = 0, references: int = 0) -> Layout:
     """Return the layout [registers, text, image, references].
 
     Args:
-        grid: rows and columns of the image tokens.
+        grid: rows and columns of the image tokens; of a video, frames, rows and columns.
         text: number of text tokens.
         registers: learned tokens before the text.
         references: tokens of reference images, after the image.
     """
-    start, image = registers + text, grid[0] * grid[1]
+    start, image = registers + text, math.prod(grid)
     return Layout(grid, slice(start, start + image), slice(registers, start), start + image + references)
 
 
@@ -66,6 +70,17 @@ def label_alone(pipe: Any, text: str, length: int) -> tuple[Token, ...]:
     return label_template(pipe.tokenizer, text, length)
 
 
+def video_grid(transformer: nn.Module, latents: Tensor, frame_axis: int) -> tuple[int, int, int]:
+    """Return frames, rows and columns of the tokens of a video where the transformer patchifies latents itself.
+
+    Args:
+        transformer: whose configuration has patch_size.
+        latents: with rows and columns last; each latent frame has tokens of its own.
+        frame_axis: of the latents.
+    """
+    return latents.shape[frame_axis], *patch_grid(transformer, latents)
+
+
 def native_side(pipe: Any) -> int:
     """Return the side in pixels of the square images that a pipeline makes by default; 1024 where it does not say."""
     cells = getattr(pipe, "default_sample_size", None)
@@ -76,13 +91,13 @@ DOUBLE_AND_SINGLE = (("transformer_blocks", "attn"), ("single_transformer_blocks
 """Double-stream blocks, then single-stream blocks, as FLUX.1 names them."""
 
 
-def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 height width"]) -> Latents:
+def encode_with_mode(pipe: Any, pixels: Float[Tensor, "image 3 *frames height width"]) -> Latents:
     """Encode pixels with an AutoencoderKL to scaled latents: the posterior's mean, (z - shift) * scale."""
     config = pipe.vae.config
     return (pipe.vae.encode(pixels).latent_dist.mode() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
-def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 height width"]:
+def decode_scaled(pipe: Any, latents: Latents) -> Float[Tensor, "image 3 *frames height width"]:
     """Decode scaled latents with an AutoencoderKL to pixels from -1 to 1."""
     config = pipe.vae.config
     return pipe.vae.decode(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), return_dict=False)[0]
@@ -113,14 +128,20 @@ class Family:
         takes_packed: whether the pipeline's `latents` argument is packed too.
         latents_as_given: whether the pipeline passes its `latents` argument to the transformer without a cast.
         finalize_inputs: makes a forward's inputs from the prompt and from the image consistent.
-        default_size: from the pipeline to the side in pixels of the square images that it was trained on.
+        frame_axis: the axis of frames in the latents that the transformer reads; None for a model of images.
+        frame_step: from the pipeline to n, where videos have 1, 1 + n, 1 + 2 n, ... frames.
+        default_size: from the pipeline to the size that it was trained on: the side in pixels of square images, or
+            frames, height and width of videos.
         made_size: from the pipeline and a size in pixels to that of the images that it makes for it.
         max_tokens_per_side: from the transformer to the most image tokens along a side; None for no limit.
         latent_cell_px: from the pipeline to the side of a latent cell in pixels.
         channels: from the pipeline to the number of latent channels.
         encode: from the pipeline and pixels (-1 to 1) to scaled latents.
         decode: the inverse of `encode`.
-        velocity: from the transformer's prediction to noise minus image, packed alike.
+        noise_levels: from a scheduler with its timesteps set to the share sigma of the noise at each of them.
+        image_share: from sigma to the share of the image: 1 - sigma in flow matching.
+        velocity: from the transformer's prediction to its derivative of the noised latents, packed alike: noise minus
+            image in flow matching.
         call_kwargs: arguments of every pipeline call, such as one that turns rewriting of prompts off.
         no_guidance_kwargs: arguments of a pipeline call without classifier-free guidance.
         scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
@@ -135,6 +156,8 @@ class Family:
         omitted_parts: names of pipeline components that are omitted.
         appendable: where further text tokens can be appended: attributes of the transformer that embed the text and, if
             any, make positions from ids; empty where text tokens have positions of their own.
+        refused: from the transformer to why one of this class is none of the family, as the end of a sentence; empty if
+            it is one.
         expert_layers: layers that segment best (Seg4Diff, arXiv 2509.18096, Fig 8 and App C), by number of layers; the
             first is `Backbone.expert_layer`.
     """
@@ -159,13 +182,17 @@ class Family:
     takes_packed: bool = True
     latents_as_given: bool = False
     finalize_inputs: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs
-    default_size: Callable[[Any], int] = native_side
-    made_size: Callable[[Any, tuple[int, int]], tuple[int, int]] = lambda pipe, size: size
+    frame_axis: int | None = None
+    frame_step: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor_temporal
+    default_size: Callable[[Any], int | PixelSize] = native_side
+    made_size: Callable[[Any, Any], PixelSize] = lambda pipe, size: size
     max_tokens_per_side: Callable[[nn.Module], int | None] = lambda transformer: None
     latent_cell_px: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     channels: Callable[[Any], int] = lambda pipe: pipe.vae.config.latent_channels
     encode: Callable[[Any, Tensor], Tensor] = encode_with_mode
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
+    noise_levels: Callable[[Any], Tensor] = lambda scheduler: scheduler.sigmas
+    image_share: Callable[[Tensor], Tensor] = lambda sigma: 1 - sigma
     velocity: Callable[[Any], Tensor] = lambda output: output
     call_kwargs: Mapping[str, Any] = field(default_factory=dict)
     no_guidance_kwargs: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
@@ -179,6 +206,7 @@ class Family:
     clip_tokens: int = 0
     omitted_parts: tuple[str, ...] = ()
     appendable: tuple[str, ...] = ()
+    refused: Callable[[nn.Module], str] = lambda transformer: ""
     expert_layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def joint_attention(self, transformer: nn.Module) -> list[tuple[int, nn.Module]]:
@@ -210,12 +238,17 @@ class Family:
         names = [*inspect.signature(type(transformer).forward).parameters][1:]
         return dict(zip(names, args, strict=False)) | dict(kwargs)
 
-    def sized(self, pipe: Any, size: tuple[int, int]) -> dict[str, int]:
-        """Return the arguments of a pipeline call for an image of this height and width in pixels."""
-        arguments = {"height": size[0], "width": size[1]}
+    def native_size(self, pipe: Any) -> PixelSize:
+        """Return height and width in pixels of the images that a model was trained on, of videos frames before them."""
+        size = self.default_size(pipe)
+        return (size, size) if isinstance(size, int) else size
+
+    def sized(self, pipe: Any, size: PixelSize) -> dict[str, int]:
+        """Return the arguments of a pipeline call for an image or a video of this size."""
+        arguments = dict(zip(("width", "height", "num_frames"), reversed(size), strict=False))
         # Kontext reads only the aspect ratio from height and width, and the size from here
         if "max_area" in inspect.signature(type(pipe).__call__).parameters:
-            arguments["max_area"] = size[0] * size[1]
+            arguments["max_area"] = math.prod(size)
         return arguments
 
     def zero_text(self, pipe: Any) -> bool:
@@ -235,18 +268,23 @@ class Family:
         return sum(len(inputs[name][0]) for name in self.streams or self.text_inputs[:1])
 
     def pack(self, latents: Latents) -> Float[Tensor, "image ..."]:
-        """Return latents as the transformer reads and predicts them: unchanged, or as tokens [image token channels]."""
+        """Return latents as the transformer reads and predicts them: unchanged, with frames at the family's axis, or as
+        tokens [image token channels]."""
+        if self.frame_axis is not None:
+            return latents.movedim(2, self.frame_axis)
         if not self.packed:
             return latents
         return rearrange(latents, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch_size, q=self.patch_size)
 
-    def unpack(self, packed: Float[Tensor, "image ..."], grid: tuple[int, int]) -> Latents:
+    def unpack(self, packed: Float[Tensor, "image ..."], grid: tuple[int, ...]) -> Latents:
         """Undo `pack`.
 
         Args:
             packed: input or prediction of the transformer; tokens of reference images, at the end, are dropped.
-            grid: rows and columns of image tokens.
+            grid: rows and columns of image tokens; of a video, with frames before them.
         """
+        if self.frame_axis is not None:
+            return packed.movedim(self.frame_axis, 2)
         if not self.packed:
             return packed
         cells, (y, x) = self.patch_size, grid

@@ -1,4 +1,4 @@
-"""Architectures without joint attention, refused with the reason."""
+"""Architectures that are refused with the reason: without joint attention, or with one that no record covers yet."""
 
 from collections.abc import Iterable
 
@@ -23,6 +23,14 @@ _MODELS = {
     ONE_WAY: {"PRXTransformer2DModel": "PRX", "NucleusMoEImageTransformer2DModel": "Nucleus-Image"},
 }
 """Names of the models by the class of the transformer or U-Net, by the reason."""
+_UNRECORDED = {
+    "MochiTransformer3DModel": "Mochi 1",
+    "HunyuanVideo15Transformer3DModel": "HunyuanVideo 1.5",
+    "HunyuanVideoFramepackTransformer3DModel": "FramePack",
+    "EasyAnimateTransformer3DModel": "EasyAnimate",
+    "ConsisIDTransformer3DModel": "ConsisID",
+}
+"""Names of models of videos with joint attention, by the class of the transformer."""
 
 
 def why_refused(classes: Iterable[str]) -> str:
@@ -35,4 +43,8 @@ def why_refused(classes: Iterable[str]) -> str:
     for reason, models in _MODELS.items():
         for found in names & models.keys():
             return f"; {models[found]} {reason}, so there is no joint map to read"
+    for found in names & _UNRECORDED.keys():
+        return (
+            f"; {_UNRECORDED[found]} has joint attention over text and video, but no record says where its tokens stand"
+        )
     return ""

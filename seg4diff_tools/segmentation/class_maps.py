@@ -24,7 +24,7 @@ DIRECTIONS, NORMALIZATIONS = get_args(Direction), get_args(Normalize)
 
 def read_class_maps(
     backbone: Backbone,
-    latents: Float[Tensor, "image channel row column"],
+    latents: Float[Tensor, "image channel *frame row column"],
     prompts: Sequence[Sequence[Prompt]],
     *,
     layers: Sequence[int],
@@ -35,7 +35,7 @@ def read_class_maps(
     merge_scaled: bool = False,
     seed: int = 0,
     batch: int = 8,
-) -> list[Float[Tensor, "kind step layer head class y x"]]:
+) -> list[Float[Tensor, "kind step layer head class *frame y x"]]:
     """Read class maps of several images at many layers, steps and heads, each image and step in one forward.
 
     The attention is reduced to sums over each class's tokens: the N x N map is never built, and blocks after the last
@@ -104,9 +104,9 @@ def _kind_maps(
     heads: Sequence[Head],
     columns: Sequence[int],
     weights: Float[Tensor, "text span"],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     scaled: bool,
-) -> Float[Tensor, "kind batch head span y x"]:
+) -> Float[Tensor, "kind batch head span *frame y x"]:
     """Return the maps of one layer for every kind."""
     own = torch.eye(len(columns), dtype=weights.dtype, device=weights.device) if scaled else weights
     maps = torch.stack([span_maps(call, *kind, heads, columns, own) for kind in kinds]).unflatten(-1, grid)

@@ -14,6 +14,7 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_heads, check_layers
 from seg4diff_tools.backbones.forwards import observe
 from seg4diff_tools.errors import InputError
+from seg4diff_tools.images import Video
 from seg4diff_tools.indices import as_indices
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
@@ -25,20 +26,21 @@ from seg4diff_tools.segmentation.workbench import Picture, Workbench
 CLASSES_AT_ONCE = 16
 """Guided upsampling holds maps of this many classes at the image's size."""
 
-Maps = Float[Tensor, "class y x"]
-ColumnMaps = Float[Tensor, "column y x"]
-Labels = Int[Tensor, "height width"]
+Maps = Float[Tensor, "class *frame y x"]
+ColumnMaps = Float[Tensor, "column *frame y x"]
+Labels = Int[Tensor, "*video height width"]
 Columns = Sequence[tuple[tuple[str, ...], int]]
 """What competes for each pixel: words whose maps are averaged, and the index of the class that they stand for."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageMaps:
-    """What the options make of one image, on the model's device.
+    """What the options make of one image, or video, on the model's device.
 
     Attributes:
-        maps: one for each class on the grid of image tokens; NaN for a class that was not asked for.
-        labels: index of the class at each pixel of the frame.
+        maps: one for each class on the grid of image tokens, of a video in each latent frame; NaN for a class that was
+            not asked for.
+        labels: index of the class at each pixel of the image's frame, of a video in each of its frames.
         prompts: texts of all prompts, in the order in which they ran.
     """
 
@@ -49,17 +51,17 @@ class ImageMaps:
 
 def image_maps(
     work: Workbench,
-    images: Sequence[PIL.Image.Image],
+    images: Sequence[PIL.Image.Image | Video],
     class_names: Sequence[Sequence[str]],
     options: OpenVocabulary,
     *,
     batch: int = 8,
 ) -> list[ImageMaps]:
-    """Segment a few images, several at once where the method allows it.
+    """Segment a few images, several at once where the method allows it, or a video.
 
     Args:
         work: with the model.
-        images: of any sizes.
+        images: of any sizes; or one video, with options that videos can have.
         class_names: for each image the classes to choose from.
         options: of the segmentation.
         batch: rows of one forward.
@@ -76,7 +78,7 @@ def image_maps(
     # an image whose only class is a background without words is not read: nothing competes with it
     asked = [index for index, own in enumerate(columns) if own]
     if asked:
-        together, batch = _at_once(work, [columns[i] for i in asked], options, len(images), batch)
+        together, batch = _at_once(work, [columns[i] for i in asked], options, images, batch)
         if together < len(images):
             parts = chunks(len(images), together)
             return [found for p in parts for found in image_maps(work, images[p], class_names[p], options, batch=batch)]
@@ -174,16 +176,22 @@ def pad_maps(
 
 
 def _at_once(
-    work: Workbench, columns: Sequence[Columns], options: OpenVocabulary, images: int, batch: int
+    work: Workbench,
+    columns: Sequence[Columns],
+    options: OpenVocabulary,
+    images: Sequence[PIL.Image.Image | Video],
+    batch: int,
 ) -> tuple[int, int]:
     """Return how many images and rows of a forward fit into the memory at once."""
     places = work.places(options.size)
+    if isinstance(images[0], Video):
+        places *= work.backbone.latent_frame(len(images[0]) - 1) + 1
     most = max(columns, key=len)
     prompts = work.prompts(_turns(most, options)[0], options)
     # maps of words and of columns for each window, then the finer grid and its mean
     maps = 4 * places * len(most) * (2 * (2 * options.tiles - 1) ** 2 + 3 * options.tiles**2)
     ways = "fewer tiles, fewer class names or a smaller size" if options.tiles > 1 else "a smaller size"
-    return work.at_once(images, batch, maps=maps, row=0, tokens=places + len(prompts[0].tokens), ways=ways)
+    return work.at_once(len(images), batch, maps=maps, row=0, tokens=places + len(prompts[0].tokens), ways=ways)
 
 
 def _columns(names: Sequence[str], options: OpenVocabulary) -> Columns:
@@ -301,7 +309,7 @@ def model_layers(backbone: Backbone, options: Options) -> list[int] | None:
     return check_layers(backbone, ["expert"] if layers is None and method == "layer" else layers)
 
 
-def _joined(maps: Sequence[ColumnMaps], tiles: int) -> Float[Tensor, "column row place"]:
+def _joined(maps: Sequence[ColumnMaps], tiles: int) -> Float[Tensor, "column *frame row place"]:
     """Average a whole image's maps with those of its windows, on a grid that many times as fine."""
     if tiles == 1:
         return maps[0]
@@ -318,7 +326,7 @@ def _joined(maps: Sequence[ColumnMaps], tiles: int) -> Float[Tensor, "column row
 
 def _second_pass(
     work: Workbench,
-    image: PIL.Image.Image,
+    image: PIL.Image.Image | Video,
     names: Sequence[str],
     maps: ColumnMaps,
     columns: Columns,
@@ -351,9 +359,13 @@ def _class_maps(maps: ColumnMaps, columns: Columns, names: Sequence[str], option
 
 
 def _labels(
-    maps: ColumnMaps, columns: Columns, names: Sequence[str], frame: PIL.Image.Image, options: OpenVocabulary
+    maps: ColumnMaps, columns: Columns, names: Sequence[str], frame: PIL.Image.Image | Video, options: OpenVocabulary
 ) -> Labels:
-    """Return the class with the largest map at each pixel of the frame."""
+    """Return the class with the largest map at each pixel of the frame; of a video by the maps of latent frames."""
+    if isinstance(frame, Video):
+        span = (len(frame) - 1) // max(1, maps.shape[1] - 1) or 1
+        each = [_labels(maps[:, -(-at // span)], columns, names, picture, options) for at, picture in enumerate(frame)]
+        return torch.stack(each)
     size, best = (frame.height, frame.width), None
     if options.upsampling == "guided":
         # maps as large as the image, a few at a time

@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -18,10 +19,12 @@ from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
 from seg4diff_tools.backbones.checks import check_heads, check_latents
 from seg4diff_tools.backbones.loading import as_backbone
-from seg4diff_tools.errors import InputError, as_names, instance_of
-from seg4diff_tools.images import open_images
+from seg4diff_tools.backbones.pictures import as_videos
+from seg4diff_tools.errors import InputError, as_names, instance_of, shown
+from seg4diff_tools.images import Video, open_images
 from seg4diff_tools.scenes.drawings import COLORS, concepts
-from seg4diff_tools.segmentation.engine import image_maps, model_layers
+from seg4diff_tools.segmentation.attribution import PROBABILITIES
+from seg4diff_tools.segmentation.engine import ImageMaps, image_maps, model_layers
 from seg4diff_tools.segmentation.options import BACKGROUND, OpenVocabulary, option_settings
 from seg4diff_tools.segmentation.results import Segmentation
 from seg4diff_tools.segmentation.workbench import Workbench, label_frame, token_centers
@@ -53,6 +56,19 @@ def segment(
 @overload
 def segment(
     model: Model,
+    images: Video,
+    class_names: Sequence[str],
+    options: OpenVocabulary = ...,
+    *,
+    latents: None = ...,
+    memory_budget: int | None = ...,
+    progress: bool = ...,
+) -> list[Segmentation]: ...
+
+
+@overload
+def segment(
+    model: Model,
     images: ManyImages,
     class_names: Sequence[str],
     options: OpenVocabulary = ...,
@@ -78,15 +94,15 @@ def segment(
 
 def segment(
     model: Model,
-    images: OneImage | ManyImages | str | Path,
+    images: OneImage | Video | ManyImages | str | Path,
     class_names: Sequence[str],
     options: OpenVocabulary = PAPER,
     *,
     latents: torch.Tensor | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
-) -> Segmentation | list[Segmentation]:
-    """Segment images into named classes with the attention between image and text tokens.
+) -> Any:
+    """Segment images, or videos, into named classes with the attention between image and text tokens.
 
     The prompt is the class names joined by a space, over several prompts where one does not hold them all (each with a
     softmax of its own). The forward stops inside the last wanted layer.
@@ -94,7 +110,7 @@ def segment(
     Args:
         model: a backbone, a diffusers pipeline, or the name or folder of a model.
         images: one image of any size (path, PIL image, uint8 array [y x 3] or float tensor [3 y x] in 0..1), a list of
-            images, or a folder of image files.
+            images, or a folder of image files; for a model of videos a `Video`, or a list of them.
         class_names: the classes to choose from at every pixel. The paper's evaluation gives those that the image shows;
             a whole vocabulary is harder.
         options: everything else; `OpenVocabulary(**paper.RELEASED["segment"])` are the choices of the released code.
@@ -105,12 +121,14 @@ def segment(
         progress: show a progress bar for several images.
 
     Returns:
-        One `Segmentation` for one image; a list for several, of a folder in the order of the file names. A warning
-        names the words that the embedded model never saw: their masks mean nothing.
+        One `Segmentation` for one image; a list for several, of a folder in the order of the file names. Of a video, a
+        list with one for each frame, by the maps of the latent frame that stands for it. A warning names the words that
+        the embedded model never saw: their masks mean nothing.
 
     Raises:
-        InputError: an unreadable image, no class, a class twice, a layer, step or head out of range, or one forward
-            that needs more than memory_budget.
+        InputError: an unreadable image, no class, a class twice, a layer, step or head out of range, an image for a
+            model of videos or a video for one of images, an option that is for images alone, or one forward that needs
+            more than memory_budget.
         PromptError: a class name that is too long for a prompt.
 
     Example:
@@ -122,19 +140,26 @@ def segment(
     names = as_names(class_names, "class_names")
     instance_of(options, OpenVocabulary, "options", "options such as OpenVocabulary(layers=4)")
     sources, single = image_list(images)
-    backbone = as_backbone(model)
+    backbone = as_backbone(model, videos=True)
     check_options(backbone, options)
+    if backbone.is_video:
+        check_video_options(names, options, latents)
+        sources = [as_videos(backbone, [source])[0] for source in sources]
     if latents is not None and (options.tiles > 1 or len(check_latents(backbone, latents, "latents")) != len(sources)):
         raise InputError(
             f"expected latents of {len(sources)} images and tiles=1, got {len(latents)} with tiles={options.tiles}: "
             "leave latents out"
         )
     warn_of_unseen(backbone, names, options)
-    work, results = Workbench(backbone, memory_budget), []
+    work = Workbench(backbone, memory_budget)
+    results: list[Any] = []
     bar = tqdm(sources, unit="image", disable=not progress or single, desc=f"{backbone.name} segment")
     for index, source in enumerate(bar):
-        (picture,) = open_images(source)
         work.forget()
+        if backbone.is_video:
+            results.append(segment_video(work, source, names, options))
+            continue
+        (picture,) = open_images(source)
         if latents is not None:
             work.picture(picture).latents[options.fit, options.size] = latents[index : index + 1]
         results.append(segment_picture(work, picture, names, options))
@@ -146,9 +171,32 @@ def segment_picture(
 ) -> Segmentation:
     """Segment one opened image with checked options."""
     (found,) = image_maps(work, [picture], [names], options)
-    backbone, frame = work.backbone, work.frame(picture, options).image
+    return _result(work, found, work.frame(picture, options).image, (picture.height, picture.width), names, options)
+
+
+def segment_video(work: Workbench, video: Video, names: Sequence[str], options: OpenVocabulary) -> list[Segmentation]:
+    """Segment the frames of a video with checked options."""
+    (found,) = image_maps(work, [video], [names], options)
+    size, results = (video.height, video.width), []
+    for at, frame in enumerate(work.frame(video, options).image):
+        own = ImageMaps(found.maps[:, work.backbone.latent_frame(at)], found.labels[at], found.prompts)
+        results.append(_result(work, own, frame, size, names, options, {"video_frame": at, "video_frames": len(video)}))
+    return results
+
+
+def _result(
+    work: Workbench,
+    found: ImageMaps,
+    frame: PIL.Image.Image,
+    size: tuple[int, int],
+    names: Sequence[str],
+    options: OpenVocabulary,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Segmentation:
+    """Label what was found in a frame of an image of a size."""
+    backbone = work.backbone
     centers = token_centers(frame, found.maps.shape[1:])
-    box = label_frame(backbone, (picture.height, picture.width), options.fit, options.size)
+    box = label_frame(backbone, size, options.fit, options.size)
     settings = {
         "model": backbone.name,
         **option_settings(options),
@@ -156,6 +204,7 @@ def segment_picture(
         "frame": list(box),
         "prompts": list(found.prompts),
         "protocol": "open-vocabulary, argmax over the given classes (Seg4Diff, Eq 9-12)",
+        **more,
     }
     return Segmentation(
         class_maps=xr.DataArray(
@@ -184,6 +233,8 @@ def image_list(images: Any) -> tuple[list[Any], bool]:
         if not files:
             raise InputError(f"expected images in {folder}, got no {', '.join(sorted(SUFFIXES))}: check the folder")
         return list(files), False
+    if isinstance(images, Video):
+        return [images], True
     if isinstance(images, (list, tuple)):
         if not images:
             raise InputError("expected images, at least one, got an empty list: pass one image or several")
@@ -211,6 +262,28 @@ def check_options(backbone: Backbone, options: OpenVocabulary) -> list[int] | No
     if options.heads != "mean":
         check_heads(backbone, options.heads)  # type: ignore[arg-type]  # normalized to a tuple
     return model_layers(backbone, options)
+
+
+def check_video_options(names: Sequence[str], options: OpenVocabulary, latents: Any) -> None:
+    """Refuse what is for images alone.
+
+    Raises:
+        InputError: tiles, a second pass, merge_scaled, a method that reads no attention, latents, or no class beside a
+            background without words.
+    """
+    alone = {
+        "tiles": options.tiles > 1,
+        "second_pass": options.second_pass > 0,
+        "merge_scaled": options.merge_scaled,
+        "method": options.method not in PROBABILITIES,
+        "latents": latents is not None,
+        "class_names": set(names) == {BACKGROUND} and options.background != "word",
+    }
+    if refused := [name for name, given in alone.items() if given]:
+        raise InputError(
+            f"expected no {refused[0]} with a Video, got {shown(getattr(options, refused[0], names))}: leave it out, "
+            "or segment single frames with a model of images"
+        )
 
 
 def warn_of_unseen(backbone: Backbone, names: Sequence[str], options: OpenVocabulary) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import PIL.Image
@@ -19,7 +19,7 @@ from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.memory import FORWARD, check_need, checked_budget, encode_bytes, token_bytes
 from seg4diff_tools.errors import one_of
-from seg4diff_tools.images import Fit, Size, check_size, crop_box
+from seg4diff_tools.images import Fit, Size, Video, check_size, crop_box
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation.options import OpenVocabulary, Options
 
@@ -29,9 +29,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass(eq=False)
 class Picture:
-    """An image with its crops and latents, so that each is made once."""
+    """A PIL image, or a `Video`, with its crops and latents, so that each is made once."""
 
-    image: PIL.Image.Image
+    image: Any
     crops: dict[Box, "Picture"] = field(default_factory=dict)
     latents: dict[tuple[Fit, Size | None], Tensor] = field(default_factory=dict)
 
@@ -102,11 +102,11 @@ class Workbench:
                 ]
         return self._prompts[key]
 
-    def picture(self, image: PIL.Image.Image) -> Picture:
+    def picture(self, image: PIL.Image.Image | Video) -> Picture:
         """Return what is kept of an image until `forget`."""
         return self._pictures.setdefault(id(image), Picture(image))
 
-    def frame(self, image: PIL.Image.Image, options: Options) -> Picture:
+    def frame(self, image: PIL.Image.Image | Video, options: Options) -> Picture:
         """Return the part of an image that its label map covers."""
         return self.picture(image).crop(
             label_frame(self.backbone, (image.height, image.width), options.fit, options.size)
@@ -114,7 +114,7 @@ class Workbench:
 
     def latents(
         self, pictures: Sequence[Picture | PIL.Image.Image], fit: Fit, size: Size | None = None
-    ) -> Float[Tensor, "image channel row column"]:
+    ) -> Float[Tensor, "image channel *frame row column"]:
         """Return encoded images, each one encoded once until `forget`."""
         found = []
         with self.timed("latents"):
@@ -197,7 +197,7 @@ def label_frame(backbone: Backbone, image_size: tuple[int, int], fit: Fit, size:
 
 def read_size(backbone: Backbone, size: Size | None) -> tuple[int, int]:
     """Return height and width in pixels at which the model reads images; `size` is None for its own."""
-    return check_size(backbone.image_size if size is None else size, backbone.token_px)
+    return check_size(backbone.native_size[-2:] if size is None else size, backbone.token_px)
 
 
 def token_centers(frame: PIL.Image.Image, grid: Sequence[int]) -> dict[str, Float[np.ndarray, " token"]]:

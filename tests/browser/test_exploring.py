@@ -21,6 +21,7 @@ from seg4diff_tools import explore
 from seg4diff_tools.explorer.page import STORED, fragment
 from seg4diff_tools.explorer.page import page as page_of_files
 from seg4diff_tools.explorer.widget import _data_url
+from seg4diff_tools.images import Video
 
 WORDS = ["<start>", "a", "cat", "on", "grass", "<end>"]
 KINDS = ["start", "word", "word", "word", "word", "end"]
@@ -342,6 +343,49 @@ def test_a_step_shows_the_picture_that_it_predicted(browser, tmp_path):
     page.wait_for_function("!document.querySelector('.explorer').dataset.drawn.includes('predicted')")
     assert 'under="picture"' in page.locator(".code code").inner_text()
     assert pixel(page, 4, 4) != pytest.approx([180, 100, 200], abs=3)
+    page.context.close()
+
+
+def test_a_slider_and_keys_choose_the_frame_of_a_video(browser, tmp_path):
+    frames = [MAPS[:2, :3] * factor for factor in (1.0, 0.5, 0.25)]
+    maps = xr.concat(frames, xr.DataArray(range(3), dims="frame", name="frame")).assign_attrs(heads="mean")
+    video = Video([Image.new("RGB", (16, 16), (20 * at, 100, 200)) for at in range(9)])
+    view = explore(maps, video, opacity=0.0, token="cat", multiples="frame")
+    path = view.save_html(tmp_path / "view.html")
+    page = open_page(browser, f"{path.as_uri()}#frame=1", offline=True)
+    drawn(page, "frame 1, ")
+    # the middle one of frames 1 to 4
+    assert pixel(page, 4, 4) == pytest.approx([40, 100, 200], abs=3)
+    page.locator(".stage").first.focus()
+    page.keyboard.press(".")
+    drawn(page, "frame 2, ")
+    assert pixel(page, 4, 4) == pytest.approx([120, 100, 200], abs=3)
+    page.keyboard.press(",")
+    page.keyboard.press(",")
+    drawn(page, "frame 0, ")
+    assert pixel(page, 4, 4) == pytest.approx([0, 100, 200], abs=3)
+    slide(page, "frame", 2)
+    drawn(page, "frame 2, ")
+    thumbs = "[...document.querySelectorAll('.strip canvas')]"
+    page.wait_for_function(f"{thumbs}.filter((one) => one.width > 1).length === 3")
+    page.get_by_label("frame 1", exact=True).click()
+    drawn(page, "frame 1, ")
+    assert "frame=1" in page.locator(".code code").inner_text()
+    assert page.errors == []
+    page.context.close()
+
+
+def test_a_page_of_an_earlier_version_has_no_frames(browser, tmp_path):
+    stored = explore(MAPS, IMAGE, opacity=1.0, token="cat").stored(1 << 23)
+    del stored["axes"]["frame"], stored["frame"]
+    # its maps were found by one place less, after that of the image
+    stored["slices"] = {re.sub(r"^(\d+,\d+,\d+),0", r"\1", key): maps for key, maps in stored["slices"].items()}
+    path = tmp_path / "view.html"
+    path.write_text(page_of_files(stored, "view"), encoding="utf-8")
+    page = open_page(browser, path.as_uri(), offline=True)
+    drawn(page, "layer 1, step 5 of 7")
+    assert_shows(page, 1, 5, "cat")
+    assert page.errors == []
     page.context.close()
 
 

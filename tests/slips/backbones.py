@@ -18,8 +18,9 @@ from seg4diff_tools.backbones import (
     wrap_pipeline,
 )
 from seg4diff_tools.caching import remember
-from seg4diff_tools.images import open_images
+from seg4diff_tools.images import Video, open_images
 
+PIXELS = np.zeros((8, 8, 3), np.uint8)
 LATENTS = torch.zeros(1, 16, 14, 14)
 
 
@@ -32,6 +33,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("as_backbone-transformer", lambda b: as_backbone(b.transformer), r"expected a model .*got SD3Transf.*pass load_b"),
     ("as_backbone-none", lambda b: as_backbone(None), r"expected a model .*got NoneType.*pass load_backbone"),
     ("as_backbone-class", lambda b: as_backbone(type(b)), r"expected a model .*got type: pass load_backbone"),
+    ("encode-video", lambda b: b.encode_image(Video([PIXELS])), r"expected images, got a Video.*pass list\(video\)"),
+    ("video-none", lambda b: Video([]), r"expected at least one image, got an empty list"),
+    ("video-path", lambda b: Video(["no.png"]), r"no image file 'no.png': check the path"),
+    ("video-sizes", lambda b: Video([PIXELS, PIXELS[:3]]), r"expected frames of one size, got .*: resize them first"),
+    ("size-frames", lambda b: b.generate("a cat", size=(9, 56, 56)), r"expected size, \(height, width\) or"),
     ("as_path-number", lambda b: as_path(3, "out"), r"expected out as text or a Path, got 3: pass out="),
     ("as_path-empty", lambda b: as_path("", "out"), r"expected out as text or a Path, got '': pass out="),
     ("as_path-stranger", lambda b: as_path("~no-such-user/x"), r"expected path below .* got ~no-such-user/x: write it"),

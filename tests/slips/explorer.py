@@ -53,7 +53,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "src-axis",
         _shown(MAPS.rename(layer="lay")),
-        "maps with axes from image, branch, layer,.*, got an axis 'lay'.*: select one",
+        "maps with axes from image, frame, branch, layer,.*, got an axis 'lay'.*: select one",
     ),
     (
         "src-dup",

@@ -1,7 +1,7 @@
 /** Elements of the page, and values as text; first of the files that page.py joins to one module. */
 
-const AXES = ["recording", "direction", "image", "branch", "layer", "step", "head"];
-const SLIDERS = ["layer", "step"];
+const AXES = ["recording", "direction", "image", "frame", "branch", "layer", "step", "head"];
+const SLIDERS = ["layer", "step", "frame"];
 const NAMES = {
   i2t: "image to text (I2T)",
   t2i: "text to image (T2I)",
@@ -17,6 +17,7 @@ const HELP = {
   recording: "Which of the recordings that were given",
   direction: "Image to text: each place of the image divides its attention among words. Text to image: each word divides its attention among places",
   image: "Which of the images that were recorded together",
+  frame: "Latent frame of the video, counted from 0: the first is the first frame, each other one stands for several",
   branch: "Guided generation runs the model with the prompt and without it; this chooses whose attention is shown",
   layer: "Transformer block, counted from 0",
   step: "Denoising step, counted from 0; in brackets, how many are still to come, this one included",

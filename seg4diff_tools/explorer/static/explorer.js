@@ -238,14 +238,16 @@ function render({ model, el }) {
   watched.forEach(([events, react]) => model.on(events, react));
 
   const moves = { ArrowLeft: ["step", -1], ArrowRight: ["step", 1], ArrowUp: ["layer", 1], ArrowDown: ["layer", -1] };
+  const frames = { ",": ["frame", -1], ".": ["frame", 1] };
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") set({ cell: null });
-    if (!moves[event.key]) return;
+    const move = moves[event.key] ?? frames[event.key];
+    if (!move) return;
     event.preventDefault();
-    const [axis, by] = moves[event.key];
-    if (event.shiftKey) return moveCell(axis, by);
+    const [axis, by] = move;
+    if (event.shiftKey && moves[event.key]) return moveCell(axis, by);
     const values = choices(axis);
     const next = values[values.indexOf(get(axis)) + by];
     if (next !== undefined) set({ [axis]: next });

@@ -4,7 +4,8 @@ function storedModel(stored, place) {
   const values = { message: "", revision: 0, ...stored, start: stored, place };
   const listeners = [];
   const emit = (name, ...details) => listeners.filter(([event]) => event === name).forEach(([, react]) => react(...details));
-  const key = (selection) => AXES.map((axis) => stored.axes[axis].indexOf(selection[axis])).join();
+  const known = AXES.filter((axis) => stored.axes[axis]); // a page of an earlier version has fewer
+  const key = (selection) => known.map((axis) => stored.axes[axis].indexOf(selection[axis])).join();
   const bytesAt = (selection) => Uint8Array.from(atob(stored.slices[key(selection)]), (letter) => letter.charCodeAt(0));
 
   const along = ({ axis, selection, tokens }) => {

@@ -51,7 +51,8 @@ function panel(view, hover) {
   const canvas = create("canvas", { role: "img" });
   const marker = create("div", { class: "marker", hidden: true });
   const stage = create("div", { class: "stage", tabindex: 0, role: "group" }, canvas, marker);
-  stage.setAttribute("aria-label", "Map. Arrow keys choose layer and step, shift and arrow keys a place");
+  const frames = view.choices("frame").length > 1 ? ", comma and full stop a frame" : "";
+  stage.setAttribute("aria-label", `Map. Arrow keys choose layer and step, shift and arrow keys a place${frames}`);
   const [heading, scale] = [create("div", { class: "heading" }), create("div", { class: "scale" })];
   const [place, list] = [create("div", { class: "heading" }), create("ol", { class: "ranking" })];
   const left = create("div", { class: "left" }, heading, stage, scale);

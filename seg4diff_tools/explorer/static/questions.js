@@ -85,10 +85,11 @@ function settings(model) {
   const panels = () => (besideAxis() ? [selection(), { ...selection(), ...get("beside") }] : [selection()]);
   const schedule = () => get("schedule") ?? 0;
   /** The picture under the maps of a selection, as a URL. */
-  const pictureUrl = ({ image, step }) => {
+  const pictureUrl = ({ image, frame, step }) => {
     const [own, predicted] = [get("pictures"), get("step_pictures") ?? []];
     if (predicted.length && get("under") === "step") return predicted[choices("step").indexOf(step)];
-    return own.length > 1 ? own[choices("image").indexOf(image)] : own[0];
+    const at = (axis, value) => Math.max(0, choices(axis).indexOf(value));
+    return own.length > 1 ? own[at("image", image) * (choices("frame").length || 1) + at("frame", frame)] : own[0];
   };
   return { model, get, set, selection, besideAxis, entries, find, choices, panels, schedule, pictureUrl, colorOf: classColors(get, find) };
 }
