@@ -19,6 +19,7 @@ from seg4diff_tools.attention.operators import attention_with_lse
 from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
+from seg4diff_tools.attention.temperature import temperature
 from seg4diff_tools.attention.turns import Turn
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "place_words",
     "second_eigenvalue",
     "swap",
+    "temperature",
     "token_rank",
     "without",
 ]
