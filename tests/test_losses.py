@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.magnet.losses import dice_loss, focal_loss, match_masks, matching_cost
+from seg4diff_tools.magnet.losses import (
+    agree_loss,
+    apart_loss,
+    dice_loss,
+    divergence,
+    entropy_loss,
+    focal_loss,
+    match_masks,
+    matching_cost,
+    places_loss,
+    regions_loss,
+)
 
 
 def logit(*chances: float) -> torch.Tensor:
@@ -91,3 +102,96 @@ def test_matching_refuses_other_places_and_costs_that_are_no_numbers():
         matching_cost(torch.zeros(2, 7), torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(InputError, match="expected finite costs"):
         match_masks(torch.tensor([[math.nan]]))
+
+
+def test_places_loss_by_hand():
+    maps = torch.tensor([[[0.2, 0.3, 0.5], [0.1, 0.1, 0.2]], [[1.0, 0.0, 0.0], [0.0, 0.0, 4.0]]])
+    shares = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
+    # shares inside: (0.2 + 0.3) / 1, (0.05 + 0.2) / 0.4; 1, 1
+    expected = torch.tensor([[0.5**2, 0.375**2], [0.0, 0.0]])
+    torch.testing.assert_close(places_loss(maps, shares), expected)
+    # attention as a whole does not matter
+    torch.testing.assert_close(places_loss(maps * 7, shares), expected)
+
+
+def test_entropy_loss_by_hand():
+    maps, shares = torch.tensor([[0.8, 0.4]]), torch.tensor([[1.0, 0.25]])
+    expected = -(math.log(0.8) + 0.25 * math.log(0.4) + 0.75 * math.log(0.6)) / 2
+    assert entropy_loss(maps, shares).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_divergence_by_hand():
+    # p = (0.5, 0.5), q = (1, 0), m = (0.75, 0.25); in units of log 2
+    kl_p = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    expected = (kl_p + math.log(1 / 0.75)) / 2 / math.log(2)
+    maps = torch.tensor([[2.0, 2.0], [3.0, 0.0]])
+    assert divergence(maps, power=1.0).item() == pytest.approx(expected, rel=1e-5)
+    # cubed: (8, 8) and (27, 0) are the same distributions, (1, 2) is (1, 8) / 9
+    assert divergence(maps).item() == pytest.approx(expected, rel=1e-5)
+    cubed = divergence(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    plain = divergence(torch.tensor([[1.0, 8.0], [3.0, 0.0]]), power=1.0)
+    assert cubed.item() == pytest.approx(plain.item(), rel=1e-5)
+    # small attention is attention too
+    assert divergence(maps * 1e-9).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_words_agree_and_stand_apart():
+    same, apart = torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    assert apart_loss(same).item() == pytest.approx(1, abs=1e-5)
+    assert apart_loss(apart).item() == pytest.approx(0, abs=1e-5)
+    assert apart_loss(same[:1]).item() == 0
+    tokens = torch.cat([same, apart, torch.ones(1, 3)])
+    torch.testing.assert_close(
+        agree_loss(tokens, [[0, 1], [2, 3], [4]]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-5, rtol=0
+    )
+    between = agree_loss(tokens, [[0, 1, 2]])
+    assert 0 < between.item() < 1
+
+
+def test_regions_loss_by_hand():
+    errors, shares = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.5, 0.5]])
+    assert regions_loss(errors, shares).tolist() == pytest.approx([1.5, 3.0])
+
+
+def restated(name: str, maps: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """A loss place by place, as its definition reads."""
+    total = maps.new_zeros(())
+    if name in ("places", "entropy"):
+        for one, mask in zip(maps, shares, strict=True):
+            if name == "places":
+                inside = sum(a * m for a, m in zip(one, mask, strict=True)) / sum(one)
+                total = total + (1 - inside) ** 2
+            else:
+                costs = [m * -a.log() + (1 - m) * -(1 - a).log() for a, m in zip(one, mask, strict=True)]
+                total = total + sum(costs) / len(costs)
+        return total
+    each = [[a**3 for a in one] for one in maps]
+    each = [[a / sum(one) for a in one] for one in each]
+    mean = [sum(column) / len(each) for column in zip(*each, strict=True)]
+    distance = sum(a * (a / m).log() for one in each for a, m in zip(one, mean, strict=True))
+    return distance / len(each) / math.log(len(each))
+
+
+@pytest.mark.parametrize("name", ["places", "entropy", "apart", "agree"])
+def test_values_and_gradients_are_those_of_the_definition(name):
+    generator = torch.Generator().manual_seed(5)
+    maps = (torch.rand(3, 11, generator=generator, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+    shares = torch.rand(3, 11, generator=generator, dtype=torch.float64)
+    losses = {
+        "places": lambda: places_loss(maps, shares).sum(),
+        "entropy": lambda: entropy_loss(maps, shares).sum(),
+        "apart": lambda: 1 - apart_loss(maps),
+        "agree": lambda: agree_loss(maps, [[0, 1, 2]]).sum(),
+    }
+    found, expected = losses[name](), restated(name, maps, shares)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(value, maps)[0] for value in (found, expected))
+    assert theirs.abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_of_empty_attention_are_finite():
+    maps = torch.zeros(2, 5, requires_grad=True)
+    total = places_loss(maps, torch.ones(2, 5)).sum() + entropy_loss(maps, torch.ones(2, 5)).sum() + apart_loss(maps)
+    (gradient,) = torch.autograd.grad(total, maps)
+    assert gradient.isfinite().all()

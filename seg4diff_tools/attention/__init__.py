@@ -20,6 +20,7 @@ from seg4diff_tools.attention.patching import HeadEdit, HeadOutputs, ablate, pat
 from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
+from seg4diff_tools.attention.temperature import temperature
 from seg4diff_tools.attention.turns import Turn
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "record_outputs",
     "second_eigenvalue",
     "swap",
+    "temperature",
     "token_rank",
     "without",
 ]

@@ -22,6 +22,23 @@ class Magnet(StrEnum):
     sa1b_released = "sa1b-released"
 
 
+class Noise(StrEnum):
+    """Distribution of noise levels."""
+
+    logit_normal = "logit-normal"
+    uniform = "uniform"
+    early = "early"
+    late = "late"
+
+
+class Levels(StrEnum):
+    """Noise levels at which masks count."""
+
+    all = "all"
+    early = "early"
+    late = "late"
+
+
 class Precision(StrEnum):
     """Of the forward pass."""
 
@@ -52,12 +69,41 @@ def finetune(
     layers: Annotated[
         str | None, typer.Option(help="To align, 0-based, such as 4 or 4,5 (mean); the expert by default.")
     ] = None,
+    layer_weights: Annotated[
+        str | None, typer.Option(help="Of the losses of --layers, such as 1,0.5; equal by default.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a loss, such as dice=0.2, several times: flow, regions, focal, dice, places, entropy, apart or "
+            "agree; 0 leaves it out."
+        ),
+    ] = None,
+    noise: Annotated[Noise | None, typer.Option(help="Distribution of noise levels.")] = None,
+    sigma_mean: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
+    sigma_std: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Of noise levels; the scheduler's by default, 1 for none.")
+    ] = None,
+    align_at: Annotated[Levels | None, typer.Option(help="Noise levels at which masks count.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Factor on the scores of image tokens with text tokens.")
+    ] = None,
+    temperature_above: Annotated[float | None, typer.Option(help="Timestep from which on it is, 0 to 1000.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of training images in pixels.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     images_at_once: Annotated[int | None, typer.Option(min=1, help="On one process; the rest by accumulation.")] = None,
     mixed_precision: Annotated[Precision | None, typer.Option(help="By default as accelerate launch says.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, a third more time.")] = False,
-    evaluation: Annotated[int, typer.Option(min=0, help="Unseen scenes to segment while it trains.")] = 0,
+    evaluation: Annotated[
+        int, typer.Option(min=0, help="Validation scenes to segment while it trains; no table judges by them.")
+    ] = 0,
+    pictures: Annotated[
+        int, typer.Option(min=0, max=200, help="Prompts of each of six kinds to draw and judge with --evaluation.")
+    ] = 0,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="Evaluations without a better one of both, after which it stops.")
+    ] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between evaluations; 250 by default.")
     ] = None,
@@ -73,7 +119,9 @@ def finetune(
 
     from seg4diff_tools import magnet
     from seg4diff_tools._runs import processes, refuse_other
+    from seg4diff_tools.generation import load_detector, prompts
     from seg4diff_tools.magnet.loop import RUN, run_settings
+    from seg4diff_tools.pretrain.watch import VALIDATE_FROM
     from seg4diff_tools.scenes import Scenes
 
     changed: dict[str, Any] = {
@@ -81,11 +129,25 @@ def finetune(
         "batch": batch,
         "learning_rate": learning_rate,
         "layers": None if layers is None else numbers(layers, "--layers"),
+        "layer_weights": None if layer_weights is None else decimals(layer_weights, "--layer-weights"),
+        "noise": noise and noise.value,
+        "sigma_mean": sigma_mean,
+        "sigma_std": sigma_std,
+        "shift": shift,
+        "align_at": align_at and align_at.value,
+        "temperature": temperature,
+        "temperature_above": temperature_above,
+        "patience": patience,
         "size": size,
     }
+    changed |= weights_of(weight or [])
     config = replace(magnet.preset(preset.value), seed=seed, **{k: v for k, v in changed.items() if v is not None})
     if captions is not None and config.text == "classes":
         raise InputError(f"expected no --captions with --preset {preset}, whose prompts are class names: leave it out")
+    if (pictures or config.patience) and not evaluation:
+        raise InputError("expected --evaluation with --pictures and --patience, got no scenes: add --evaluation 64")
+    if config.patience and not pictures:
+        raise InputError("expected --pictures with --patience, got none: add --pictures 8")
     if evaluate_every is not None and not evaluation:
         raise InputError("expected --evaluation with --evaluate-every, got no scenes: add --evaluation 64")
     if dataset == "sa1b" and (config.maps == "words" or config.text == "classes"):
@@ -99,12 +161,14 @@ def finetune(
     # another run's folder is refused before the model is loaded
     refuse_other(out, run_settings(config, samples), RUN)
     with loaded(model, dtype, t5=t5) as backbone:
+        judge = load_detector(device=backbone.device) if pictures else None
         folder = magnet.finetune(
             backbone,
             samples,
             config,
             out,
-            evaluation=Scenes("test", evaluation) if evaluation else (),
+            evaluation=Scenes("test", VALIDATE_FROM + evaluation)[VALIDATE_FROM:] if evaluation else (),
+            pictures=None if judge is None else magnet.PictureTest(prompts(pictures, seed=VALIDATE_FROM), judge),
             evaluate_every=evaluate_every or 250,
             save_every=save_every,
             images_at_once=images_at_once,
@@ -114,3 +178,32 @@ def finetune(
         )
     if processes().is_main_process:
         typer.echo(f"{folder}: load it with pipe.load_lora_weights({str(folder)!r}), or with apply_lora(backbone, ...)")
+
+
+def weights_of(given: list[str]) -> dict[str, float]:
+    """Read the weights of losses: "dice=0.2" is the setting dice_weight=0.2.
+
+    Raises:
+        InputError: another loss, or no number.
+    """
+    from seg4diff_tools.errors import one_of
+    from seg4diff_tools.magnet.config import LOSSES
+
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        one_of(name, "--weight", LOSSES, "--weight dice=0.2")
+        found[f"{name}_weight"] = decimals(value, "--weight")[0]
+    return found
+
+
+def decimals(text: str, flag: str) -> list[float]:
+    """Read numbers with commas between them.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"expected {flag}, numbers such as 1,0.5, got {text!r}: pass numbers") from None

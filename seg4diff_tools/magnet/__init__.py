@@ -4,12 +4,14 @@ from seg4diff_tools.backbones import LoraWeights, apply_lora, read_lora
 from seg4diff_tools.magnet.alignment import ConvHead, mask_logits, mask_losses
 from seg4diff_tools.magnet.config import PRESETS, MagnetConfig, preset
 from seg4diff_tools.magnet.loop import finetune
+from seg4diff_tools.magnet.validation import PictureTest
 
 __all__ = [
     "PRESETS",
     "ConvHead",
     "LoraWeights",
     "MagnetConfig",
+    "PictureTest",
     "apply_lora",
     "finetune",
     "mask_logits",

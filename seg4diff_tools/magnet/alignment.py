@@ -1,4 +1,5 @@
-"""The mask loss: how far a layer's image-to-text attention is from the masks, read from the text columns alone."""
+"""Losses on image-to-text attention: how far layers' maps of words are from masks, read from the text columns
+alone."""
 
 from collections.abc import Sequence
 
@@ -6,14 +7,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet import losses
-from seg4diff_tools.magnet.config import MagnetConfig
+from seg4diff_tools.magnet.config import ATTENTION_LOSSES, MagnetConfig
 from seg4diff_tools.magnet.targets import Target
 from seg4diff_tools.segmentation.class_maps import Normalize, span_maps
 
@@ -133,7 +134,7 @@ def mask_losses(
         raise InputError(
             f"expected logits of each of {len(targets)} targets, got {len(logits)}: pass one for each image"
         )
-    count = max(1.0, sum(len(one.masks) for one in targets) if count is None else count)
+    count = _count(targets, count)
     totals = {name: logits[0].new_zeros(()) for name in ("focal", "dice")}
     for maps, target in zip(logits, targets, strict=True):
         masks_of_image = target.masks.to(maps.device)
@@ -148,7 +149,7 @@ def mask_losses(
         large = interpolate(maps[:, None], size=masks_of_image.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         known = target.known.to(maps.device)
         pair = large[:, known], masks_of_image[:, known]
-        share = 1 / count if config.average == "masks" else 1 / (len(maps) * len(targets))
+        share = _share(len(maps), len(targets), config, count)
         totals["focal"] = totals["focal"] + losses.focal_loss(*pair, focal=config.focal).sum() * share
         totals["dice"] = totals["dice"] + losses.dice_loss(*pair).sum() * share
     return totals
@@ -175,3 +176,116 @@ def _matched(
         )
         rows, columns = losses.match_masks(cost)
     return maps[rows], true[columns]
+
+
+def token_maps(call: JointAttention, targets: Sequence[Target]) -> list[Float[Tensor, "head _ place"]]:
+    """Attention of image tokens to each token of an image's classes, class by class.
+
+    Args:
+        call: the attention of a layer as it is computed.
+        targets: one for each image of the batch.
+
+    Returns:
+        For each image its maps, every head's; gradients flow to queries and keys.
+    """
+    columns = sorted({column for one in targets for span in one.spans for column in span})
+    if not columns:
+        return [call.query.new_zeros(call.query.shape[1], 0, call.image_tokens) for _ in targets]
+    maps = call.i2t(text=columns).mT
+    order = [[columns.index(column) for span in one.spans for column in span] for one in targets]
+    return [one[:, rows] for one, rows in zip(maps, order, strict=True)]
+
+
+def word_losses(
+    maps: Sequence[Sequence[Float[Tensor, "head _ place"]]],
+    targets: Sequence[Target],
+    config: MagnetConfig,
+    grid: tuple[int, int],
+    weights: Float[Tensor, " layer"],
+    count: float | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Return the losses of a batch that read the attention to words: places, entropy, apart and agree.
+
+    Args:
+        maps: for each layer that of each image, from `token_maps`.
+        targets: the images' masks and words.
+        config: which losses, and how they are averaged.
+        grid: rows and columns of image tokens; masks are brought to it by the area that they cover of each.
+        weights: of the layers, with sum 1.
+        count: number of masks to divide by with average="masks"; None for that of these images.
+
+    Returns:
+        The losses with a weight, not yet weighted.
+
+    Source: TokenCompose, CVPR 2024; FOCUS, arXiv 2510.02315.
+    """
+    count = _count(targets, count)
+    totals = {name: maps[0][0].new_zeros(()) for name in config.aligned if name in ATTENTION_LOSSES[2:]}
+    for index, target in enumerate(targets):
+        if not len(target.masks):
+            continue
+        tokens = torch.stack([layer[index] for layer in maps])
+        lengths = [len(span) for span in target.spans]
+        words = torch.stack([part.mean(2) for part in tokens.split(lengths, dim=2)], dim=2)
+        shares, known = grid_masks(target, grid, words.device)
+        found = {}
+        if "places" in totals:
+            found["places"] = weights @ losses.places_loss(words[..., known], shares).mean(1)
+        if "entropy" in totals:
+            mean = torch.einsum("l,lhwp->wp", weights, words) / words.shape[1]
+            found["entropy"] = losses.entropy_loss(mean[:, known], shares)
+        if "apart" in totals:
+            found["apart"] = (weights @ losses.apart_loss(words.mean(1))).expand(len(lengths))
+        if "agree" in totals:
+            starts = [sum(lengths[:word]) for word in range(len(lengths))]
+            rows = [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+            found["agree"] = weights @ losses.agree_loss(tokens.mean(1), rows)
+        share = _share(len(target.masks), len(targets), config, count)
+        for name, loss in found.items():
+            totals[name] = totals[name] + loss.sum() * share
+    return totals
+
+
+def region_losses(
+    errors: Float[Tensor, "image y x"], targets: Sequence[Target], config: MagnetConfig, count: float | None = None
+) -> Float[Tensor, ""]:
+    """Return the flow loss of a batch as the mean over masks of its mean within each.
+
+    Args:
+        errors: squared errors of the velocity on the grid of image tokens, mean over channels.
+        targets: the images' masks.
+        config: how masks are averaged.
+        count: number of masks to divide by with average="masks"; None for that of these images.
+    """
+    count, total = _count(targets, count), errors.new_zeros(())
+    for own, target in zip(errors, targets, strict=True):
+        if len(target.masks):
+            shares, known = grid_masks(target, (errors.shape[1], errors.shape[2]), errors.device)
+            found = losses.regions_loss(own.flatten()[known], shares)
+            total = total + found.sum() * _share(len(found), len(targets), config, count)
+    return total
+
+
+def grid_masks(
+    target: Target, grid: tuple[int, int], device: torch.device
+) -> tuple[Float[Tensor, "mask known"], Bool[Tensor, " place"]]:
+    """Return which share of each image token belongs to each mask, and the tokens at least half of which are known.
+
+    Args:
+        target: of an image.
+        grid: rows and columns of image tokens.
+        device: of the result.
+    """
+    known, masks = target.known.to(device), target.masks.to(device)
+    inside = adaptive_avg_pool2d((masks & known).float(), grid).flatten(1)
+    places = adaptive_avg_pool2d(known[None].float(), grid).flatten() >= 0.5
+    return inside[:, places], places
+
+
+def _count(targets: Sequence[Target], count: float | None) -> float:
+    return max(1.0, float(sum(len(one.masks) for one in targets)) if count is None else count)
+
+
+def _share(masks: int, images: int, config: MagnetConfig, count: float) -> float:
+    """What the loss of one of an image's masks counts in that of the batch."""
+    return 1 / count if config.average == "masks" else 1 / (masks * images)

@@ -5,7 +5,7 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +23,7 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import append_row, as_path, open_run, refuse_other, replace_file, truncate_log
+from seg4diff_tools.attention.temperature import temperature
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers, check_zeros
 from seg4diff_tools.backbones.loading import as_backbone
@@ -32,24 +33,19 @@ from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError, instance_of, one_of
 from seg4diff_tools.evaluation.evaluate import check_samples
-from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.families._private import allow_precision
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet.alignment import ConvHead
 from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.memory import images_that_fit
 from seg4diff_tools.magnet.student import Student
-from seg4diff_tools.magnet.targets import Target, noise, target
-from seg4diff_tools.plotting import static
-from seg4diff_tools.segmentation.options import OpenVocabulary
-from seg4diff_tools.segmentation.segment import segment
+from seg4diff_tools.magnet.targets import Target, counts, noise, target
+from seg4diff_tools.magnet.validation import PictureTest, Validation
 
 STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
 RUN = "a fine-tuning"
 NO_CHECKPOINTING = ("hunyuan-image",)
 """Families whose blocks diffusers calls with arguments that its checkpointing does not take."""
-PICTURES = 3
-"""Evaluation images that are drawn with their label maps."""
 
 
 def finetune(
@@ -59,6 +55,7 @@ def finetune(
     out: str | Path,
     *,
     evaluation: Sequence[Sample] = (),
+    pictures: PictureTest | None = None,
     evaluate_every: int = 250,
     save_every: int = 100,
     images_at_once: int | None = None,
@@ -78,7 +75,13 @@ def finetune(
             needed. What cannot be read is named in a warning, and the next image takes its place.
         config: see `MagnetConfig`.
         out: folder for the LoRA, `log.csv`, `evaluation.csv`, pictures, and the checkpoint that is replaced atomically.
-        evaluation: images to segment while it trains; the prompt names the classes that each one shows.
+        evaluation: images to segment while it trains; the prompt names the classes that each one shows. What is chosen
+            by them, as with `config.patience`, is to be judged on others.
+        pictures: prompts to draw while it trains, and their judge; needs `evaluation`. `evaluation.csv` then also has
+            the columns pictures and `both`, the smaller of two gains: object mIoU and pictures, each divided by its
+            value before the first step, a hundredth added to both parts. It is above 1 only if both are better. With
+            `config.patience` training stops after so many evaluations without a better one, and the LoRA in `out` is
+            that of the best.
         evaluate_every: steps between two evaluations; one is made before the first step.
         save_every: steps between two checkpoints.
         images_at_once: for a forward on one process; the rest of a batch follows in further forwards (gradient
@@ -93,7 +96,7 @@ def finetune(
 
     Raises:
         InputError: an argument of another type or out of range, a batch that cannot be cut evenly, no sample that can
-            be read, or a folder of another run.
+            be read, patience or pictures without what they need, or a folder of another run.
         TrainingError: a loss that is not a number; the last checkpoint is kept.
         CheckpointError: a checkpoint that cannot be read.
 
@@ -105,6 +108,13 @@ def finetune(
         check_samples(evaluation)
     folder = as_path(out, "out")
     evaluate_every, save_every = as_int(evaluate_every, "evaluate_every", 1), as_int(save_every, "save_every", 1)
+    if pictures is not None:
+        instance_of(pictures, PictureTest, "pictures", "PictureTest(generation.prompts(8), load_detector())")
+    if (config.patience and pictures is None) or (pictures is not None and not len(evaluation)):
+        raise InputError(
+            f"expected evaluation and pictures with patience={config.patience}, got {len(evaluation)} images and "
+            f"{'no' if pictures is None else 'some'} pictures: pass both"
+        )
     if mixed_precision is not None:
         one_of(mixed_precision, "mixed_precision", ("no", "bf16", "fp16"))
     if tensorboard and not is_tensorboard_available():
@@ -131,6 +141,9 @@ def finetune(
         at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
     weights = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
+    if pictures is not None and config.patience:
+        # the result depends on what stops it
+        weights |= {"evaluation": len(evaluation), "evaluate_every": evaluate_every, "pictures": pictures.settings()}
     open_run(folder, run_settings(config, samples) | weights, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
@@ -143,9 +156,12 @@ def finetune(
         if tensorboard:
             accelerator.init_trackers("magnet")
         student = Student(backbone, config, layers, head)
-        _Run(backbone, samples, config, folder, accelerator, student).train(
-            evaluation, evaluate_every, save_every, progress
-        )
+        validation = None
+        if len(evaluation):
+            shown = layers[0] if layers else check_layers(backbone, ["expert"])[0]
+            validation = Validation(backbone, evaluation, pictures, shown, folder)
+        run = _Run(backbone, samples, config, folder, accelerator, student, validation)
+        run.train(evaluate_every, save_every, progress)
         accelerator.end_training()
     finally:
         transformer.disable_gradient_checkpointing()
@@ -187,13 +203,14 @@ class _Run:
         folder: Path,
         accelerator: Accelerator,
         student: Student,
+        validation: Validation | None = None,
     ) -> None:
         self.backbone, self.samples, self.config, self.folder = backbone, samples, config, folder
-        self.accelerator, self.student = accelerator, student
+        self.accelerator, self.student, self.validation = accelerator, student, validation
         self.share = config.batch // accelerator.num_processes
         self.at_once = self.share // accelerator.gradient_accumulation_steps
         cast_training_params(backbone.transformer)
-        self.weights = {"flow": config.flow_weight, "focal": config.focal_weight, "dice": config.dice_weight}
+        self.weights = config.weights
         self.parameters = [value for value in student.parameters() if value.requires_grad]
         lora = {"params": [value for value in backbone.transformer.parameters() if value.requires_grad]}
         conv = (
@@ -204,7 +221,7 @@ class _Run:
         self.model, self.prepared = accelerator.prepare(student, self.optimizer)
         self.skipped: set[int] = set()
 
-    def train(self, evaluation: Sequence[Sample], evaluate_every: int, save_every: int, progress: bool) -> None:
+    def train(self, evaluate_every: int, save_every: int, progress: bool) -> None:
         accelerator, steps = self.accelerator, self.config.steps
         main = accelerator.is_main_process
         first = self._resume()
@@ -213,20 +230,25 @@ class _Run:
             truncate_log(self.folder / LOG, first)
             truncate_log(self.folder / EVALUATION, first)
             if first == 0:
-                self._evaluate(evaluation, 0)
-        bar = tqdm(range(first, steps), initial=first, total=steps, desc="magnet", disable=not (main and progress))
+                self._evaluate(0)
+        # a run that was stopped early is finished
+        last = first if first and self._stalls() else steps
+        bar = tqdm(range(first, last), initial=first, total=steps, desc="magnet", disable=not (main and progress))
         for step in bar:
             row = self._step(step)
             done = step + 1
-            if not main:
-                continue
-            append_row(self.folder / LOG, row)
-            accelerator.log({name: value for name, value in row.items() if name != "step"}, step=done)
-            bar.set_postfix({name: f"{row[name]:.4f}" for name in self.weights if name in row}, refresh=False)
-            if evaluation and (done % evaluate_every == 0 or done == steps):
-                self._evaluate(evaluation, done)
-            if done % save_every == 0 or done == steps:
+            evaluated = self.validation is not None and (done % evaluate_every == 0 or done == steps)
+            if main:
+                append_row(self.folder / LOG, row)
+                accelerator.log({name: value for name, value in row.items() if name != "step"}, step=done)
+                bar.set_postfix({name: f"{row[name]:.4f}" for name in self.weights if name in row}, refresh=False)
+                if evaluated:
+                    self._evaluate(done)
+            stopped = evaluated and self._stalls()
+            if main and (done % save_every == 0 or done == steps or stopped):
                 self._save(done)
+            if stopped:
+                break
         accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> dict[str, int | float]:
@@ -245,7 +267,7 @@ class _Run:
             targets = batch[at : at + self.at_once]
             with accelerator.accumulate(self.model), self.student.watching():
                 losses = self.model(*self._inputs(numbers, targets), count)
-                total = sum(self.weights[name] * loss for name, loss in losses.items())
+                total = sum(self.weights.get(name, 0.0) * loss for name, loss in losses.items())
                 if not total.isfinite():
                     raise TrainingError(self._trouble(step, numbers, losses))
                 accelerator.backward(total)
@@ -270,7 +292,8 @@ class _Run:
             if place in self.skipped:
                 continue
             try:
-                return target(self.backbone, self.samples[place], self.config, number)
+                found = target(self.backbone, self.samples[place], self.config, number)
+                return found if self._counts(number) else replace(found, masks=found.masks[:0], spans=())
             except InputError as error:
                 self.skipped.add(place)
                 warnings.warn(f"sample {place} is skipped: {error}", stacklevel=2)
@@ -278,14 +301,20 @@ class _Run:
             f"expected a sample that can be trained on, got none among {len(self.samples)}: see the warnings"
         )
 
+    def _counts(self, number: int) -> bool:
+        """Whether masks count at the noise level of the image with this number in training."""
+        if self.config.align_at == "all":
+            return True
+        shape = self.backbone.latent_size(self.config.size)
+        return counts(self.backbone, noise(self.backbone, shape, number, self.config)[1].item(), self.config)
+
     def _index(self, number: int) -> int:
         turn, place = divmod(number, len(self.samples))
         return int(_order(self.config.seed, turn, len(self.samples))[place])
 
     def _inputs(self, numbers: Sequence[int], targets: Sequence[Target]) -> tuple:
         backbone = self.backbone
-        # one image at a time: at 1024 px a VAE takes more than a gigabyte for each
-        latents = torch.cat([backbone.encode_image(one.image, self.config.size) for one in targets]).float()
+        latents = backbone.encode_image([one.image for one in targets], self.config.size).float()
         drawn = [noise(backbone, latents.shape[1:], number, self.config) for number in numbers]
         mixed = torch.stack([one for one, _ in drawn]).to(latents)
         sigma = torch.stack([level for _, level in drawn]).to(latents)
@@ -301,22 +330,23 @@ class _Run:
             f"{self.folder}; lower the learning rate, or leave these samples out, and start in another folder"
         )
 
-    def _evaluate(self, samples: Sequence[Sample], step: int) -> None:
-        if not samples:
+    def _stalls(self) -> bool:
+        """Whether so many evaluations as `patience` passed since the best one; every process hears the same."""
+        if not self.config.patience:
+            return False
+        main = self.accelerator.is_main_process
+        stalled = main and self.validation is not None and self.validation.since_best() >= self.config.patience
+        heard = torch.tensor(float(stalled), dtype=torch.float32, device=self.accelerator.device)
+        return self.accelerator.reduce(heard, "sum").item() > 0
+
+    def _evaluate(self, step: int) -> None:
+        if self.validation is None:
             return
-        layer = self.student.layers[0] if self.student.layers else check_layers(self.backbone, ["expert"])[0]
-        scores = layer_step_sweep(self.backbone, samples, layers=[layer], progress=False).totals.iloc[0]
-        row = {"step": step, "layer": layer} | {name: float(scores[name]) for name in SCORES}
-        append_row(self.folder / EVALUATION, row)
-        for number in range(min(PICTURES, len(samples))):
-            sample = samples[number]
-            found = segment(self.backbone, sample.image, sample.class_names, OpenVocabulary(layers=layer))
-            figure = static.label_maps(
-                found.image, {"true": np.asarray(sample.label_map), f"step {step}": found.label_map}, found.class_names
-            )
-            path = self.folder / "pictures" / f"{number}-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            figure.savefig(path)
+        config = self.config
+        with temperature(self.backbone, config.temperature, above=config.temperature_above):
+            best = self.validation.measure(step)
+        if best and step and config.patience:
+            self._save_lora()
 
     def _save(self, step: int) -> None:
         transformer, head = self.backbone.transformer, self.student.head
@@ -330,6 +360,12 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         replace_file(self.folder / STATE, buffer.getvalue())
+        # with patience it is that of the best evaluation
+        if not self.config.patience:
+            self._save_lora()
+
+    def _save_lora(self) -> None:
+        transformer, head = self.backbone.transformer, self.student.head
         weights = trained(transformer, self.config.alpha)
         kept = {} if head is None else {name: value.cpu() for name, value in head.layers.state_dict().items()}
         save_lora(LoraWeights(weights.tensors, weights.rank, kept), self.folder)

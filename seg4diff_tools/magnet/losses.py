@@ -1,9 +1,12 @@
-"""Mask losses and the matching of maps to masks, as MAGNET trains with them (Seg4Diff, section 3.5).
+"""Losses on attention maps and masks, and the matching of maps to masks.
 
-Maps and masks are flattened: one row each, one column for each place. Every loss gives one number for each mask, so
-that the caller decides how masks, images and processes are averaged.
+MAGNET's two losses (Seg4Diff, section 3.5) read log odds; those of TokenCompose and FOCUS read the attention itself,
+normalized over places. Maps and masks are flattened: one row each, one column for each place. A loss gives one number
+for each mask or word, so that the caller decides how masks, images and processes are averaged.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +22,10 @@ Focal = Literal["published", "released"]
 
 Logits = Float[Tensor, "mask place"]
 Masks = Bool[Tensor, "true_mask true_place"]
+Shares = Float[Tensor, "mask place"]
+"""Which share of each place belongs to a mask, 0 to 1: a mask on a coarse grid."""
+TINY = 1e-12
+"""Added where a sum may vanish or a logarithm be taken, as a map may be 0 in fp32."""
 
 
 def focal_loss(
@@ -64,6 +71,128 @@ def dice_loss(logits: Logits, masks: Masks) -> Float[Tensor, " mask"]:
     _check(logits, masks)
     chance, truth = logits.sigmoid(), masks.to(logits)
     return 1 - (2 * (chance * truth).sum(-1) + 1) / (chance.sum(-1) + truth.sum(-1) + 1)
+
+
+def places_loss(maps: Float[Tensor, "*maps mask place"], shares: Shares) -> Float[Tensor, "*maps mask"]:
+    """Square of what a map gives outside of its mask: (1 - share)^2, share = sum of A M / sum of A over places.
+
+    Args:
+        maps: attention of places to a word, 0 or more; any axes before, such as layers and heads.
+        shares: the word's mask.
+
+    Raises:
+        InputError: maps or masks of another shape or type.
+
+    Source: TokenCompose, Wang et al., CVPR 2024, the loss of tokens (weight 1e-3 there). Its code takes the mean of the
+    shares of all heads before the square; this takes each map by itself.
+    """
+    _check_maps(maps, shares)
+    inside = (maps * shares).sum(-1) / maps.sum(-1).clamp(min=TINY)
+    return (1 - inside).square()
+
+
+def entropy_loss(maps: Float[Tensor, "mask place"], shares: Shares) -> Float[Tensor, " mask"]:
+    """Binary cross-entropy of attention with masks, mean over places.
+
+    Args:
+        maps: attention of places to a word, 0 to 1, such as the mean over heads and layers.
+        shares: the word's mask.
+
+    Raises:
+        InputError: maps or masks of another shape or type.
+
+    Source: TokenCompose, Wang et al., CVPR 2024, the loss of pixels (weight 5e-5 there).
+    """
+    _check_maps(maps, shares)
+    chance = maps.clamp(TINY, 1 - 1e-6)
+    return -(shares * chance.log() + (1 - shares) * (1 - chance).log()).mean(-1)
+
+
+def divergence(maps: Float[Tensor, "*maps row place"], *, power: float = 3.0) -> Float[Tensor, "*maps"]:
+    """Jensen-Shannon divergence of maps as distributions over places, divided by its largest value, log of their
+    number.
+
+    Args:
+        maps: attention, 0 or more; at least two rows.
+        power: of the attention before it is normalized: the many places near 0 would outweigh the few that matter.
+
+    Returns:
+        From 0, all alike, to 1, no place in common.
+
+    Raises:
+        InputError: maps of another shape or type, fewer than two, or a power out of range.
+
+    Source: FOCUS, Bill et al., arXiv 2510.02315, and its code (power 3).
+    """
+    _check_maps(maps)
+    as_float(power, "power")
+    if maps.shape[-2] < 2:
+        raise InputError(f"expected at least two maps to compare, got {maps.shape[-2]}: pass those of several words")
+    # relative to the largest place, so that powers of small attention do not vanish
+    relative = (maps / maps.amax(-1, keepdim=True).detach().clamp(min=TINY)) ** power
+    each = relative / relative.sum(-1, keepdim=True).clamp(min=TINY)
+    mean = each.mean(-2, keepdim=True)
+    distance = (each * ((each + TINY).log() - (mean + TINY).log())).sum(-1)
+    return distance.mean(-1) / math.log(maps.shape[-2])
+
+
+def agree_loss(
+    maps: Float[Tensor, "*maps token place"], words: Sequence[Sequence[int]], *, power: float = 3.0
+) -> Float[Tensor, "*maps word"]:
+    """How far the tokens of one word look at different places: their divergence, 0 for a word of one token.
+
+    Args:
+        maps: attention to each token, 0 or more.
+        words: rows of the tokens of each word.
+        power: see `divergence`.
+
+    Raises:
+        InputError: maps of another shape or type, a word without a token, or a power out of range.
+
+    Source: FOCUS, arXiv 2510.02315: coherence within a subject.
+    """
+    _check_maps(maps)
+    if not words or not all(words):
+        raise InputError(f"expected words, rows of at least one token each, got {words!r}: pass [[0], [1, 2]]")
+    several = [divergence(maps[..., list(word), :], power=power) for word in words if len(word) > 1]
+    found = iter(several)
+    return torch.stack([next(found) if len(word) > 1 else maps.new_zeros(maps.shape[:-2]) for word in words], -1)
+
+
+def apart_loss(maps: Float[Tensor, "*maps word place"], *, power: float = 3.0) -> Float[Tensor, "*maps"]:
+    """How far the maps of different words overlap: one minus their divergence, 0 for a single word.
+
+    Args:
+        maps: attention to each word, 0 or more.
+        power: see `divergence`.
+
+    Raises:
+        InputError: maps of another shape or type, or a power out of range.
+
+    Source: FOCUS, arXiv 2510.02315: separation of subjects.
+    """
+    _check_maps(maps)
+    if maps.shape[-2] < 2:
+        return maps.new_zeros(maps.shape[:-2])
+    return 1 - divergence(maps, power=power)
+
+
+def regions_loss(errors: Float[Tensor, " place"], shares: Shares) -> Float[Tensor, " mask"]:
+    """Mean squared error of the velocity within each mask, so that a small thing counts as much as a large one.
+
+    Args:
+        errors: squared error of each place, mean over channels.
+        shares: the masks.
+
+    Raises:
+        InputError: errors or masks of another shape or type.
+    """
+    _check_maps(shares)
+    if not isinstance(errors, Tensor) or errors.shape != shares.shape[1:]:
+        raise InputError(
+            f"expected errors of each of {shares.shape[1]} places, got {shown(errors)}: pass their mean over channels"
+        )
+    return (shares * errors).sum(-1) / shares.sum(-1).clamp(min=TINY)
 
 
 def matching_cost(
@@ -139,6 +268,17 @@ def _check_rows(logits: Tensor, masks: Tensor) -> None:
         raise InputError(f"expected logits as floats, got {logits.dtype}: pass log odds")
     if masks.dtype != torch.bool:
         raise InputError(f"expected masks of True and False, got {masks.dtype}: pass masks > 0.5")
+
+
+def _check_maps(maps: Tensor, shares: Tensor | None = None) -> None:
+    for name, rows in (("maps", maps), ("shares", shares)):
+        if rows is not None and not (isinstance(rows, Tensor) and rows.ndim >= 2 and rows.is_floating_point()):
+            raise InputError(f"expected {name}, floats [mask place], got {shown(rows)}: flatten the places")
+    if shares is not None and maps.shape[-2:] != shares.shape:
+        raise InputError(
+            f"expected shares of each map's mask, {list(maps.shape[-2:])}, got {list(shares.shape)}: pass a row for "
+            "each mask, on the grid of the maps"
+        )
 
 
 def _check_focal(alpha: float, gamma: float, focal: str) -> None:

@@ -190,16 +190,34 @@ def noise(
         backbone: whose scheduler shifts the share.
         shape: of a latent.
         number: how many images came before.
-        config: seed, and the distribution of the share: logit-normal, then shifted as in sampling.
+        config: seed, the distribution of the share, and its shift.
 
     Returns:
         Noise, and sigma from 0 to 1.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + number)
     drawn = torch.randn(*shape, generator=generator, dtype=torch.float32)
-    level = (config.sigma_mean + config.sigma_std * torch.randn((), generator=generator, dtype=torch.float32)).sigmoid()
-    shift = _shift(backbone, config.size)
+    if config.noise == "logit-normal":
+        normal = torch.randn((), generator=generator, dtype=torch.float32)
+        level = (config.sigma_mean + config.sigma_std * normal).sigmoid()
+    else:
+        level = torch.rand((), generator=generator, dtype=torch.float32)
+        level = level if config.noise == "uniform" else level / 2 + (0.5 if config.noise == "early" else 0.0)
+    shift = _shift(backbone, config.size) if config.shift is None else config.shift
     return drawn, shift * level / (1 + (shift - 1) * level)
+
+
+def counts(backbone: Backbone, sigma: float, config: MagnetConfig) -> bool:
+    """Return whether masks count at a noise level: see `MagnetConfig.align_at`.
+
+    Args:
+        backbone: whose scheduler tells the level in the middle of sampling.
+        sigma: share of the noise, 0 to 1.
+        config: `align_at` and `size`.
+    """
+    shift = _shift(backbone, config.size)
+    noisy = sigma >= shift / (1 + shift)
+    return config.align_at == "all" or noisy == (config.align_at == "early")
 
 
 def _shift(backbone: Backbone, size: int | None) -> float:
