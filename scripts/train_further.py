@@ -25,7 +25,9 @@ def configured(images: int) -> RunConfig:
     model = replace(base.model, scenes=replace(base.model.scenes, **SCENES), recipe=RECIPE)
     stage, steps = base.transformer, -(-images // base.transformer.batch)
     rates = {"learning_rate": stage.learning_rate / 2, "muon_learning_rate": (stage.muon_learning_rate or 0) / 2}
-    return replace(base, model=model, transformer=replace(stage, steps=steps, cooldown=max(1, steps * 3 // 10), **rates))
+    return replace(
+        base, model=model, transformer=replace(stage, steps=steps, cooldown=max(1, steps * 3 // 10), **rates)
+    )
 
 
 def main() -> None:

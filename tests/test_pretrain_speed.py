@@ -191,7 +191,7 @@ def test_without_a_compiler_one_sentence_says_so(monkeypatch):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_follows_the_hardware(monkeypatch, fast):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast, "avx512_f": True})
     assert Speed.best(CPU).dtype == (torch.bfloat16 if fast else torch.float32)
 
 
@@ -295,7 +295,9 @@ def test_lists_stand_in_batches_with_all_columns_alone(tiny_run):
     stage = TransformerStage(config, tiny_run, CPU)
     plans = stage.plans(range(8))
     for number in range(12):
-        prompts, thinned = stage._prompts(plans, stage.config.recipe.crowded + number, torch.Generator().manual_seed(number))
+        prompts, thinned = stage._prompts(
+            plans, stage.config.recipe.crowded + number, torch.Generator().manual_seed(number)
+        )
         assert all(len(prompt.split()) == 8 and "," not in prompt for prompt in prompts) != thinned
 
 

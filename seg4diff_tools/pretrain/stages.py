@@ -160,9 +160,9 @@ class TransformerStage:
     blocks, so one of them with log(n) added to its key's score represents n. This number is drawn for every batch, so
     that the trained model is robust to it. Most batches (`THINNED`) treat CLIP's pads likewise: `PADS` random ones
     represent all, which costs a quarter less. A prompt has few words among many pads, and a small model would not learn
-    to attend to them: every key has weight 1 at first, and its full weight after `recipe.crowded` images. SD3 was trained with
-    its text encoders dropped at random; here most samples (`UNPOOLED`) lack the pooled text, since a small model that
-    gets it hardly attends to words.
+    to attend to them: every key has weight 1 at first, and its full weight after `recipe.crowded` images. SD3 was
+    trained with its text encoders dropped at random; here most samples (`UNPOOLED`) lack the pooled text, since a small
+    model that gets it hardly attends to words.
     """
 
     THINNED, PADS, UNPOOLED = 0.8, 8, 0.75
