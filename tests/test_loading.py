@@ -1,7 +1,9 @@
 """Folders that are whole, damaged or of something else, and pipelines in memory."""
 
 import json
+import platform
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from transformers import T5EncoderModel
 from seg4diff_tools import families
 from seg4diff_tools._runs import as_path
 from seg4diff_tools.backbones import loading
-from seg4diff_tools.backbones.checkpoints import load_pipeline
+from seg4diff_tools.backbones.checkpoints import cpu_has_bf16, load_pipeline
 from seg4diff_tools.backbones.loading import as_backbone, load_backbone, wrap_pipeline
 from seg4diff_tools.errors import CheckpointError, InputError, UnknownArchitectureError
 from seg4diff_tools.families.flux import FLUX
@@ -37,6 +39,35 @@ def test_all_parts_have_one_dtype_whatever_the_file_holds(tmp_path, dtype):
     parts = (backbone.transformer, backbone.pipe.vae, backbone.pipe.text_encoder, backbone.pipe.text_encoder_2)
     assert {part.dtype for part in parts} == {dtype}
     assert backbone.generate("a cat", steps=1, progress=False)[0].size == (56, 56)
+
+
+@pytest.mark.parametrize("name", [torch.float16, "fp16", "half"])
+def test_float16_on_a_cpu_is_warned_of(tiny_folder, name):
+    with pytest.warns(UserWarning, match="float16 is about ten times slower .*: pass dtype='fp32'"):
+        assert load_backbone(tiny_folder, "cpu", name).dtype == torch.float16
+
+
+@pytest.mark.parametrize("has", [(), ("avx512_vnni",), ("avx512_bf16",), ("amx_bf16",), ("bf16",)])
+def test_bfloat16_on_a_cpu_is_warned_of_where_it_is_emulated(tiny_folder, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True) | {"avx512_f": True})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load_backbone(tiny_folder, "cpu", "bf16")
+        load_backbone(tiny_folder, "cpu", "fp32")
+        load_backbone(tiny_folder, "cpu")
+    slow = [str(warning.message) for warning in told if "bfloat16 saves memory but is" in str(warning.message)]
+    assert len(slow) == (not has or has == ("avx512_vnni",))
+    assert cpu_has_bf16() == (not slow)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86 processors")
+def test_the_cpus_flags_say_whether_it_has_bfloat16_products():
+    found = torch.cpu.get_capabilities()
+    assert cpu_has_bf16() == (found["avx512_bf16"] or found["amx_bf16"])
+    # each is an extension of what the processor has to have as well
+    assert not cpu_has_bf16() or found["avx512_f"]
+    if (flags := Path("/proc/cpuinfo")).is_file():
+        assert cpu_has_bf16() == bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text(encoding="utf-8").split()))
 
 
 def test_plain_diffusers_loads_and_runs_the_same_folder(tiny_folder):

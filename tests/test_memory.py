@@ -2,6 +2,8 @@
 
 import gc
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from seg4diff_tools import load_backbone
+from seg4diff_tools.attention.pieces import Pieces
+from seg4diff_tools.attention.request import checked_request
 from seg4diff_tools.backbones.memory import FORWARD, encode_bytes, token_bytes
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.evaluation import evaluate, layer_step_sweep
@@ -84,6 +88,40 @@ def test_a_step_of_finetuning_takes_no_more_than_estimated(model, checkpointing,
     estimate = step_bytes(model, SIZE, checkpointing=checkpointing)
     # gaps between tensors, which the estimate holds and this measure does not, weigh more where less is kept
     assert estimate / 6 < peak(step) < estimate
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory can be reset on Linux alone")
+def test_a_finished_recording_is_never_held_twice(mini):
+    layers, tokens, side = range(6), 10, 1024
+    options = dict.fromkeys(("steps", "branches", "stop_after", "concepts"))
+    request = checked_request(
+        mini,
+        layers=layers,
+        direction="i2t",
+        heads="mean",
+        tokens="all",
+        prompt=mini.encode_prompt("a cat on the grass"),
+        memory_budget=1 << 30,
+        **options,
+    )
+    pieces = Pieces(request, 1, (side, side))
+    pieces.timesteps[0], pieces.branches[0] = np.zeros(1, np.float32), ("cond",)
+    pieces.count_text("cond", tokens)
+    for layer in layers:
+        # each one larger than what malloc keeps when it is freed
+        pieces.maps["i2t", 0, "cond", layer] = np.full((1, tokens, side, side), layer, np.float32)
+    whole = sum(piece.nbytes for piece in pieces.maps.values())
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    recording = pieces.recording(keep=False)
+    assert recording["i2t"].nbytes == whole
+    assert [recording["i2t"].isel(layer=layer).to_numpy().max() for layer in layers] == list(layers)
+    assert _resident("VmHWM") - before < whole / 2
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process in main memory: now, or the most since the last reset."""
+    return 1024 * int(Path("/proc/self/status").read_text(encoding="ascii").split(f"{name}:")[1].split()[0])
 
 
 def test_as_many_images_are_trained_at_once_as_fit(mini, monkeypatch):

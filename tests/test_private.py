@@ -273,12 +273,6 @@ def test_operators_on_lists():
     assert [value[0].item() for value in values] == [0.5, -0.5]
 
 
-@touches("_is_mkldnn_bf16_supported", breaks="pretraining cannot choose a number format on a CPU")
-def test_bf16_of_the_cpu():
-    assert isinstance(_private.cpu_has_bf16(), bool)
-    assert isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool)
-
-
 @touches("_shared_state", "_mixed_precision", "_reset_state", breaks="a process cannot fine-tune in a second precision")
 def test_another_precision_in_one_process():
     try:

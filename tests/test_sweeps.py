@@ -11,7 +11,7 @@ from seg4diff_tools.backbones.loading import load_backbone
 from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.datasets.labels import IGNORE, renumber
 from seg4diff_tools.errors import CheckpointError, InputError
-from seg4diff_tools.evaluation import counts, metrics, sweeps
+from seg4diff_tools.evaluation import counts, metrics, runs, sweeps
 from seg4diff_tools.evaluation.runs import read_evaluation
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
@@ -36,6 +36,25 @@ def samples():
 
 def swept(model, samples, fit="resize", **kwargs):
     return sweeps.layer_step_sweep(model, samples, OpenVocabulary(fit=fit), progress=False, **kwargs)
+
+
+def test_the_bar_moves_with_each_image_and_each_forward(tiny_backbone, samples, monkeypatch, capsys):
+    bars, seen = [], []
+
+    class Bar(runs.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(runs, "tqdm", Bar)
+    see = tiny_backbone.transformer.register_forward_pre_hook(lambda *_: seen.append(bars[0].n))
+    options = OpenVocabulary(seeds=(0, 1, 2, 3))
+    sweeps.layer_step_sweep(tiny_backbone, samples[:4], options, layers=1, vocabulary=VOCABULARY, batch=8)
+    see.remove()
+    # one group of all images: half of the work is in their VAE, the other in forwards of all of them together
+    assert seen == pytest.approx([2.0, 2.4, 2.8, 3.2])
+    assert (bars[0].n, bars[0].total) == (4, 4)
+    assert "4/4" in capsys.readouterr().err
 
 
 def sweep(*args, **kwargs):

@@ -274,7 +274,7 @@ class _Tap(TorchFunctionMode):
                     f"{is_causal}: use the model's default attention processors"
                 )
             query, key, value, attn_mask = autocast_inputs(query, key, value, attn_mask)
-        bias = self._bias(rules, query)
+        bias = self._bias(rules, query) if rules else None
         mask, groups = attn_mask, bias if isinstance(bias, GroupBias) else None
         if isinstance(bias, Tensor):
             # finite: cuDNN does not take minus infinity in every release

@@ -79,10 +79,8 @@ def load_pipeline(
         )
     place = torch.device(device or best_device())
     dtype = dtype or _best_dtype(place)
-    if dtype == torch.float16 and place.type == "cpu":
-        warnings.warn(
-            "float16 is about ten times slower than float32 on a CPU: pass dtype='bf16' or 'fp32'", stacklevel=3
-        )
+    if place.type == "cpu" and (slow := slow_on_cpu(dtype)):
+        warnings.warn(f"{slow}: pass dtype='fp32'", stacklevel=3)
     try:
         with _quiet(isinstance(source, Path)):
             dropped = dict.fromkeys(supported[pipeline])
@@ -141,6 +139,24 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU has instructions for bfloat16 matrix products, and PyTorch takes them.
+
+    oneDNN's own answer also counts processors on which it only emulates them.
+    """
+    has = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(map(has.get, ("avx512_bf16", "amx_bf16", "bf16")))
+
+
+def slow_on_cpu(dtype: torch.dtype) -> str | None:
+    """Say why a number format is slow on this CPU; None if it is not."""
+    if dtype == torch.float16:
+        return "float16 is about ten times slower than float32 on a CPU"
+    if dtype == torch.bfloat16 and not cpu_has_bf16():
+        return "bfloat16 saves memory but is several times slower than float32 on a CPU without instructions for it"
+    return None
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:

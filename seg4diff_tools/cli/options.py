@@ -73,7 +73,7 @@ def loaded(model: str, dtype: str, lora: str | None = None, t5: bool = False) ->
         lora_file(lora)  # refuse a wrong path before the model is loaded
     weights, device = None if dtype == "auto" else dtype, processes().device
     if dtype == "fp16" and device.type == "cpu":
-        raise InputError("expected dtype fp32 or bf16 on a CPU, got fp16, which it computes slowly: pass dtype=bf16")
+        raise InputError("expected dtype fp32 or bf16 on a CPU, got fp16, which it computes slowly: pass dtype=fp32")
     backbone = load_backbone(model, device=device, dtype=weights, t5=t5)
     with nullcontext() if lora is None else apply_lora(backbone, lora):
         yield backbone

@@ -207,6 +207,7 @@ def _counts_of(
                 merge_scaled=options.merge_scaled,
                 seed=seed,
                 batch=plan["batch"],
+                tick=lambda share: tick(0.4 * len(shown) * share / len(seeds)),
             )
             totals = [total.add_(maps) for total, maps in zip(totals, found, strict=True)] if totals else found
     for index, each in enumerate(shown):
@@ -220,7 +221,6 @@ def _counts_of(
             counts = _confusion(maps, target[top:bottom, left:right].to(maps.device), plan)
         rows = counts[:, [predicted.index(name) for name in true]]
         records.append(ImageCounts(each.index, rows, true, predicted, background_of(each.sample), each.fingerprint))
-        tick(0.4)
     return records
 
 

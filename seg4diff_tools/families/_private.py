@@ -256,12 +256,6 @@ def foreach(name: str) -> Callable[..., Any]:
     return getattr(torch, f"_foreach_{name}")
 
 
-def cpu_has_bf16() -> bool:
-    """Return whether the CPU has instructions for bfloat16 matrix products."""
-    # oneDNN's own answer counts processors on which it only emulates them
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def allow_precision(precision: str) -> None:
     """Set the mixed precision of the next Accelerator; accelerate would keep that of the process's first one."""
     if AcceleratorState._shared_state.get("_mixed_precision") != precision:

@@ -11,9 +11,9 @@ from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from seg4diff_tools.backbones.checkpoints import cpu_has_bf16
 from seg4diff_tools.backbones.loading import as_device
-from seg4diff_tools.errors import instance_of, one_of
-from seg4diff_tools.families._private import cpu_has_bf16
+from seg4diff_tools.errors import one_of
 from seg4diff_tools.indices import as_indices
 
 
@@ -36,7 +36,7 @@ class Speed:
     batched: bool = False
 
     def __post_init__(self) -> None:
-        instance_of(self.dtype, torch.dtype, "dtype", "dtype=torch.bfloat16")
+        one_of(self.dtype, "dtype", (torch.float32, torch.bfloat16))
         one_of(self.joint_attention, "joint_attention", ("native", "matrix"))
         for name in ("compiled", "batched"):
             one_of(getattr(self, name), name, (False, True))

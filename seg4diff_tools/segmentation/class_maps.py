@@ -1,6 +1,6 @@
 """Class maps of many images at many layers, steps and heads, from the attention probabilities or scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -35,6 +35,7 @@ def read_class_maps(
     merge_scaled: bool = False,
     seed: int = 0,
     batch: int = 8,
+    tick: Callable[[float], object] | None = None,
 ) -> list[Float[Tensor, "kind step layer head class *frame y x"]]:
     """Read class maps of several images at many layers, steps and heads, each image and step in one forward.
 
@@ -53,6 +54,7 @@ def read_class_maps(
         merge_scaled: scale each token's map to 0..1 before the mean over a class's tokens.
         seed: of the noise, the same for all images.
         batch: rows (steps of an image with one prompt) of one forward.
+        tick: called after each forward with its share of all rows.
 
     Returns:
         For each image its maps in fp32 on the model's device, classes in the order of its prompts; NaN for a class that
@@ -65,7 +67,7 @@ def read_class_maps(
     for direction, normalize in kinds:
         one_of(direction, "direction", DIRECTIONS)
         one_of(normalize, "normalize", NORMALIZATIONS)
-    grid = backbone.token_grid(latents)
+    grid, all_rows = backbone.token_grid(latents), len(steps_from_end) * sum(map(len, prompts))
     classes = [sum(len(prompt.classes) for prompt in group) for group in prompts]
     sizes = (len(kinds), len(steps_from_end), len(layers), len(heads))
     results = [
@@ -94,6 +96,8 @@ def read_class_maps(
             places, chosen = (list(column) for column in zip(*read, strict=True))
             target = results[image][:, forward.steps]
             target[:, :, :, :, places] = stacked[:, forward.rows(index)][:, :, :, :, chosen]
+        if tick is not None:
+            tick(len(forward.noisy) / all_rows)
     return results
 
 

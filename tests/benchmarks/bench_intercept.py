@@ -52,7 +52,7 @@ def replaced(transformer: nn.Module) -> Iterator[None]:
         return tap._attend(layer, tap._layout, *args, **kwargs)
 
     tap = Replacing(transformer, family_of(transformer))
-    tap.requests.append(_Request(lambda call: None, frozenset([LAYER]), None, None))
+    tap.requests.append(_Request(lambda call: None, frozenset([LAYER]), [], None, None, None))
     F.scaled_dot_product_attention = routed
     try:
         yield

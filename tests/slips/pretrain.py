@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from seg4diff_tools import pretrain as typed
 from seg4diff_tools.pretrain import config as typed_config
 from seg4diff_tools.pretrain.model_card import write_card
@@ -130,7 +132,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("re-direction", lambda b: config.Recipe(direction=-1), "direction, a number from 0, got -1: pass a"),
     ("rc-clip", lambda b: config.RunConfig(clip=3), r"clip, a StageConfig, got 3: pass clip=StageConfig\(1000,"),
     ("rc-model", lambda b: config.RunConfig(model="x"), r"model, a ModelConfig, got 'x': pass model=ModelConfig\(\)"),
-    ("sp-dtype", lambda b: pretrain.Speed(dtype="bf16"), r"dtype, a dtype, got 'bf16': pass dtype=torch\.bfloat16"),
+    ("sp-dtype", lambda b: pretrain.Speed(dtype="bf16"), "dtype, one of .*, got 'bf16': pass dtype=torch"),
+    ("sp-half", lambda b: pretrain.Speed(torch.float16), "dtype, one of .*, got torch.float16: pass dtype="),
     (
         "sp-att",
         lambda b: pretrain.Speed(joint_attention="flash"),
