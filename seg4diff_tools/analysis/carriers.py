@@ -145,9 +145,8 @@ def carried_shares(
 
     With v and v' the velocities that the model predicts for the two prompts from the same noisy scene of the first one,
     and p the velocity for the first prompt with one head's output patched from the second's forward, the share is
-    (p - v) (v' - v) / |v' - v|^2: 0 if the head carries nothing of the change, 1 if it carries all. What several
-    heads of a layer carry together is close to the sum of their shares; heads of different layers hand things on, so
-    that shares need not add up to 1.
+    (p - v) (v' - v) / (v' - v)^2, with inner products over the latent: 0 if the head carries nothing of the change, 1
+    if it carries all. Heads hand things on to those of later layers, so that shares need not add up to 1.
 
     Args:
         model: backbone, pipeline or name.
