@@ -70,11 +70,12 @@ def word_pairs(count_per_kind: int = 8, seed: int = 0) -> list[WordPair]:
         InputError: a number below 1 or above 40.
     """
     count_per_kind, seed = as_int(count_per_kind, "count_per_kind", 1, 40), as_int(seed, "seed", 0)
-    found = []
+    found: list[WordPair] = []
     # more than are needed: some backgrounds have a preposition of their own
     asked = prompts(5 * count_per_kind, seed)
     for number, kind in enumerate(PAIR_KINDS):
-        rng, pairs = np.random.default_rng([seed, number]), list[WordPair]()
+        rng = np.random.default_rng([seed, number])
+        pairs: list[WordPair] = []
         for one in asked:
             first, others = _variants(kind, one)
             apart = [other for other in others if _one_word_apart(first.text, other.text)]
