@@ -3,7 +3,7 @@
 One forward says how much of a changed word each head carries, and how well the model segments without it. Pictures are
 drawn with each head ablated, and with the heads that carry most, by the first pairs, patched from runs of other pairs.
 Writes a table for each, which `--ship` copies to the model. A run that was stopped goes on with the next one; pictures
-with ablated heads come in rounds of one prompt of each kind. About 10 minutes on a CPU core.
+with ablated heads come in rounds of one prompt of each kind. About 12 minutes on a CPU core.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(folder: Path, rounds: int, ship: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=1, help="of pictures with ablated heads")
+    parser.add_argument("--rounds", type=int, default=2, help="of pictures with ablated heads")
     parser.add_argument("--ship", action="store_true", help="copy the tables to the embedded model")
     options = parser.parse_args()
     main(options.folder, options.rounds, options.ship)

@@ -605,6 +605,45 @@ CLAIMS = [
             and says("17", "pads closed and one layer cannot be told apart")
         ),
     ),
+    Claim(
+        "18",
+        "few heads carry much of a word",
+        lambda: (
+            *said("18", r"(\d+) of (\d+) heads carry more than nothing"),
+            *said("18", r"(\d+) of \d+ heads hold half of what all carry"),
+            *said("18", rf"Most carries head (\d+) of layer (\d+), {SHARE} \({SHARE} to"),
+            *said("18", rf"relation: head (\d+) of layer (\d+), {SHARE} \({SHARE} to"),
+        ),
+        lambda some, heads, half, head, layer, share, low, other, early, relation, least: (
+            some < heads / 2 and half < heads / 4 and min(low, least) > 0 and (head, layer) != (other, early)
+        ),
+    ),
+    Claim(
+        "18",
+        "of pictures right for the other prompt",
+        lambda: (
+            *said("18", rf"with the (\d+) that carry most {SHARE}, with \d+ others {SHARE}\."),
+            *said(
+                "18",
+                rf"Against no head, the .*? gain {SIGNED} points {SPAN}, \d+ others {SIGNED} points {SPAN}",
+            ),
+            *said("18", rf"carry most against \d+ others, {SIGNED} points {SPAN}"),
+        ),
+        lambda size, best, others, gain, low, high, gained, lower, higher, apart, least, most: (
+            min(low, lower) > 0 and least < 0 < most
+        ),
+    ),
+    Claim(
+        "18",
+        "No single head is missed",
+        lambda: (
+            *said("18", r"A lower CLIPScore holds for (\d+) of \d+ heads \((\d+) prompts"),
+            *said(
+                "18", rf"what it carries: a rank correlation over \d+ heads of {SIGNED} \(95 %: {SIGNED} to {SIGNED}\)"
+            ),
+        ),
+        lambda missed, prompts, value, low, high: missed == 0 and low < 0 < high,
+    ),
 ]
 
 FREE = (

@@ -70,11 +70,12 @@ def word_pairs(count_per_kind: int = 8, seed: int = 0) -> list[WordPair]:
         InputError: a number below 1 or above 40.
     """
     count_per_kind, seed = as_int(count_per_kind, "count_per_kind", 1, 40), as_int(seed, "seed", 0)
-    found = []
+    found: list[WordPair] = []
     # more than are needed: some backgrounds have a preposition of their own
     asked = prompts(5 * count_per_kind, seed)
     for number, kind in enumerate(PAIR_KINDS):
-        rng, pairs = np.random.default_rng([seed, number]), list[WordPair]()
+        rng = np.random.default_rng([seed, number])
+        pairs: list[WordPair] = []
         for one in asked:
             first, others = _variants(kind, one)
             apart = [other for other in others if _one_word_apart(first.text, other.text)]
@@ -145,9 +146,8 @@ def carried_shares(
 
     With v and v' the velocities that the model predicts for the two prompts from the same noisy scene of the first one,
     and p the velocity for the first prompt with one head's output patched from the second's forward, the share is
-    (p - v) (v' - v) / |v' - v|^2: 0 if the head carries nothing of the change, 1 if it carries all. What several
-    heads of a layer carry together is close to the sum of their shares; heads of different layers hand things on, so
-    that shares need not add up to 1.
+    (p - v) (v' - v) / (v' - v)^2, with inner products over the latent: 0 if the head carries nothing of the change, 1
+    if it carries all. Heads hand things on to those of later layers, so that shares need not add up to 1.
 
     Args:
         model: backbone, pipeline or name.
