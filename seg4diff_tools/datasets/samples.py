@@ -41,10 +41,7 @@ class Sample(Protocol):
 
 
 def background_of(sample: Sample) -> tuple[str, ...]:
-    """Return the names of a sample's classes that are stuff and not objects.
-
-    Args:
-        sample: its `background` is one name or several, or is missing.
+    """Return the names of a sample's classes that are stuff and not objects; its `background` may be missing.
 
     Raises:
         InputError: a background that is neither one name nor several.
