@@ -154,15 +154,9 @@ def guidance_effects(
         else:
             with perturbed_guidance(backbone, edit, layer, scale) if scale else nullcontext():
                 made = backbone.generate(prompts, guidance_scale=cfg, **drawn)
-        scores = {
-            "layer": layer,
-            "scale": scale,
-            "guidance_scale": cfg,
-            "forwards": 1 + (cfg > 1) + (scale > 0),
-            "prompt": range(len(prompts)),
-            "CLIP-T": clip_scores(clip.embed_images(made), texts),
-        }
-        tables.append(pd.DataFrame(scores))
+        setting = {"layer": layer, "scale": scale, "guidance_scale": cfg, "forwards": 1 + (cfg > 1) + (scale > 0)}
+        scores = {"prompt": range(len(prompts)), "CLIP-T": clip_scores(clip.embed_images(made), texts)}
+        tables.append(pd.DataFrame(setting | scores))
         pictures[layer, scale, cfg] = made
     return Effects(pd.concat(tables, ignore_index=True), pictures)
 
