@@ -180,15 +180,11 @@ def label_template(
     Args:
         tokenizer: with character offsets ("fast").
         text: the prompt, in Unicode NFC.
-        length: number of text tokens; what the prompt does not fill are pads.
+        length: number of text tokens; what the prompt does not fill are pads, `left` of the text or after it.
         template: with {} where the prompt stands.
         skipped: tokens at the start of the template whose features the pipeline cuts off.
         room: how many tokens of the whole text the encoder reads; `length` where None.
         specials: whether the tokenizer adds its own special tokens.
-        left: whether pads stand before the text.
-
-    Returns:
-        Tokens in order: template, words, template or end, pads.
 
     Raises:
         PromptError: the prompt is too long.

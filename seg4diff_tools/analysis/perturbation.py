@@ -86,24 +86,22 @@ def layer_effects(
     drawn: dict[str, Any] = {"steps": steps, "seed": list(range(len(prompts))), "batch": batch, "progress": False}
     tables, pictures = [], {}
     plain: dict[str, Tensor] = {}
-    with tqdm(total=len(wanted) * len(prompts), unit="picture", disable=not progress, desc=edit.name) as bar:
-        for layer in wanted:
-            with nullcontext() if layer is None else apply_edit(backbone, edit, layer):
-                made = pictures[layer] = backbone.generate(prompts, guidance_scale=guidance_scale, **drawn)
-            bar.update(len(prompts))
-            vectors = {"CLIP-I": clip.embed_images(made), "features": clip.embed_patches(made)}
-            if judge is not None:
-                vectors[judge.name] = judge.embed(made)
-            plain = plain or vectors
-            likeness = {name: cosine_similarity(own, plain[name], dim=-1) for name, own in vectors.items()}
-            scores = {
-                "layer": pd.array([layer] * len(prompts), dtype="Int64"),
-                "prompt": range(len(prompts)),
-                "CLIP-I": likeness.pop("CLIP-I"),
-                "CLIP-T": clip_scores(vectors["CLIP-I"], texts),
-                "features": likeness.pop("features").mean(dim=1),
-            }
-            tables.append(pd.DataFrame(scores | likeness))
+    for layer in tqdm(wanted, unit="layer", disable=not progress, desc=edit.name):
+        with nullcontext() if layer is None else apply_edit(backbone, edit, layer):
+            made = pictures[layer] = backbone.generate(prompts, guidance_scale=guidance_scale, **drawn)
+        vectors = {"CLIP-I": clip.embed_images(made), "features": clip.embed_patches(made)}
+        if judge is not None:
+            vectors[judge.name] = judge.embed(made)
+        plain = plain or vectors
+        likeness = {name: cosine_similarity(own, plain[name], dim=-1) for name, own in vectors.items()}
+        scores = {
+            "layer": pd.array([layer] * len(prompts), dtype="Int64"),
+            "prompt": range(len(prompts)),
+            "CLIP-I": likeness.pop("CLIP-I"),
+            "CLIP-T": clip_scores(vectors["CLIP-I"], texts),
+            "features": likeness.pop("features").mean(dim=1),
+        }
+        tables.append(pd.DataFrame(scores | likeness))
     return Effects(pd.concat(tables, ignore_index=True), pictures)
 
 
@@ -156,15 +154,9 @@ def guidance_effects(
         else:
             with perturbed_guidance(backbone, edit, layer, scale) if scale else nullcontext():
                 made = backbone.generate(prompts, guidance_scale=cfg, **drawn)
-        scores = {
-            "layer": layer,
-            "scale": scale,
-            "guidance_scale": cfg,
-            "forwards": 1 + (cfg > 1) + (scale > 0),
-            "prompt": range(len(prompts)),
-            "CLIP-T": clip_scores(clip.embed_images(made), texts),
-        }
-        tables.append(pd.DataFrame(scores))
+        setting = {"layer": layer, "scale": scale, "guidance_scale": cfg, "forwards": 1 + (cfg > 1) + (scale > 0)}
+        scores = {"prompt": range(len(prompts)), "CLIP-T": clip_scores(clip.embed_images(made), texts)}
+        tables.append(pd.DataFrame(setting | scores))
         pictures[layer, scale, cfg] = made
     return Effects(pd.concat(tables, ignore_index=True), pictures)
 

@@ -149,13 +149,8 @@ def wrap_pipeline(pipe: DiffusionPipeline, name: str = "pipeline", card: dict | 
         )
     published = family.expert_layers.get(family.layers(pipe.transformer), (None,))
     card = card or {}
-    return Backbone(
-        pipe,
-        family,
-        name,
-        card.get("expert_layer", published[0]),
-        float(card.get("guidance_scale", family.guidance_scale)),
-    )
+    expert, scale = card.get("expert_layer", published[0]), card.get("guidance_scale", family.guidance_scale)
+    return Backbone(pipe, family, name, expert, float(scale))
 
 
 def _supported(t5: bool = True) -> dict[str, tuple[str, ...]]:

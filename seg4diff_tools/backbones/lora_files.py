@@ -37,8 +37,8 @@ class LoraWeights:
             "transformer_blocks.0.attn.to_q.lora_A.weight", [rank in], and "...lora_B.weight", [out rank].
         rank: the largest rank.
         conv_head: weights of `magnet.ConvHead`, if it was trained and kept.
-        config: peft's configuration ("r", "lora_alpha", "use_rslora", ...); where empty, alpha equals the rank, so that
-            the change is the plain product of both matrices.
+        config: peft's ("r", "lora_alpha", "use_rslora", ...); where empty, the change is the plain product of both
+            matrices.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False)

@@ -83,18 +83,8 @@ def evaluate(
     refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
     about = {"dataset": dataset, "root": str(root) if root else None, "split": split, "lora": lora}
     with loaded(model, dtype, lora, t5) as backbone:
-        result = run(
-            backbone,
-            samples,
-            methods,
-            protocols,
-            out=out,
-            limit=limit,
-            shuffle_seed=shuffle_seed,
-            about=about,
-            batch=batch,
-            memory_budget=memory_budget,
-        )
+        chosen: dict[str, Any] = {"limit": limit, "shuffle_seed": shuffle_seed, "about": about, "batch": batch}
+        result = run(backbone, samples, methods, protocols, out=out, memory_budget=memory_budget, **chosen)
     if processes().is_main_process:
         table = result.table().drop(columns=["gain", "gain_low", "gain_high", "comparisons"])
         typer.echo(table.round(3).to_string(index=False))

@@ -41,10 +41,7 @@ class Sample(Protocol):
 
 
 def background_of(sample: Sample) -> tuple[str, ...]:
-    """Return the names of a sample's classes that are stuff and not objects.
-
-    Args:
-        sample: its `background` is one name or several, or is missing.
+    """Return the names of a sample's classes that are stuff and not objects; its `background` may be missing.
 
     Raises:
         InputError: a background that is neither one name nor several.
@@ -132,15 +129,9 @@ class Renamed(LazySequence[LabeledImage]):
         label_map = np.full(old.shape, IGNORE, dtype=np.int64)
         for value, name in enumerate(sample.class_names):
             label_map[old == value] = names.index(self.names.get(name, name))
-        return LabeledImage(
-            image=sample.image,
-            class_names=names,
-            label_map=label_map,
-            caption=sample.caption,
-            background=self._new(background_of(sample)),
-            name=getattr(sample, "name", ""),
-            masks=getattr(sample, "masks", None),
-        )
+        stuff, origin = self._new(background_of(sample)), getattr(sample, "name", "")
+        masks = getattr(sample, "masks", None)
+        return LabeledImage(sample.image, names, label_map, sample.caption, stuff, origin, masks)
 
     def _new(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.names.get(name, name) for name in names))

@@ -28,12 +28,10 @@ COUNTS = "counts"
 
 @dataclass(frozen=True, eq=False)
 class ImageCounts:
-    """Pixel counts of one image in every configuration of a run.
+    """Pixel counts of one image, by its place in the data set, in every configuration of a run.
 
     Attributes:
-        index: the image's place in the data set.
-        confusion: true classes of the image by candidate classes.
-        true, predicted: their names.
+        confusion: true classes of the image by candidate classes, whose names are `true` and `predicted`.
         background: the true classes that are stuff.
         fingerprint: of the image, its label map and its names.
         values: of custom metrics.

@@ -360,15 +360,8 @@ def table(confusion: Int[Tensor, "true predicted"], class_names: Sequence[str]) 
     if len(names) != len(confusion):
         raise InputError(f"expected {len(confusion)} class_names, got {len(names)}: name the rows of the matrix")
     _, true, predicted = margins(confusion).unbind(-1)
-    return pd.DataFrame(
-        {
-            "class": names,
-            "pixels": true.long().numpy(),
-            "predicted": predicted.long().numpy(),
-            "accuracy": class_accuracy(confusion).numpy(),
-            "IoU": class_iou(confusion).numpy(),
-        }
-    )
+    columns = {"class": names, "pixels": true.long().numpy(), "predicted": predicted.long().numpy()}
+    return pd.DataFrame(columns | {"accuracy": class_accuracy(confusion).numpy(), "IoU": class_iou(confusion).numpy()})
 
 
 def _iou(counts: Tensor, absent: str = "skip") -> Tensor:

@@ -23,8 +23,7 @@ class Composer(LiveExplorer):
     """An explorer of an editable scene, made by `compose_scene`.
 
     Attributes:
-        objects: a dictionary for each object, back to front: its name, and x, y and side as shares of the picture's
-            side.
+        objects: for each object, back to front, a dictionary of its name, and x, y and side in shares of the picture.
         background: one of `scenes.BACKGROUNDS`.
     """
 

@@ -32,13 +32,15 @@ class ImageEncoder:
 
     Attributes:
         name: of the measure in tables, such as "dinov2-base" or "scene detector".
-        model: from pixels to vectors, in evaluation mode.
+        model: in evaluation mode.
+        read: from the model and pixels to vectors.
         settings: of the preprocessing.
         preprocess: from PIL images to the model's pixels, by the settings.
     """
 
     name: str
     model: nn.Module = field(repr=False)
+    read: Callable[[Any, Tensor], Tensor] = field(compare=False, repr=False)
     settings: Mapping[str, Any] = field(repr=False)
     preprocess: Callable[[list[PIL.Image.Image]], Mapping[str, Tensor]] = field(compare=False, repr=False)
 
@@ -54,37 +56,24 @@ class ImageEncoder:
             InputError: an unreadable image, or none.
         """
         pictures, batch = open_images(images), as_int(batch, "batch", 1)
-        device = next(self.model.parameters()).device
-        parts = [
-            self.model(self.preprocess(pictures[start : start + batch])["pixel_values"].to(device, torch.float32))
-            for start in range(0, len(pictures), batch)
-        ]
-        return nn.functional.normalize(torch.cat(parts), dim=-1).float().cpu()
+        device, vectors = next(self.model.parameters()).device, []
+        for start in range(0, len(pictures), batch):
+            pixels = self.preprocess(pictures[start : start + batch])["pixel_values"].to(device, torch.float32)
+            vectors.append(self.read(self.model, pixels))
+        return nn.functional.normalize(torch.cat(vectors), dim=-1).float().cpu()
 
 
-class _ClassToken(nn.Module):
-    """Class token of a vision transformer, after the last layer norm."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
-        return self.model(pixels).last_hidden_state[:, 0]
+def _class_token(model: nn.Module, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
+    """Return the class token of a vision transformer, after the last layer norm."""
+    return model(pixels).last_hidden_state[:, 0]
 
 
-class _DetectorFeatures(nn.Module):
-    """Spatial mean of the scene detector's features before its output layers."""
-
-    def __init__(self, net: DetectorNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
-        found: list[Tensor] = []
-        with self.net.merge.register_forward_hook(lambda module, given, features: found.append(features)):
-            self.net(pixels)
-        return found[0].mean((2, 3))
+def _detector_features(net: DetectorNet, pixels: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image dim"]:
+    """Return the spatial mean of the scene detector's features before its output layers."""
+    found: list[Tensor] = []
+    with net.merge.register_forward_hook(lambda module, given, features: found.append(features)):
+        net(pixels)
+    return found[0].mean((2, 3))
 
 
 def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cpu") -> ImageEncoder:
@@ -103,7 +92,7 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
     if name == DETECTOR:
         detector = load_detector(device=device)
         side = detector.config.side
-        return ImageEncoder(DETECTOR, _DetectorFeatures(detector.net).eval(), {"side": side}, partial(_square, side))
+        return ImageEncoder(DETECTOR, detector.net, _detector_features, {"side": side}, partial(_square, side))
     folder = as_path(name, "name")
     where = folder if folder.is_dir() else str(name)
     try:
@@ -124,9 +113,8 @@ def load_image_encoder(name: str | Path = DINO, device: str | torch.device = "cp
             f"(`hf download {DINO}`), or pass {DETECTOR!r}"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return ImageEncoder(
-        Path(name).name, _ClassToken(model).eval(), processor.to_dict(), partial(processor, return_tensors="pt")
-    )
+    preprocess = partial(processor, return_tensors="pt")
+    return ImageEncoder(Path(name).name, model, _class_token, processor.to_dict(), preprocess)
 
 
 def _square(side: int, images: list[PIL.Image.Image]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Interactive charts of scores (plotly), which work in the built report, without Python."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,15 +65,18 @@ def curves(
     if table[x].map(lambda value: isinstance(value, str)).nunique() > 1:
         raise InputError(f"expected numbers or words in the column {x}, got both: select some of the rows")
     groups = [("", table)] if by is None else [(str(name), rows) for name, rows in table.groupby(by, sort=False)]
-    figure, unit = go.Figure(), 100 if percent else 1
+    figure = go.Figure()
     for group, rows in groups:
         rows = rows.sort_values(x)
-        bars = _error_bars(rows, scores[0], ends, unit) | {"thickness": 1, "width": 3} if interval else None
+        bars = None
+        if interval:
+            below, above = (_short((100 if percent else 1) * (rows[end] - rows[scores[0]]).abs()) for end in interval)
+            bars = {"array": above, "arrayminus": below, "thickness": 1, "width": 3}
         for score in scores:
             number = len(figure.data)
             figure.add_scatter(
                 x=rows[x].to_numpy(),
-                y=_short(unit * rows[score]),
+                y=_short((100 if percent else 1) * rows[score]),
                 error_y=bars,
                 name=", ".join(filter(None, [group, score if len(scores) > 1 or not group else ""])),
                 mode="lines+markers",
@@ -180,15 +182,25 @@ def bars(
             f"expected spread or interval, got both (spread={spread!r}, interval={interval}): leave one of them out"
         )
     require_columns(table, [x, y, *([by] if by else []), *ends], numeric=[y, *ends])
-    figure, unit = go.Figure(), 100 if percent else 1
+    unit = 100 if percent else 1
+
+    def lengths(rows: pd.DataFrame) -> dict | None:
+        if interval:
+            below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in interval)
+            return {"array": above, "arrayminus": below}
+        return {"array": _short(unit * rows[spread])} if spread else None
+
+    figure = go.Figure()
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
     for number, (name, rows) in enumerate(groups):
         figure.add_bar(
             x=rows[x].astype(str).tolist(),
             y=_short(unit * rows[y]),
-            error_y=_error_bars(rows, y, ends, unit) if ends else None,
+            error_y=lengths(rows),
             name=str(name),
-            marker={"color": OKABE_ITO[number % len(OKABE_ITO)]},
+            marker={
+                "color": OKABE_ITO[number % len(OKABE_ITO)],
+            },
             # written from the exact values: a shortened one would be rounded twice
             text=[f"{unit * value:.1f}" for value in rows[y]],
             texttemplate="%{text}",
@@ -294,14 +306,6 @@ def _interval(interval: tuple[str, str] | None) -> list[str]:
     if interval is not None and (not isinstance(interval, (list, tuple)) or len(interval) != 2):
         raise InputError(f"expected interval as two columns, got {interval!r}: pass interval=('low', 'high')")
     return list(interval or ())
-
-
-def _error_bars(rows: pd.DataFrame, y: str, ends: Sequence[str], unit: int) -> dict[str, Any]:
-    """Return error bars between the columns of two ends, or of half the length in one column."""
-    if len(ends) == 1:
-        return {"array": _short(unit * rows[ends[0]])}
-    below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in ends)
-    return {"array": above, "arrayminus": below}
 
 
 def _score_title(scores: Sequence[str], percent: bool) -> str:

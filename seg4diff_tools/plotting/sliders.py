@@ -97,33 +97,14 @@ def map_slider(
         )
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     moving = {"frame": {"duration": 400, "redraw": True}, "transition": {"duration": 0}, "fromcurrent": True}
+    stops = [{"label": name, "method": "animate", "args": [[name], still]} for name in names]
+    track = {"steps": stops, "active": begin, "currentvalue": {"prefix": f"{slider} "}}
+    motions = {"play": [None, moving], "stop": [[None], still]}
+    buttons = [{"label": label, "method": "animate", "args": args} for label, args in motions.items()]
+    menu = {"type": "buttons", "direction": "right", "showactive": False, "buttons": buttons}
     figure.update_layout(
-        sliders=[
-            {
-                "active": begin,
-                "currentvalue": {"prefix": f"{slider} "},
-                "steps": [{"label": name, "method": "animate", "args": [[name], still]} for name in names],
-                "x": 0.22,
-                "len": 0.78,
-                "pad": {"t": 10},
-            }
-        ],
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "right",
-                "showactive": False,
-                "x": 0,
-                "xanchor": "left",
-                "y": 0,
-                "yanchor": "top",
-                "pad": {"t": 30},
-                "buttons": [
-                    {"label": "play", "method": "animate", "args": [None, moving]},
-                    {"label": "stop", "method": "animate", "args": [[None], still]},
-                ],
-            }
-        ],
+        sliders=[track | {"x": 0.22, "len": 0.78, "pad": {"t": 10}}],
+        updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "pad": {"t": 30}}],
     )
     return finished(figure, title, height=340)
 

@@ -68,11 +68,8 @@ def overlay(
     grey, shades = _array(image).mean(-1, keepdims=True), numbers(values, 2)
     finite = shades[np.isfinite(shades)]
     ends = (finite.min(), finite.max()) if limits is None else limits
-    if (
-        not isinstance(ends, (list, tuple))
-        or len(ends) != 2
-        or not all(isinstance(end, Real) and math.isfinite(float(end)) for end in ends)
-    ):
+    pair = isinstance(ends, (list, tuple)) and len(ends) == 2
+    if not pair or not all(isinstance(end, Real) and math.isfinite(float(end)) for end in ends):
         raise InputError(f"expected limits as two finite numbers, got {limits!r}: pass limits=(0.0, 1.0)")
     low, high = map(float, ends)
     scaled = ((shades - low) / (high - low or 1)).astype(np.float32)

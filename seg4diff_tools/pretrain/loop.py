@@ -54,7 +54,7 @@ def train(
     modulation: bool = False,
     visit: Visit | None = None,
 ) -> nn.Module:
-    """Train a stage, or resume an interrupted run of it.
+    """Train a stage, or resume an interrupted run of it; return the moving average of its weights as a module.
 
     Every random number follows from the seed and the step, so that a resumed run ends with the same weights as an
     uninterrupted one, given deterministic operators. Weights, moments and averages are fp32; the forward runs in bf16
@@ -67,12 +67,9 @@ def train(
             differs between runs, `speed.csv` with images per second.
         device: of the model.
         save_every: steps between two checkpoints.
-        speed: settings of computation; by default the fastest for the device.
+        speed: settings of computation; None for the fastest on the device.
         modulation: whether Muon also trains the blocks' modulation.
         visit: called with the average after each step, before the checkpoint.
-
-    Returns:
-        The moving average of the weights, as a module of the model's class.
 
     Raises:
         CheckpointError: `state.pt` is unreadable or belongs to another model.

@@ -72,11 +72,7 @@ class BatchedMuon(Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack rows columns"]:
-    """Orthogonalize wide matrices (singular values near 1) by five Newton-Schulz steps, as in Muon.
-
-    Args:
-        matrices: with at most as many rows as columns, in the dtype of the computation.
-    """
+    """Orthogonalize wide matrices (singular values near 1) by five Newton-Schulz steps in their dtype, as in Muon."""
     a, b, c = _COEFFICIENTS
     x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=_EPS)[:, None, None]
     for _ in range(_STEPS):

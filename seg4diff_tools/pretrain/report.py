@@ -92,12 +92,11 @@ def measure(
         guidance_scale: of these pictures; None for the backbone's own.
         steps: of sampling, and of the schedule for steps from the end.
         out: folder for segmentation counts, from which a killed run resumes; several models may share it.
-        batch: forwards to run at once.
+        batch: forwards at once.
         progress: show progress bars.
 
     Raises:
-        InputError: fewer than two scenes, more pictures than scenes, or so many scenes that they overlap the search
-            scenes.
+        InputError: fewer than two scenes, more pictures than scenes, or so many that they overlap the search scenes.
     """
     instance_of(clip, Clip, "clip", "load_clip(...)")
     check_config(config)

@@ -170,17 +170,9 @@ def plan(split: str, index: int, config: SceneConfig = DEFAULT) -> Plan:
         concept = concepts()[name]
         color = str(rng.choice(list(COLORS))) if concept.recolor and rng.random() < config.colored else None
         drawn = [style for style in styles(held_out=split == "test-style") if style in concept.drawings]
-        placements.append(
-            Placement(
-                concept=name,
-                style=str(rng.choice(drawn)),
-                center=_free_place(rng, side, placements),
-                side=float(side),
-                degrees=float(rng.uniform(-config.degrees, config.degrees)),
-                flipped=bool(rng.random() < 0.5),
-                color=color,
-            )
-        )
+        style, center = str(rng.choice(drawn)), _free_place(rng, side, placements)
+        degrees, flipped = float(rng.uniform(-config.degrees, config.degrees)), bool(rng.random() < 0.5)
+        placements.append(Placement(name, style, center, float(side), degrees, flipped, color))
     background = str(rng.choice(config.backgrounds))
     caption = list_caption(placements, background, config.related, rng)
     noise = rng.random((2, NOISE_SIDE, NOISE_SIDE), dtype=np.float32)

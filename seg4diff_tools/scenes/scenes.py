@@ -166,20 +166,12 @@ def visible(p: Plan, owner: Int[np.ndarray, "y x"]) -> list[int]:
 
 def _scene(p: Plan, image: UInt8[np.ndarray, "y x 3"], owner: Int[np.ndarray, "y x"]) -> Scene:
     masks, seen = owner == np.arange(len(p.placements))[:, None, None], visible(p, owner)
-    names = (*dict.fromkeys(p.placements[k].concept for k in seen), p.background)
+    objects = tuple(p.placements[k].concept for k in seen)
+    names = (*dict.fromkeys(objects), p.background)
     lookup = np.full(len(p.placements) + 1, 255, dtype=np.uint8)  # the rest of a hidden object is of no listed class
     lookup[-1] = len(names) - 1  # owner -1, the background, reads the last entry
-    for k in seen:
-        lookup[k] = names.index(p.placements[k].concept)
-    return Scene(
-        image=image,
-        caption=p.caption,
-        class_names=names,
-        label_map=lookup[owner],
-        masks=masks[seen],
-        objects=tuple(p.placements[k].concept for k in seen),
-        background=p.background,
-    )
+    lookup[seen] = [names.index(name) for name in objects]
+    return Scene(image, p.caption, names, lookup[owner], masks[seen], objects, p.background)
 
 
 def scene(split: str, index: int, config: SceneConfig = DEFAULT) -> Scene:
