@@ -54,6 +54,7 @@ COGVIDEOX = Family(
     tokenizer_and_limit=lambda pipe: (pipe.tokenizer, TOKENS - 1),
     block_lists=(("transformer_blocks", "attn1"),),
     text_inputs=("encoder_hidden_states",),
+    latents_as_given=True,
     frame_axis=FRAME_AXIS,
     # of an even number of latent frames the VAE makes more frames than it encoded to them
     frame_step=lambda pipe: 2 * pipe.vae_scale_factor_temporal,

@@ -140,8 +140,8 @@ class Family:
         decode: the inverse of `encode`.
         noise_levels: from a scheduler with its timesteps set to the share sigma of the noise at each of them.
         image_share: from sigma to the share of the image: 1 - sigma in flow matching.
-        velocity: from the transformer's prediction to its derivative of the noised latents, packed alike: noise minus
-            image in flow matching.
+        velocity: from the transformer's prediction to noise minus image, packed alike; where the schedule keeps the
+            variance, to image_share noise - sigma image.
         call_kwargs: arguments of every pipeline call, such as one that turns rewriting of prompts off.
         no_guidance_kwargs: arguments of a pipeline call without classifier-free guidance.
         scale_name: the pipeline's argument that `Backbone.generate` sets to its guidance scale.
