@@ -45,7 +45,7 @@ def apply_lora(
         InputError: the model has another LoRA already, or scale is not a finite number.
         RecordingError: another thread holds the model.
     """
-    backbone = as_backbone(backbone, videos=True)
+    backbone = as_backbone(backbone)
     if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(scale) < float("inf"):
         raise InputError(f"expected scale, a finite number, got {scale!r}: pass scale=1.0")
     weights = source if isinstance(source, LoraWeights) else None
