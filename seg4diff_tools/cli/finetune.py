@@ -83,7 +83,7 @@ def finetune(
     sigma_mean: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
     sigma_std: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
     shift: Annotated[
-        float | None, typer.Option(help="Of noise levels; the scheduler's by default, 1 for none.")
+        float | None, typer.Option(help="Of noise levels; the scheduler's by default.")
     ] = None,
     align_at: Annotated[Levels | None, typer.Option(help="Noise levels at which masks count.")] = None,
     temperature: Annotated[
