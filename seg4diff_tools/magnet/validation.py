@@ -13,7 +13,7 @@ import pandas as pd
 from seg4diff_tools._runs import append_row, processes
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.datasets import Sample
-from seg4diff_tools.errors import InputError, instance_of, list_of
+from seg4diff_tools.errors import InputError, list_of
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.generation.clip import Clip, clip_scores
 from seg4diff_tools.generation.composition import CompositionPrompt, judge
@@ -51,8 +51,11 @@ class PictureTest:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        instance_of(self.judge, SceneDetector | Clip, "judge", "load_detector() or load_clip('mini')")
         scenes = isinstance(self.judge, SceneDetector)
+        if not scenes and not isinstance(self.judge, Clip):
+            raise InputError(
+                f"expected judge, a SceneDetector or a Clip, got {self.judge!r}: pass load_detector() or load_clip(...)"
+            )
         kind, way_out = (CompositionPrompt, "generation.prompts(8)") if scenes else (str, "prompts=['a cat']")
         object.__setattr__(self, "prompts", tuple(list_of(self.prompts, kind, "prompts", way_out)))
         for name, least in {"steps": 1, "seed": 0, "batch": 1}.items():

@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--device")
-    parser.add_argument("--only", action="append", choices=[*VARIANTS], help="beside flow matching alone; all by default")
+    parser.add_argument(
+        "--only", action="append", choices=[*VARIANTS], help="beside flow matching alone; all by default"
+    )
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--pretrain", action="store_true")
     parser.add_argument("--memory", metavar="VARIANT", help="print the peak memory of one variant")
