@@ -139,6 +139,19 @@ def test_finetune_writes_a_lora_and_goes_on(tiny_folder, tmp_path):
     assert (tmp_path / "log.csv").read_text().count("\n") == 3
 
 
+def test_finetune_has_a_flag_for_each_new_setting(tiny_folder, tmp_path):
+    words = ["finetune", "--model", tiny_folder, "--layers", "1,3", "--layer-weights", "1,0.5", "--limit", 4]
+    words += ["--weight", "places=0.001", "--weight", "dice=0", "--weight", "focal=0", "--noise", "uniform"]
+    words += ["--shift", 2, "--align-at", "early", "--temperature", 1.2, "--temperature-above", 900]
+    words += ["--steps", 1, "--batch", 2, "--out", tmp_path]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "settings.json").read_text())
+    assert (told["layer_weights"], told["noise"], told["shift"], told["align_at"]) == ([1, 0.5], "uniform", 2, "early")
+    assert (told["places_weight"], told["dice_weight"], told["temperature_above"]) == (0.001, 0, 900)
+    assert "places" in (tmp_path / "log.csv").read_text().splitlines()[0]
+
+
 def test_finetune_reads_masks_without_names(tiny_folder, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -82,9 +82,7 @@ def finetune(
     noise: Annotated[Noise | None, typer.Option(help="Distribution of noise levels.")] = None,
     sigma_mean: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
     sigma_std: Annotated[float | None, typer.Option(help="Of the logit-normal distribution.")] = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Of noise levels; the scheduler's by default, 1 for none.")
-    ] = None,
+    shift: Annotated[float | None, typer.Option(help="Of noise levels; the scheduler's by default.")] = None,
     align_at: Annotated[Levels | None, typer.Option(help="Noise levels at which masks count.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Factor on the scores of image tokens with text tokens.")
@@ -129,7 +127,7 @@ def finetune(
         "batch": batch,
         "learning_rate": learning_rate,
         "layers": None if layers is None else numbers(layers, "--layers"),
-        "layer_weights": None if layer_weights is None else decimals(layer_weights, "--layer-weights"),
+        "layer_weights": None if layer_weights is None else tuple(decimals(layer_weights, "--layer-weights")),
         "noise": noise and noise.value,
         "sigma_mean": sigma_mean,
         "sigma_std": sigma_std,

@@ -229,8 +229,8 @@ class _Run:
             # evaluations are made after a step is saved or not: the one at the checkpoint itself stays
             truncate_log(self.folder / LOG, first)
             truncate_log(self.folder / EVALUATION, first)
-            if first == 0:
-                self._evaluate(0)
+        if first == 0:
+            self._evaluate(0)
         # a run that was stopped early is finished
         last = first if first and self._stalls() else steps
         bar = tqdm(range(first, last), initial=first, total=steps, desc="magnet", disable=not (main and progress))
@@ -242,8 +242,8 @@ class _Run:
                 append_row(self.folder / LOG, row)
                 accelerator.log({name: value for name, value in row.items() if name != "step"}, step=done)
                 bar.set_postfix({name: f"{row[name]:.4f}" for name in self.weights if name in row}, refresh=False)
-                if evaluated:
-                    self._evaluate(done)
+            if evaluated:
+                self._evaluate(done)
             stopped = evaluated and self._stalls()
             if main and (done % save_every == 0 or done == steps or stopped):
                 self._save(done)

@@ -1,17 +1,19 @@
 """Validation of a fine-tuning: segmentation, pictures of prompts and their judge, and the measure that joins both."""
 
 import csv
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from seg4diff_tools._runs import append_row
+from seg4diff_tools._runs import append_row, processes
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.datasets import Sample
-from seg4diff_tools.errors import InputError, instance_of, list_of
+from seg4diff_tools.errors import InputError, list_of
 from seg4diff_tools.evaluation.sweeps import SCORES, layer_step_sweep
 from seg4diff_tools.generation.clip import Clip, clip_scores
 from seg4diff_tools.generation.composition import CompositionPrompt, judge
@@ -49,8 +51,11 @@ class PictureTest:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        instance_of(self.judge, SceneDetector | Clip, "judge", "load_detector() or load_clip('mini')")
         scenes = isinstance(self.judge, SceneDetector)
+        if not scenes and not isinstance(self.judge, Clip):
+            raise InputError(
+                f"expected judge, a SceneDetector or a Clip, got {self.judge!r}: pass load_detector() or load_clip(...)"
+            )
         kind, way_out = (CompositionPrompt, "generation.prompts(8)") if scenes else (str, "prompts=['a cat']")
         object.__setattr__(self, "prompts", tuple(list_of(self.prompts, kind, "prompts", way_out)))
         for name, least in {"steps": 1, "seed": 0, "batch": 1}.items():
@@ -109,10 +114,14 @@ class Validation:
     def measure(self, step: int) -> bool:
         """Append a row, draw label maps, and return whether this is the best evaluation so far.
 
+        Processes share the images to segment; the first one does the rest, and knows the answer.
+
         Args:
             step: of training; the gains of `both` are those since step 0.
         """
-        scores = layer_step_sweep(self.backbone, self.samples, layers=[self.layer], progress=False).totals.iloc[0]
+        scores = self._scores()
+        if not processes().is_main_process:
+            return False
         row = {"step": step, "layer": self.layer} | {name: float(scores[name]) for name in SCORES}
         if self.pictures is not None:
             row["pictures"] = self.pictures.score(self.backbone)
@@ -121,6 +130,21 @@ class Validation:
         append_row(self.log, row)
         self._draw(step)
         return self.pictures is not None and self.since_best() == 0
+
+    def _scores(self) -> pd.Series:
+        """Scores of segmentation; several processes put their counts into a folder that is removed again."""
+        state = processes()
+        shared = self.log.with_name("counts") if state.num_processes > 1 else None
+        if shared is not None:
+            with state.main_process_first():
+                if state.is_main_process:
+                    shutil.rmtree(shared, ignore_errors=True)
+        found = layer_step_sweep(self.backbone, self.samples, layers=[self.layer], out=shared, progress=False)
+        if shared is not None:
+            state.wait_for_everyone()
+            if state.is_main_process:
+                shutil.rmtree(shared, ignore_errors=True)
+        return found.totals.iloc[0]
 
     def since_best(self) -> int:
         """Return how many evaluations after the first step came since the best of them; the earliest of equal ones."""

@@ -25,6 +25,7 @@ from seg4diff_tools.attention import (
     place_words,
     record_outputs,
     swap,
+    temperature,
     without,
 )
 from seg4diff_tools.attention.recording import open_recording
@@ -59,6 +60,18 @@ def outputs_of(backbone: Any) -> Any:
 NARROW = Concepts(("sky",), torch.zeros(1, 7), ((0,),))
 LEFT = (0.0, 0.0, 0.5, 1.0)
 SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("temperature", enter(lambda backbone: temperature(backbone, 0)), "expected factor, a number above 0, got 0"),
+    ("temperature-text", enter(lambda backbone: temperature(backbone, "1.2")), "expected factor, a number above 0"),
+    (
+        "temperature-above",
+        enter(lambda backbone: temperature(backbone, 1.2, above=1200)),
+        "expected above, a number from 0 to 1000, got 1200",
+    ),
+    (
+        "temperature-layer",
+        enter(lambda backbone: temperature(backbone, 1.2, layers=9)),
+        "expected layers from 0 to 4, got 9",
+    ),
     ("layer-too-high", record(layers=5), "layers from 0 to 4, got 5"),
     ("layer-text", record(layers="9"), "layers as numbers.*pass layers="),
     ("layer-numpy", record(layers=np.int64(7)), "layers from 0 to 4, got 7"),

@@ -14,6 +14,7 @@ from seg4diff_tools.magnet import MagnetConfig, losses
 # untyped, as slips are wrong types
 config: Any = MagnetConfig
 preset: Any = magnet.preset
+picture_test: Any = magnet.PictureTest
 SAMPLE = LabeledImage(np.zeros((56, 56, 3), np.uint8), ("cat",), np.zeros((56, 56), int))
 MAPS, MASKS = torch.zeros(2, 6, dtype=torch.float32), torch.ones(2, 6, dtype=torch.bool)
 NAN = float("nan")
@@ -72,7 +73,24 @@ SLIPS: list[Slip] = [
     setting("expected class_tokens, one of 'span', 'any', got 'all'", class_tokens="all"),
     setting("conv_head=True.*leave conv_first out", conv_first=True),
     setting("expected match_resize, one of 'nearest-exact', 'nearest', got 'bilinear'", match_resize="bilinear"),
-    setting("at least one loss .* got flow_weight=0, .*: pass flow", flow_weight=0, focal_weight=0, dice_weight=0),
+    setting("at least one loss .* got 0 for all: pass flow", flow_weight=0, focal_weight=0, dice_weight=0),
+    setting("expected places_weight, a number from 0, got -1", places_weight=-1),
+    setting("expected regions_weight, a number from 0, got None", regions_weight=None),
+    setting("expected maps='words' with apart_weight, got maps='heads'", maps="heads", apart_weight=1),
+    setting(
+        "expected layer_weights for each of 2 layers, not all 0, got .*: pass as", layers=(1, 2), layer_weights=(1,)
+    ),
+    setting("expected layer_weights for each of 1 layers, not all 0", layers=(1,), layer_weights=(0,)),
+    setting("expected layer_weights for each of 0 layers", layer_weights=(1.0,)),
+    setting("expected layer_weights, a number for each layer, got 0.5: pass", layers=(1,), layer_weights=0.5),
+    setting("expected layer_weights, a number from 0, got -1", layers=(1,), layer_weights=(-1,)),
+    setting("expected noise, one of 'logit-normal', .* got 'normal'", noise="normal"),
+    setting("expected align_at, one of 'all', 'early', 'late', got 'noisy'", align_at="noisy"),
+    setting("expected shift above 0, got 0: pass .*shift=1.0", shift=0),
+    setting("expected shift, a number from 0, got -3", shift=-3),
+    setting("expected temperature above 0, got 0: pass .*temperature=1.2", temperature=0),
+    setting("expected temperature_above, a number from 0 to 1000, got 1001", temperature_above=1001),
+    setting("expected patience 0 or more, got -1", patience=-1),
     setting("expected dice_weight, a number from 0, got -0.2", dice_weight=-0.2),
     setting("expected match_focal or match_dice above 0", maps="heads", match_focal=0, match_dice=0),
     setting("expected most_masks 1 or more, got 0", most_masks=0),
@@ -99,6 +117,13 @@ SLIPS: list[Slip] = [
     run("expected mixed_precision, one of 'no', 'bf16', 'fp16', got 16: pass mixed_precision=", mixed_precision=16),
     run("expected layers from 0 to 4, got 9", config=config(layers=(9,))),
     run("multiples of 8 pixels .*try 56", config=config(layers=(1,), size=53)),
+    run("expected evaluation and pictures with patience=2, got 0 images and no pictures", config=config(patience=2)),
+    run("expected pictures, a PictureTest, got .*: pass PictureTest", pictures=["a cat"]),
+    (
+        "picture judge",
+        lambda backbone: picture_test(["a cat"], "mini"),
+        "expected judge, a SceneDetector or a Clip, got 'mini': pass load_detector",
+    ),
     ("lora-nan", lambda backbone: applied(backbone, "mini-magnet", NAN), "expected scale, a finite number, got nan"),
     ("lora-none", lambda backbone: applied(backbone, None), "expected source as text or a Path, got None"),
     ("head", lambda backbone: magnet.ConvHead(0), "expected width 1 or more, got 0"),
@@ -122,6 +147,14 @@ SLIPS: list[Slip] = [
     loss("dice_loss", r"expected masks as a tensor \[mask place\], got Tensor .*shape \(6,\): flatten", MAPS, MASKS[0]),
     loss("matching_cost", "expected masks of as many places as logits have, 6, got 5: resize", MAPS, MASKS[:, :5]),
     loss("matching_cost", "expected dice_weight, a number from 0, got nan", MAPS, MASKS, dice_weight=NAN),
+    loss("places_loss", r"expected maps, floats \[mask place\], got \[0.0\]: flatten", [0.0], MAPS),
+    loss("places_loss", r"expected shares, floats .*, got Tensor of torch.bool", MAPS, MASKS),
+    loss("entropy_loss", r"expected shares of each map's mask, \[2, 6\], got \[1, 6\]: pass a row", MAPS, MAPS[:1]),
+    loss("divergence", "expected at least two maps to compare, got 1", MAPS[:1]),
+    loss("divergence", "expected power, a number from 0, got -3", MAPS, power=-3),
+    loss("apart_loss", "expected maps, floats", MAPS[0]),
+    loss("agree_loss", r"expected words, rows of at least one token each, got \[\[\]\]", MAPS, [[]]),
+    loss("regions_loss", r"expected errors of each of 6 places, got Tensor .*shape \(2,\)", MAPS[:, 0], MAPS),
     loss("match_masks", r"expected cost \[candidate mask\], got Tensor .*shape \(6,\)", MAPS[0]),
     loss("match_masks", "expected finite costs", MAPS * NAN),
 ]
