@@ -25,8 +25,8 @@ class Speed:
         dtype: of matrix products in the forward and backward, and of Muon's iteration; weights, moments and averages
             stay in fp32.
         compiled: whether the transformer's blocks are compiled.
-        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products, which are
-            faster in bf16 on a CPU for short sequences.
+        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products; in compiled
+            blocks in fp32 on a CPU both are as fast.
         batched: whether Muon processes matrices of one shape together.
     """
 
@@ -47,8 +47,7 @@ class Speed:
         device = as_device(device)
         found = has_compiler(device) if compiled is None else compiled
         dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-        products = device.type == "cpu" and dtype == torch.bfloat16
-        return cls(dtype, found, "matrix" if products else "native", batched=True)
+        return cls(dtype, found, "matrix" if device.type == "cpu" else "native", batched=True)
 
     def describe(self, device: torch.device) -> str:
         """Describe the settings and their effect on resumed runs, for the log."""
