@@ -1,10 +1,15 @@
 """The benchmarks' own arithmetic, and the run at real size on tiny models; what they measure is run by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from benchmarks import real_size
-from benchmarks.gpu import Size, attentions, floor
+from benchmarks.gpu import Size, attentions, floor, map_error, model
+from torch.nn.attention import SDPBackend
+
+from seg4diff_tools.attention import operators
 
 
 def test_the_counted_floor_by_hand():
@@ -20,11 +25,24 @@ def test_the_counted_floor_by_hand():
     assert counted["map bytes"] == 2 * 2 * 81
 
 
+TINY = Size(blocks=(2, 0), expert=1, heads=2, dim=8, side=5, text=7)
+
+
 def test_single_attentions_name_their_backend_and_agree():
-    head, _, *rows = attentions("cpu", Size(blocks=(1, 0), expert=0, heads=2, dim=8, side=5, text=7), repeats=1)
-    assert len(rows) == 8
+    sizes = {"SD3-medium": TINY, "FLUX.1-dev": replace(TINY, dim=16, text=11)}
+    head, _, *rows = attentions("cpu", sizes, repeats=1)
+    assert len(rows) == 10
     assert all(row.count("|") == head.count("|") for row in rows)
     assert all("flash_attention | yes" in row and "the same bit for bit" in row for row in rows)
+
+
+def test_the_error_of_a_map_is_that_of_rounding_and_sees_a_fault(monkeypatch):
+    built = model("SD3-medium", TINY, "cpu", torch.float32)
+    assert 0 < map_error(*built, TINY.expert) < 1e-4
+    lse = operators._flash_cpu
+    shifted = {SDPBackend.FLASH_ATTENTION: lambda *args: (lse(*args)[0], lse(*args)[1] + 0.01)}
+    monkeypatch.setattr(operators, "_OPERATORS", shifted)
+    assert map_error(*built, TINY.expert) == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("model", ["sd3", "flux"])

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -97,8 +98,8 @@ def intercept(
         UnknownArchitectureError: the transformer is of no known family.
         InputError: a layer is out of range, a bias does not fit the joint sequence, or words outside the prompt the
             model.
-        RecordingError: the attention of a wanted layer does not pass the interception point, or there are other words
-            outside the prompt already.
+        RecordingError: the attention of a wanted layer does not pass the interception point, a CUDA graph captures the
+            forward, or there are other words outside the prompt already.
     """
     transformer = transformer_of(transformer)
     family = family_of(transformer)
@@ -199,6 +200,11 @@ class _Tap(TorchFunctionMode):
         return next((request.concepts for request in self.requests if request.concepts is not None), None)
 
     def see_forward(self, transformer: nn.Module, args: tuple, kwargs: dict[str, Any], *, beside: bool = False) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RecordingError(
+                "expected a forward of its own, got one that a CUDA graph captures: capture the graph outside, since "
+                "its replays run no hooks"
+            )
         inputs = self._family.forward_inputs(transformer, args, kwargs)
         self._layout = layout = self._family.layout(transformer, inputs)
         self._rules, self._biases = [], {}

@@ -25,8 +25,8 @@ class Speed:
         dtype: of matrix products in the forward and backward, and of Muon's iteration; weights, moments and averages
             stay in fp32.
         compiled: whether the transformer's blocks are compiled.
-        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products, whose backward
-            is several times as fast on a CPU for short sequences.
+        joint_attention: "native" for `scaled_dot_product_attention`, "matrix" for plain matrix products; in compiled
+            blocks in fp32 on a CPU both are as fast.
         batched: whether Muon processes matrices of one shape together.
     """
 

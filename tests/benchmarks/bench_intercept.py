@@ -7,6 +7,8 @@ Best of many short runs, variants in turn, which other work on the machine distu
 - other layers wanted: hooks alone
 - this layer wanted: hooks, each operator of the layer through the mode, attention with its log-sum-exp
 - function replaced: the same, with `scaled_dot_product_attention` replaced in the whole process instead of the mode
+
+A second table says where a wanted layer's time goes: each part alone, best of many runs.
 """
 
 import argparse
@@ -19,8 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from seg4diff_tools.attention.intercept import _Request, _Tap, intercept
+from seg4diff_tools.attention import operators
+from seg4diff_tools.attention.intercept import _TAPS, _Request, _Tap, intercept
+from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.families import family_of
 from tests.conftest import tiny_pipeline
@@ -91,9 +96,62 @@ def main() -> None:
                     start = time.perf_counter()
                     attention(**kept[0])
                     best[name] = min(best[name], time.perf_counter() - start)
-    print("| interception | joint attention of a tiny block, µs | more than plain, µs |\n|---|---|---|")
+    print("| interception | joint attention of a tiny block, µs | more than plain, µs | ratio |\n|---|---|---|---|")
     for name, seconds in best.items():
-        print(f"| {name} | {seconds * 1e6:.0f} | {(seconds - best['plain']) * 1e6:.0f} |")
+        more = (seconds - best["plain"]) * 1e6
+        print(f"| {name} | {seconds * 1e6:.0f} | {more:.0f} | {seconds / best['plain']:.2f} |", flush=True)
+    print("\n| part of a wanted layer | µs |\n|---|---|")
+    for name, seconds in parts(transformer, inputs, lambda: attention(**kept[0])).items():
+        print(f"| {name} | {seconds * 1e6:.1f} |", flush=True)
+
+
+class Counting(TorchFunctionMode):
+    """Counts what a mode sees."""
+
+    seen = 0
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def parts(transformer: nn.Module, inputs: dict[str, Any], layer: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of the parts of a wanted layer beside the layer itself."""
+    calls: list[JointAttention] = []
+    with Counting() as counting:
+        layer()
+    with intercept(transformer, calls.append, layers=LAYER):
+        transformer(**inputs)
+        tap, call = _TAPS[transformer], calls[0]
+        assert tap._layout is not None
+        given = LAYER, tap._layout, call.query, call.key, call.value
+        plain = shortest(lambda: call.query.view(call.query.shape))
+        with tap:
+            through = shortest(lambda: call.query.view(call.query.shape))
+        # two calls: the shape and the view
+        each = (through - plain) / 2
+        tap.requests[0].on_attention = lambda call: None
+        known, answer = operators._OPERATORS, (call.output, call.raw_lse)
+        try:
+            operators._OPERATORS = dict.fromkeys(known, lambda *_: answer)
+            attend = shortest(lambda: tap._attend(*given))
+        finally:
+            operators._OPERATORS = known
+    return {
+        f"{counting.seen} functions through the mode, {each * 1e6:.1f} each": counting.seen * each,
+        "attention beside its operator": attend,
+    }
+
+
+def shortest(function: Callable[[], Any], runs: int = 20, rounds: int = 300) -> float:
+    """Seconds of one call in the shortest of many short rounds."""
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(runs):
+            function()
+        found.append((time.perf_counter() - start) / runs)
+    return min(found)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Prints a markdown table of milliseconds an image, stage by stage, and images a second. The old step has batches of 8,
 fp32 products, PyTorch's own attention under an interception, and `torch.optim.Muon`; the new one has batches of 32 and
-what `Speed.best` chooses. Steps of both are interleaved; the median counts. The last row is of scenes that were encoded
-before: planning them for their prompts counts as "scene", reading their latents as "VAE".
+what `Speed.best` chooses. Steps are interleaved; the median counts. On a CPU, times are of its cores together, which
+other work on the machine disturbs least, and a further row has the other attention. The last row is of scenes that were
+encoded before: planning them for their prompts counts as "scene", reading their latents as "VAE".
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,14 @@ class Steps:
         """Seconds of each stage of one step; all prompts are thinned, as four in five batches are."""
         taken: dict[str, float] = {}
 
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+
         def timed(name: str, call: Callable[[], Any]) -> Any:
-            began = time.perf_counter()
+            began = clock()
             result = call()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            taken[name] = time.perf_counter() - began
+            taken[name] = clock() - began
             return result
 
         stage, batch = self.stage, self.training.batch
@@ -116,10 +120,12 @@ def main() -> None:
     old, new = StageConfig(1, 8, 1e-3, muon_learning_rate=5e-3), config.transformer
     with tempfile.TemporaryDirectory() as name:
         folder = untrained(Path(name), config, device)
-        ways = {
-            "old": Steps(folder, config, old, Speed(), device),
-            "new": Steps(folder, config, new, Speed.best(device), device),
-        }
+        best = Speed.best(device)
+        ways = {"old": Steps(folder, config, old, Speed(), device), "new": Steps(folder, config, new, best, device)}
+        if device.type == "cpu":
+            other = "matrix" if best.joint_attention == "native" else "native"
+            speed = replace(best, joint_attention=other)
+            ways[f"new, {other} attention"] = Steps(folder, config, new, speed, device)
         times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for number in range(options.steps + 1):
             for way, steps in ways.items():
@@ -133,7 +139,8 @@ def main() -> None:
     cached = {"scene": found["new"]["planning"], "VAE": found["new"]["reading"]}
     found["new, cached latents"] = found["new"] | cached
     print(f"{ways['new'].speed.describe(device)} torch {torch.__version__}.\n")
-    print("| ms an image | " + " | ".join(STAGE_NAMES) + " | images a second | ratio |")
+    what = "ms of one core an image" if device.type == "cpu" else "ms an image"
+    print(f"| {what} | " + " | ".join(STAGE_NAMES) + " | images a second | ratio |")
     print("|---" * (len(STAGE_NAMES) + 3) + "|")
     slowest = sum(found["old"][stage] for stage in STAGE_NAMES)
     for way, stages in found.items():

@@ -8,8 +8,10 @@ For each model, one denoising forward
 - materialized: with the full softmax map of every layer, averaged over heads and cut to its I2T direction, as is usual
 - segmented: up to the expert layer, with the maps of two words, as `segment` runs it
 
-Then single attentions of the SD3 shape, with guidance, a mask and T5's text: which backend PyTorch chose, whether its
-operator was trusted, and its time against PyTorch's own. Rows are printed as they come.
+The recorded row says whether the output stayed the same, and how far the expert layer's map is from a softmax in fp64.
+Then single attentions of both shapes, of SD3's also with guidance, a mask, T5's text and, on a GPU, cuDNN as PyTorch's
+last choice: which backend PyTorch chose, whether its operator was trusted, and its time against PyTorch's own. Rows are
+printed as they come.
 Times are medians of interleaved runs; peak memory is the device's, weights included (on the CPU: of a process for each
 row). Without a GPU, sizes are reduced in depth, width and picture, in fp32: it takes about two minutes, and the counted
 floor beside each row is that of the reduced size.
@@ -30,15 +32,21 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.attention import operators
 from seg4diff_tools.attention.exact import chunked_lse
 from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.segmentation.class_maps import span_maps
 from tests.benchmarks.bench_recorder import peak_rss
 
+CUDNN_LAST = [
+    *(SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION),
+    *(SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION),
+]
 VARIANTS = ("plain", "recorded", "materialized", "segmented")
 
 
@@ -167,7 +175,7 @@ def run(variant: str, name: str, size: Size, transformer: nn.Module, inputs: dic
     else:
         weights = torch.eye(2, device=inputs["encoder_hidden_states"].device)
 
-        def read(call) -> None:
+        def read(call: JointAttention) -> None:
             span_maps(call, "i2t", "softmax", ["mean"], [1, 2], weights).cpu()
 
         with intercept(transformer, read, layers=[size.expert], stop_after=size.expert):
@@ -238,6 +246,7 @@ def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: i
         plain, recorded = (run(variant, name, size, *built) for variant in ("plain", "recorded"))
         assert plain is not None and recorded is not None
         same = "the same bit for bit" if torch.equal(plain, recorded) else "**another one**"
+        same += f"; map within {map_error(*built, size.expert):.1e} of itself"
         for variant in VARIANTS:
             least, output = (f"{floor(size)['ratio']:.3f}", same) if variant == "recorded" else ("", "")
             yield (
@@ -246,23 +255,45 @@ def forwards(device: str, dtype: torch.dtype, sizes: dict[str, Size], repeats: i
             )
 
 
-def attentions(device: str, size: Size, repeats: int) -> Iterator[str]:
-    """The table of single attentions of a model's shape: with guidance, a mask, T5's text, and in every type."""
+@torch.no_grad()
+def map_error(transformer: nn.Module, inputs: dict[str, Any], layer: int) -> float:
+    """Largest relative error of a layer's head-mean I2T map in 64 rows, against a softmax in fp64."""
+    found = []
+
+    def compare(call: JointAttention) -> None:
+        rows = slice(call.image.start, min(call.image.stop, call.image.start + 64))
+        scores = call.query[:, :, rows].double() @ call.key.double().mT * call.scale
+        exact = scores.softmax(-1)[..., call.text].mean(1)
+        found.append(((call.head_mean("i2t")[:, : exact.shape[1]] - exact).abs() / exact).max().item())
+
+    with intercept(transformer, compare, layers=layer, stop_after=layer):
+        transformer(**inputs)
+    return found[0]
+
+
+def attentions(device: str, sizes: dict[str, Size], repeats: int) -> Iterator[str]:
+    """The table of single attentions of the models' shapes: with guidance, a mask, T5's text, and in every type."""
     yield (
         "| type | attention | backend | trusted | PyTorch's own, ms | with log-sum-exp, ms | ratio | in chunks, ms "
         "| output | largest error of the log-sum-exp |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    types = (torch.bfloat16, torch.float16, torch.float32) if device == "cuda" else (torch.float32, torch.bfloat16)
-    guided = {"one picture": (1, size.text, False), "with guidance": (2, size.text, False)}
-    cases = guided | {"with a mask": (2, size.text, True), "with T5's text": (1, 333, False)}
-    for dtype in types:
+    sd3, flux = sizes["SD3-medium"], sizes["FLUX.1-dev"]
+    cases = {"SD3-medium": (sd3, 1, False), "with guidance": (sd3, 2, False), "with a mask": (sd3, 2, True)}
+    cases |= {"with T5's text": (replace(sd3, text=333), 1, False), "FLUX.1-dev": (flux, 1, False)}
+    for dtype in (
+        (torch.bfloat16, torch.float16, torch.float32) if device == "cuda" else (torch.float32, torch.bfloat16)
+    ):
         for name, case in cases.items():
-            yield _attention(device, dtype, replace(size, text=case[1]), name, case[0], case[2], repeats)
+            yield _attention(device, dtype, name, *case, repeats)
+        if device == "cuda":
+            # as with TORCH_CUDNN_SDPA_DEPRIORITIZED=1
+            with sdpa_kernel(CUDNN_LAST, set_priority=True):
+                yield _attention(device, dtype, "SD3-medium, cuDNN last", sd3, 1, False, repeats)
 
 
 @torch.no_grad()
-def _attention(device: str, dtype: torch.dtype, size: Size, name: str, batch: int, masked: bool, repeats: int) -> str:
+def _attention(device: str, dtype: torch.dtype, name: str, size: Size, batch: int, masked: bool, repeats: int) -> str:
     scale, shape = size.dim**-0.5, (3, batch, size.heads, size.image + size.text, size.dim)
     query, key, value = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     mask = torch.ones(batch, 1, 1, query.shape[2], dtype=torch.bool, device=device) if masked else None
@@ -308,7 +339,7 @@ def report(device: str, repeats: int) -> Iterator[str]:
     yield ""
     yield from forwards(device, dtype, sizes, repeats)
     yield ""
-    yield from attentions(device, sizes["SD3-medium"], repeats)
+    yield from attentions(device, sizes, repeats)
 
 
 def main() -> None:

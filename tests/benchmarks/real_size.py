@@ -48,9 +48,9 @@ from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.backbones.backbone import Backbone
+from seg4diff_tools.backbones.checkpoints import cpu_has_bf16
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.datasets.samples import LabeledImage
-from seg4diff_tools.families._private import cpu_has_bf16
 from tests.conftest import tiny_tokenizer
 
 CLASSES = ("sky", "water", "grass", "tree")
