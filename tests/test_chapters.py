@@ -106,15 +106,35 @@ def stretches(inked: np.ndarray) -> list[slice]:
     return [slice(start, stop) for start, stop in ends if stop - start > 50]
 
 
-def changes_of_edits() -> np.ndarray:
-    """How far chapter 5's pictures with edited words are from those as written, [edit picture], in levels of 255."""
-    (cell,) = [one for one in cells("05") if "car and bus swapped" in "".join(one["source"])]
+def panels_of(chapter: str, words: str) -> np.ndarray:
+    """The pictures of the figure that the cell with these words draws, [row column y x color], in levels of 255."""
+    (cell,) = [one for one in cells(chapter) if words in "".join(one["source"])]
     (shown,) = [output["data"]["image/png"] for output in cell["outputs"]]
     figure = np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(shown)))).convert("RGB"), dtype=float)
     inked = (figure < 250).any(axis=2)
     rows, columns = (stretches(inked.mean(axis=axis) > 0.5) for axis in (1, 0))
-    written, *edited = ([figure[row, column] for column in columns] for row in rows)
-    return np.array([[abs(one - as_is).mean() for one, as_is in zip(row, written, strict=True)] for row in edited])
+    panels = [[figure[row, column] for column in columns] for row in rows]
+    height, width = np.min([one.shape[:2] for line in panels for one in line], axis=0)
+    return np.array([[one[:height, :width] for one in line] for line in panels])
+
+
+def changes_of_edits() -> np.ndarray:
+    """How far chapter 5's pictures with edited words are from those as written, [edit picture], in levels of 255."""
+    written, *edited = panels_of("05", "car and bus swapped")
+    return np.array([abs(row - written).mean(axis=(1, 2, 3)) for row in edited])
+
+
+def changes_by_closing() -> np.ndarray:
+    """How far chapter 17's pictures with closed keys are from those with all keys, [picture closed]."""
+    panels = panels_of("17", "{closed} closed")
+    return abs(panels[:, 1:] - panels[:, :1]).mean(axis=(2, 3, 4))
+
+
+def losers_of_blur() -> tuple[int, int]:
+    """The layers whose blur costs most by CLIPScore and by CLIP-I, on average over prompts."""
+    table = pd.read_csv(MODELS / "mini" / "edits.csv")
+    means = table[table["edit"] == "blur"].dropna(subset="layer").groupby("layer")[["CLIP-T", "CLIP-I"]].mean()
+    return int(means["CLIP-T"].idxmin()), int(means["CLIP-I"].idxmin())
 
 
 def spreads_of_edits() -> tuple[float, float]:
@@ -643,6 +663,49 @@ CLAIMS = [
             ),
         ),
         lambda missed, prompts, value, low, high: missed == 0 and low < 0 < high,
+    ),
+    Claim(
+        "02",
+        "although two more cannot be told from it",
+        lambda: said("02", r"So layer (\d+) and layer (\d+) cannot be told from it"),
+        lambda *others: len(others) == 2,
+    ),
+    Claim(
+        "02",
+        "reads best with about 8 steps left",
+        lambda: (4, 9, *said("02", r"The paper's (\d+) of \d+ is ([\d.]+) points behind it")),
+        lambda layer, other, step, behind: behind < 1 and says("02", r"cannot be told from 8\."),
+    ),
+    Claim("05", "pictures change most where layer 4 is blurred", lambda: (4, losers_of_blur()[1]), lambda a, b: a == b),
+    Claim(
+        "05",
+        "more than that of any other layer",
+        lambda: (4, losers_of_blur()[0], 50, 3),
+        lambda layer, most, *_: layer == most,
+    ),
+    Claim(
+        "08",
+        "I2T is not better everywhere",
+        lambda: said("08", r"better in (\d+) of (\d+) pairs"),
+        lambda better, pairs: better < pairs,
+    ),
+    Claim(
+        "12",
+        "makes one group of all pads",
+        lambda: (3, 8, *said("12", r"All of the text's choices together give [\d.]+%, with ([\d.]+) groups")),
+        lambda low, high, groups: groups == 1,
+    ),
+    Claim(
+        "14",
+        "because they take most of the time",
+        lambda: said("14", rf"tiles by {SIGNED} points {SPAN} for {VALUE} times")[3:],
+        lambda longer: longer > 5,
+    ),
+    Claim(
+        "17",
+        "Without the top key all three change plainly",
+        lambda: (102, *changes_by_closing().ravel()),
+        lambda _, *changes: all(row[3] > 3 * max(row[:3]) and row[3] > 10 for row in np.array(changes).reshape(3, 5)),
     ),
 ]
 

@@ -70,6 +70,19 @@ def test_bars_beside_the_paper():
     assert len(interactive.bars(ours, "normalize").data) == 1
 
 
+def test_names_and_numbers_of_many_bars_do_not_meet():
+    ways, by = ["k-means, three groups", "pads"], [str(i // 2) for i in range(22)]
+    rows = pd.DataFrame({"way": ways * 11, "by": by, "mIoU": 0.5})
+    figure = interactive.bars(rows, "way", by="by")
+    assert {bar.textangle for bar in figure.data} == {-90}
+    assert list(figure.layout.xaxis.ticktext) == ways
+    figure = interactive.bars(pd.DataFrame({"way": [ways[0], *"abcdefgh"], "mIoU": 0.5}), "way")
+    assert figure.data[0].textangle == 0
+    assert figure.layout.xaxis.ticktext[0] == "k-means,<br>three groups"
+    ways = pd.DataFrame({"way": list("abcdefghijkl"), "mIoU": 0.5})
+    assert interactive.bars(ways, "way").layout.xaxis.ticktext is None
+
+
 def test_bars_with_error_bars():
     table = pd.DataFrame({"loss": ["a", "b"], "mIoU": [0.5, 0.4], "deviation": [0.01, 0.023]})
     assert interactive.bars(table, "loss", spread="deviation").data[0].error_y.array.tolist() == [1, 2.3]

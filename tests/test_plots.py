@@ -152,6 +152,21 @@ def test_picture_grid():
         plotting.picture_grid(pictures, ["a"])
 
 
+@pytest.mark.parametrize("columns", [4, 7, 8])
+def test_no_figure_is_wider_than_a_page(columns):
+    """A wider one would be shrunk by the page, and its words with it."""
+    many = [IMAGE] * columns
+    shown = {str(number): labels() for number in range(columns - 1)}
+    widths = [
+        plotting.map_strip(IMAGE, np.ones((columns, 5, 7))).get_figwidth(),
+        plotting.map_grid(IMAGE, np.ones((2, columns, 5, 7))).get_figwidth(),
+        plotting.picture_grid(many, ["a label"] * columns, columns=columns).get_figwidth(),
+        plotting.case_gallery([IMAGE], [shown], [NAMES], ["50 %"]).get_figwidth(),
+    ]
+    assert max(widths) < 7.15 if columns < 8 else max(widths) < 7.8  # a legend beside eight pictures
+    assert plotting.picture_grid(many, ["a"] * columns, columns=columns, side=0.8).get_figwidth() < 0.85 * columns
+
+
 def test_figures_take_whatever_segment_takes(tmp_path):
     PIL.Image.fromarray(IMAGE).save(tmp_path / "own.png")
     tensor = torch.from_numpy(IMAGE).permute(2, 0, 1) / 255

@@ -52,7 +52,9 @@
     if (isDark()) layout.template = darkened(layout.template);
     if (width >= NARROW || !layout.title?.text) return layout;
     const lines = wrapped(layout.title.text, Math.floor(width / 7.5));
-    Object.assign(layout.title, { text: lines.join("<br>"), x: 0, xref: "container", pad: { l: 8 } });
+    // from the upper edge down: a share of the height would cut lines off a low figure
+    const place = { x: 0, xref: "container", y: 1, yref: "container", yanchor: "top", pad: { l: 8, t: 12 } };
+    Object.assign(layout.title, { text: lines.join("<br>"), ...place });
     const menus = (layout.updatemenus ?? []).some(({ type }) => type !== "buttons");
     layout.margin = { ...layout.margin, l: 48, r: 12, t: 30 + LINE * lines.length + (menus ? 30 : 0) };
     if (layout.sliders?.length) layout.margin.t += LINE; // titles of the pictures

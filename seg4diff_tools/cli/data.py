@@ -94,7 +94,7 @@ def class_list(file: Path) -> list[str]:
     from seg4diff_tools._runs import as_path
     from seg4diff_tools.datasets.files import read_text
 
-    text = read_text(as_path(file, "--classes"), "--classes, a text file with a class on each line,")
+    text = read_text(as_path(file, "--classes"), "--classes as a text file with a class on each line")
     names = [line.strip() for line in text.rstrip().splitlines()]
     if "" in names or not names:
         raise InputError(

@@ -1,6 +1,7 @@
 """Interactive charts of scores (plotly), which work in the built report, without Python."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,12 @@ AXES = {
     "difference": "difference in mIoU (points)",
 }
 """Axis titles of known columns; others are titled with their names."""
+
+MANY_BARS, UPRIGHT, LINE_OF_LETTERS = 20, 10, 110
+"""Bars whose numbers would meet if they lay flat, names that fit below them upright, and letters of a line of these."""
+
+WHISKER = {"thickness": 1, "width": 4}
+"""Error bars, through which the number in a bar can be read."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -187,8 +194,8 @@ def bars(
     def lengths(rows: pd.DataFrame) -> dict | None:
         if interval:
             below, above = (_short(unit * (rows[end] - rows[y]).abs()) for end in interval)
-            return {"array": above, "arrayminus": below}
-        return {"array": _short(unit * rows[spread])} if spread else None
+            return WHISKER | {"array": above, "arrayminus": below}
+        return WHISKER | {"array": _short(unit * rows[spread])} if spread else None
 
     figure = go.Figure()
     groups = [("", table)] if by is None else table.groupby(by, sort=False)
@@ -209,11 +216,15 @@ def bars(
             textposition="inside" if interval or spread else "outside",
             insidetextanchor="start",
             textfont={"size": 10},
-            textangle=0,
+            textangle=-90 if len(table) > MANY_BARS else 0,
             constraintext="none",
             cliponaxis=False,
         )
     figure.update_xaxes(title=AXES.get(x, x), type="category")
+    names = list(dict.fromkeys(table[x].astype(str)))
+    if len(names) <= UPRIGHT:  # in lines below each other, which would be slanted otherwise
+        lines = [wrap(name, LINE_OF_LETTERS // len(names), break_long_words=False) for name in names]
+        figure.update_xaxes(tickvals=names, ticktext=["<br>".join(line) for line in lines])
     figure.update_yaxes(title=_score_title([y], percent), rangemode="tozero")
     figure.update_layout(showlegend=by is not None, barmode="group")
     return finished(figure, title, height=360)

@@ -29,6 +29,15 @@ from seg4diff_tools.plotting.checks import OKABE_ITO, Maps, check_label_maps, cl
 LEGEND, LISTED = 1.4, 10
 """Width of a legend in inches, and how many names fit into one beside the lowest pictures."""
 
+PAGE, SMALLEST, DPI = 7.1, 0.75, 110
+"""Inches that fit beside each other in a page, the smallest side of a picture in inches, and pixels of an inch.
+
+A wider figure would be shrunk by the page, and its words with it.
+"""
+
+LETTERS = 16
+"""Letters of 7 points in an inch."""
+
 Limits = tuple[float, float]
 
 
@@ -128,7 +137,7 @@ def map_strip(image: ImageLike, maps: Maps, *, columns: int = 7, title: str = ""
     maps = reduced_maps(maps, 1)
     panels = [("image", None), *zip(_labels(maps, 0), maps.values, strict=True)]
     columns = min(as_int(columns, "columns", 1), len(panels))
-    figure, axes = _grid(-(-len(panels) // columns), columns, title)
+    figure, axes = _grid(-(-len(panels) // columns), columns, title, words=0.36)
     for axis, (label, values) in zip(axes.flat, panels, strict=False):
         axis.set_title(label, fontsize=9)
         if values is None:
@@ -155,7 +164,7 @@ def map_grid(image: ImageLike, maps: Maps, *, title: str = "", opacity: float = 
     opacity = as_float(opacity, "opacity", 0.0, 1.0)
     maps = reduced_maps(maps, 2)
     rows, columns = _labels(maps, 0), _labels(maps, 1)
-    figure, axes = _grid(len(rows), len(columns), title)
+    figure, axes = _grid(len(rows), len(columns), title, words=0.16)
     for row, name in enumerate(rows):
         axes[row, 0].set_ylabel(name, fontsize=9)
         for column, values in enumerate(maps.values[row]):
@@ -181,7 +190,7 @@ def label_maps(
     """
     check_label_maps(label_maps)
     class_names = as_names(class_names, "class_names", empty=True)
-    figure, axes = _grid(1, 1 + len(label_maps), title, side=2.4, legend=LEGEND)
+    figure, axes = _grid(1, 1 + len(label_maps), title, side=2.0, legend=LEGEND)
     _show_labels(axes[0], image, label_maps, class_names)
     return figure
 
@@ -225,13 +234,16 @@ def case_gallery(
     return figure
 
 
-def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, columns: int = 7, title: str = "") -> Figure:
+def picture_grid(
+    pictures: Sequence[ImageLike], labels: Sequence[str], *, columns: int = 7, side: float = 1.7, title: str = ""
+) -> Figure:
     """Show pictures in rows, each with its label above, such as generated pictures with their prompts.
 
     Args:
         pictures: of any size.
         labels: one for each; long ones are broken into lines.
         columns: pictures in a row.
+        side: of a picture in inches, at most; many columns make them smaller.
         title: of the figure.
 
     Raises:
@@ -243,10 +255,14 @@ def picture_grid(pictures: Sequence[ImageLike], labels: Sequence[str], *, column
             f"expected one label for each picture, got {len(labels)} for {len(pictures)} pictures: pass as many"
         )
     columns = min(as_int(columns, "columns", 1), len(pictures))
-    figure, axes = _grid(-(-len(pictures) // columns), columns, title)
+    side = _fitting(columns, as_float(side, "side", SMALLEST))
+    labels = [fill(label, round(LETTERS * side)) for label in labels]
+    starts = range(0, len(labels), columns)
+    lines = sum(max(label.count("\n") + 1 for label in labels[start : start + columns]) for start in starts)
+    figure, axes = _grid(len(starts), columns, title, side, words=0.08 + 0.12 * lines / len(starts))
     for axis, picture, label in zip(axes.flat, pictures, labels, strict=False):
         axis.imshow(picture)
-        axis.set_title(fill(label, 20), fontsize=7)
+        axis.set_title(label, fontsize=7)
     return figure
 
 
@@ -263,11 +279,14 @@ def _labels(maps: xr.DataArray, axis: int) -> list[str]:
     return [f"{dim} {value}" if np.issubdtype(values.dtype, np.number) else str(value) for value in values]
 
 
-def _grid(rows: int, columns: int, title: str, side: float = 1.7, legend: float = 0.0) -> tuple[Figure, np.ndarray]:
-    """Make axes for square pictures; `legend` is the width in inches that stays free beside them."""
+def _grid(
+    rows: int, columns: int, title: str, side: float = 1.7, *, legend: float = 0.0, words: float = 0.2
+) -> tuple[Figure, np.ndarray]:
+    """Make axes for square pictures; inches stay free for a `legend` beside them, and for `words` in each row."""
+    side = _fitting(columns, side, legend)
     # a little wide, because a height that is not used up would part the title from the pictures
-    size = (1.05 * side * columns + legend, side * rows + (0.25 if title else 0))
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed", dpi=110)
+    size = (1.05 * side * columns + legend, (side + words) * rows + (0.25 if title else 0))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed", dpi=DPI)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     for axis in axes.flat:
@@ -276,9 +295,14 @@ def _grid(rows: int, columns: int, title: str, side: float = 1.7, legend: float 
     return closed(figure), axes
 
 
+def _fitting(columns: int, side: float, legend: float = 0.0) -> float:
+    """Return the side of a picture in inches with which this many fit beside each other in a page."""
+    return max(SMALLEST, min(side, (PAGE - legend) / (1.05 * columns)))
+
+
 def _show_map(axis: Axes, image: ImageLike, values: np.ndarray, opacity: float) -> None:
     axis.imshow(overlay(image, values, opacity=opacity))
-    axis.set_xlabel(f"{np.nanmin(values):.2g} to {np.nanmax(values):.2g}", fontsize=7, labelpad=2)
+    axis.set_xlabel(f"{np.nanmin(values):.1g} to {np.nanmax(values):.2g}", fontsize=7, labelpad=2)
 
 
 def _show_labels(

@@ -296,6 +296,7 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         r"labels as a list of texts, got 3 in it: pass labels=\['a",
     ),
     ("pg-text", lambda b: plotting.picture_grid([IMAGE], "a"), r"labels as a list of texts, got 'a': pass labels=\['a"),
+    ("pg-side", lambda b: plotting.picture_grid([IMAGE], ["a"], side=0), "side, a number from 0.75, got 0: pass"),
     ("pg-cols", lambda b: plotting.picture_grid([IMAGE], ["a"], columns=0), "columns 1 or more, got 0: choose one"),
     ("rm-axes", lambda b: plotting.reduced_maps(MAPS, "a"), "axes, a whole number 0 or more, got 'a': pass axes=0"),
     (
