@@ -179,6 +179,23 @@ CLAIMS = [
         lambda: not says("13", "Better than the first row: [^.]*(concept|cosine)"),
     ),
     Claim(
+        "13",
+        "stop words change next to nothing",
+        lambda: (
+            *said(
+                "13", rf"one layer \(\d\), stop words is better than one layer \(\d\) by {VALUE} points \({VALUE} to"
+            ),
+            *said("13", rf"DAAM, stop words and DAAM cannot be told apart: the difference is {SIGNED} points {SPAN}"),
+            *said(
+                "13",
+                rf"concept and concept, in the prompt cannot be told apart: the difference is {SIGNED} points {SPAN}",
+            ),
+        ),
+        lambda gain, least, other, low, high, apart, lower, upper: (
+            0 <= least <= gain < 0.5 and low <= 0 < high < 0.5 and lower < 0 < upper
+        ),
+    ),
+    Claim(
         "01",
         "yes: by its attention",
         lambda: said("01", rf"{SHARE} of the pixels have the right name\..*? frequent name would give {SHARE}"),

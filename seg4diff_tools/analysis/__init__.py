@@ -1,6 +1,7 @@
 """Analyses of attention: features, norms, sinks, leaks, heads, searches over layers and steps, effects of edits."""
 
 from seg4diff_tools.analysis.features import (
+    Feature,
     Projection,
     attention_budget,
     explained_variance,
@@ -20,9 +21,11 @@ from seg4diff_tools.analysis.sinks import (
     random_keys,
     top_keys,
 )
+from seg4diff_tools.analysis.streams import massive_channels, neighbor_agreement
 
 __all__ = [
     "Effects",
+    "Feature",
     "Placing",
     "Projection",
     "asked_places",
@@ -38,7 +41,9 @@ __all__ = [
     "image_features",
     "layer_effects",
     "leakage",
+    "massive_channels",
     "mean_intervals",
+    "neighbor_agreement",
     "part_scores",
     "pca_colors",
     "placing_effects",

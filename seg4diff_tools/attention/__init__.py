@@ -19,6 +19,7 @@ from seg4diff_tools.attention.operators import attention_with_lse
 from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
+from seg4diff_tools.attention.regions import confine_lora, regional_prompts
 from seg4diff_tools.attention.turns import Turn
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "attention_with_lse",
     "average",
     "blur",
+    "confine_lora",
     "drop",
     "edited_output",
     "encode_concepts",
@@ -43,6 +45,7 @@ __all__ = [
     "open_recording",
     "perturbed_guidance",
     "place_words",
+    "regional_prompts",
     "second_eigenvalue",
     "swap",
     "token_rank",
