@@ -77,7 +77,7 @@ def regional_prompts(
             "regions={'a cat': (0.0, 0.0, 0.5, 1.0)}"
         )
     areas = tuple({text: _area(area, f"regions[{text!r}]") for text, area in own.items()} for own in listed)
-    number = scalar(strength)
+    number: Any = scalar(strength)
     if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < float("inf"):
         raise InputError(f"expected strength, a finite number, got {shown(strength)}: pass strength=0.0")
     for name, value in (("alone", alone), ("confined", confined)):
