@@ -4,6 +4,7 @@ A second prompt is text outside the prompt (see `concepts`) that the image token
 outputs of linear layers; here it does so in the rows of an area's image tokens alone. The model is never touched.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -77,8 +78,8 @@ def regional_prompts(
             "regions={'a cat': (0.0, 0.0, 0.5, 1.0)}"
         )
     areas = tuple({text: _area(area, f"regions[{text!r}]") for text, area in own.items()} for own in listed)
-    number: Any = scalar(strength)
-    if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < float("inf"):
+    number = scalar(strength)
+    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise InputError(f"expected strength, a finite number, got {shown(strength)}: pass strength=0.0")
     for name, value in (("alone", alone), ("confined", confined)):
         instance_of(value, bool, name, f"{name}=True")
