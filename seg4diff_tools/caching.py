@@ -129,13 +129,15 @@ def model_fingerprint(backbone: Backbone) -> str:
     _line(state, type(pipe).__qualname__, _config(pipe), sorted(settings.items()))
     _line(state, _config(getattr(pipe, "image_processor", None)))
     _line(state, backbone.guidance_scale, backbone.expert_layer, backbone.dtype)
-    for callback, layers, biases, bias_of, _ in interceptions(backbone.transformer):
+    for callback, layers, biases, bias_of, concepts, _ in interceptions(backbone.transformer):
         if callback is not None and _add_hook(state, callback):
             _line(state, layers)
         if biases:
             _add(state, biases)
         if bias_of is not None:
             _add_hook(state, bias_of)
+        if concepts is not None:
+            _add(state, concepts)
     return f"{weights.hexdigest()[:16]}-{state.hexdigest()[:16]}"
 
 

@@ -9,15 +9,19 @@ import PIL.Image
 import pytest
 import torch
 import xarray as xr
+from tiny_models import build
 from torch.nn.functional import cosine_similarity
+from torch.overrides import TorchFunctionMode
 
 from seg4diff_tools.attention.bias import AttentionBias
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.attention.joint import JointAttention
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.segmentation import attribution
+from seg4diff_tools.segmentation import attribution, masks
 from seg4diff_tools.segmentation.attribution import ATTRIBUTIONS, image_rows, read
+from seg4diff_tools.segmentation.concepts import RELEASED_CONCEPT, concept, concept_in_prompt
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
@@ -98,8 +102,8 @@ def test_layer_and_daam(tiny_backbone, latents, prompt, plain):
 
 
 @pytest.mark.parametrize("variant", [None, "sd3", "flux", "flux2"])
-def test_concept(tiny_backbone, latents, prompt, plain, variant):
-    found = flat(tiny_backbone, latents, prompt, partial(attribution.concept, variant=variant), [1, 4])
+def test_concepts_in_the_prompt(tiny_backbone, latents, prompt, plain, variant):
+    found = flat(tiny_backbone, latents, prompt, partial(concept_in_prompt, variant=variant), [1, 4])
     scores = torch.zeros(2, 3, 49, dtype=torch.float64)
     for row, layer in enumerate((1, 4)):
         output = torch.cat(list(plain.outputs[layer]), dim=1)
@@ -117,14 +121,162 @@ def test_concept(tiny_backbone, latents, prompt, plain, variant):
 
 def test_concept_is_the_released_code_of_each_family(tiny_backbone, latents, prompt, plain):
     released = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux", "Flux2Pipeline": "flux2"}
-    assert released == attribution.RELEASED_CONCEPT
+    assert released == RELEASED_CONCEPT
     name: str
     variant: Any
     for name, variant in released.items():
         family = replace(tiny_backbone.family, pipelines=(name,))
-        found = flat(replace(tiny_backbone, family=family), latents, prompt, "concept", [1, 4])
-        named = flat(tiny_backbone, latents, prompt, partial(attribution.concept, variant=variant), [1, 4])
+        found = flat(replace(tiny_backbone, family=family), latents, prompt, "concept-in-prompt", [1, 4])
+        named = flat(tiny_backbone, latents, prompt, partial(concept_in_prompt, variant=variant), [1, 4])
         torch.testing.assert_close(found, named, atol=0, rtol=0)
+
+
+class Outputs(TorchFunctionMode):
+    """The outputs of every attention, heads side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.found.append(result.transpose(1, 2).flatten(2)[0])
+        return result
+
+
+def beside(backbone, latents, prompt, states, pooled=None):
+    """Outputs of each block's two attentions, as in the released code: the image with the prompt, and with concepts.
+
+    The image goes on with the prompt, the concepts with the image. Each is [token feature], in the family's order.
+    """
+    model, (noisy, timestep) = backbone.transformer, backbone.add_noise(latents, 8)
+    text, pooled = (
+        prompt.inputs["encoder_hidden_states"],
+        prompt.inputs["pooled_projections"] if pooled is None else pooled,
+    )
+    found, extra, blocks = [], {}, model.transformer_blocks
+    if backbone.family.name == "flux":
+        seen: dict[str, Any] = {}
+        handle = model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+        backbone.predict_velocity(noisy, timestep, prompt)
+        handle.remove()
+        image = model.x_embedder(seen["hidden_states"])
+        guidance = [] if seen.get("guidance") is None else [seen["guidance"] * 1000]
+        temb = model.time_text_embed(seen["timestep"] * 1000, *guidance, pooled)
+        both = [torch.cat([torch.zeros(count, 3), seen["img_ids"]]) for count in (text.shape[1], len(states))]
+        extra = [{"image_rotary_emb": model.pos_embed(ids)} for ids in both]
+    else:
+        image, temb = model.pos_embed(noisy), model.time_text_embed(timestep, pooled)
+        extra = [{}, {}]
+    text, concepts = model.context_embedder(text), model.context_embedder(states[None])
+    for block in blocks:
+        with Outputs() as seen_by, torch.no_grad():
+            asked, _ = block(hidden_states=image, encoder_hidden_states=concepts, temb=temb, **extra[1])
+            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=temb, **extra[0])
+        joint = [one for one in seen_by.found if len(one) != image.shape[1]]
+        concepts = asked
+        found.append(joint[::-1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3.5"])
+def test_concepts_of_sd3_are_those_of_the_released_code(name):
+    backbone = wrap_pipeline(build(name), name)
+    pixels = np.random.default_rng(0).integers(0, 256, (backbone.image_size, backbone.image_size, 3), dtype=np.uint8)
+    latents, names = backbone.encode_image(pixels), ["cat", "dog", "grass"]
+    prompts, empty = backbone.class_prompts(names), backbone.encode_prompt("a tree")
+    (joined,) = prompts
+    assert list(joined.classes.values()) == [(1,), (2,), (3,)]
+    states = joined.inputs["encoder_hidden_states"][0, :4]
+    scores = []
+    for _, own in beside(backbone, latents, empty, states):
+        image, words = own[:-4], own[-3:]
+        scores.append((words / words.norm(dim=1, keepdim=True) @ image.mT).softmax(0))
+    method = partial(concept, prompt="a tree")
+    found = read(backbone, latents, prompts, method).flatten(1)
+    torch.testing.assert_close(found, torch.stack(scores).mean(0), atol=1e-5, rtol=1e-4)
+    assert found.std() > 1e-4
+    one = read(backbone, latents, prompts, method, [1]).flatten(1)
+    torch.testing.assert_close(one, scores[1], atol=1e-5, rtol=1e-4)
+
+
+def test_concepts_of_flux_are_those_of_the_released_code():
+    backbone = wrap_pipeline(build("flux-dev"), "flux-dev")
+    pixels = np.random.default_rng(0).integers(0, 256, (backbone.image_size, backbone.image_size, 3), dtype=np.uint8)
+    latents, names = backbone.encode_image(pixels), ["cat", "red car", "grass"]
+    prompts, empty = backbone.class_prompts(names), backbone.encode_prompt("")
+    alone = [backbone.encode_prompt(name) for name in names]
+    # the first token of each
+    states = torch.cat([one.inputs["encoder_hidden_states"][0, :1] for one in alone])
+    pooled = torch.zeros_like(empty.inputs["pooled_projections"])
+    scores = [
+        (own[:3] @ image[-len(own[3:]) :].mT).softmax(0)
+        for image, own in beside(backbone, latents, empty, states, pooled)
+    ]
+    found = read(backbone, latents, prompts, "concept").flatten(1)
+    torch.testing.assert_close(found, torch.stack(scores).mean(0), atol=1e-5, rtol=1e-4)
+    assert found.std() > 1e-4
+
+
+def test_concepts_apart_do_not_depend_on_each_other(tiny_backbone, latents, prompt):
+    apart = partial(concept, variant="apart")
+    both = flat(tiny_backbone, latents, prompt, apart, [2])
+    (fewer,) = tiny_backbone.class_prompts(NAMES[1:])
+    pair = flat(tiny_backbone, latents, fewer, apart, [2])
+    torch.testing.assert_close(both[1] / both[2], pair[0] / pair[1], atol=0, rtol=1e-3)
+    released = flat(tiny_backbone, latents, prompt, "concept", [2])
+    assert (released - both).abs().max() > 1e-4
+
+
+def test_concepts_outside_need_a_family_that_takes_them(latents):
+    backbone = wrap_pipeline(build("chroma"), "chroma")
+    with pytest.raises(InputError, match="family chroma: use one of sd3 and flux, or put the words into the prompt"):
+        read(backbone, torch.zeros(1, *backbone.latent_shape), backbone.class_prompts(NAMES), "concept")
+
+
+def test_blur_by_hand(tiny_backbone, latents, prompt):
+    maps = torch.rand(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([np.exp(-0.5 * (place / 1.1) ** 2) for place in range(-2, 3)])
+    weights = weights / weights.sum()
+    wanted = torch.zeros_like(maps)
+
+    def mirrored(place, count):
+        place = abs(place)
+        return place if place < count else 2 * (count - 1) - place
+
+    for y in range(5):
+        for x in range(7):
+            for row in range(5):
+                for column in range(5):
+                    value = maps[:, mirrored(y + row - 2, 5), mirrored(x + column - 2, 7)]
+                    wanted[:, y, x] += weights[row] * weights[column] * value
+    torch.testing.assert_close(masks.blur(maps), wanted)
+    plain = flat(tiny_backbone, latents, prompt, "goca").unflatten(1, (7, 7))
+    blurred = flat(tiny_backbone, latents, prompt, partial(attribution.goca, blur=True)).unflatten(1, (7, 7))
+    # a stretched map is a line of the shares, which the blur keeps
+    torch.testing.assert_close(blurred, masks.minmax(masks.blur(plain)), atol=1e-5, rtol=1e-4)
+    assert (blurred - plain).abs().max() > 0.05
+
+
+def test_stop_words_stand_in_each_prompt_and_are_no_class(tiny_backbone, latents):
+    picture = tiny_backbone.decode(latents)[0]
+    options = OpenVocabulary(layers=2, stop_words=("and", "the"))
+    result = segment(tiny_backbone, picture, NAMES, options)
+    (same,) = tiny_backbone.class_prompts([*NAMES, "and", "the"])
+    assert result.settings["prompts"] == ["cat red car grass and the"]
+    found = torch.from_numpy(result.class_maps.values).flatten(1)
+    latents = tiny_backbone.encode_image(picture)
+    wanted = Plain(tiny_backbone, latents, same).i2t(2)[:3]
+    torch.testing.assert_close(found.double(), wanted, atol=1e-7, rtol=1e-4)
+    many = segment(tiny_backbone, picture, MANY, options)
+    assert len(many.settings["prompts"]) > 1
+    assert all(prompt.endswith(" and the") for prompt in many.settings["prompts"])
+    assert not np.isnan(many.class_maps).any()
+    with pytest.raises(InputError, match="stop_words that are no class, got 'cat'"):
+        segment(tiny_backbone, picture, NAMES, replace(options, stop_words=("cat",)))
+    with pytest.raises(InputError, match="stop_words that fit into a prompt beside 'cat'"):
+        segment(tiny_backbone, picture, ["cat"], replace(options, stop_words=tuple(MANY)))
 
 
 @pytest.mark.parametrize("image", ["key", "query"])
@@ -219,7 +371,7 @@ def test_names_over_several_prompts_and_several_steps(tiny_backbone, latents, na
     assert maps.flatten(1).std(1).min() > 0
     each = [read(tiny_backbone, latents, prompts, name, [2, 3], steps_from_end=step) for step in (4, 8)]
     torch.testing.assert_close(maps, torch.stack(each).mean(0), atol=1e-4, rtol=1e-3)
-    if name == "concept":
+    if name.startswith("concept"):
         torch.testing.assert_close(maps.sum(0), torch.ones(7, 7))
     elif name == "goca":
         torch.testing.assert_close(each[0].amax((1, 2)), torch.ones(20))

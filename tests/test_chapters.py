@@ -24,6 +24,7 @@ from seg4diff_tools.magnet import PRESETS
 MODELS = ROOT / "seg4diff_tools" / "models"
 VALUE = r"(-?[\d.]+)"
 CLIPSCORES = r"([\d.]+) with the own caption,\s+[\d.]+ with another picture's\. Real scenes: ([\d.]+)"
+LEVEL = "cannot be told apart: the difference is"
 QUARTERS = rf"Grouping by pads and four quarters cannot be told apart: .*? {SPAN}"
 
 
@@ -92,6 +93,12 @@ def overview() -> pd.Series:
 def correlation(chapter: str) -> tuple[float, ...]:
     """A rank correlation over layers, and its interval."""
     return said(chapter, rf"rank correlation (?:over \d+ layers is|of) {VALUE} \(95 % interval {VALUE} to {VALUE}")
+
+
+def prompts_that_choose() -> int:
+    """How many prompts chose a strength in chapter 16."""
+    stored = pd.read_csv(MODELS / "mini" / "placing.csv")
+    return stored[stored.prompts == "choosing"].prompt.nunique()
 
 
 def features() -> tuple[float, ...]:
@@ -197,6 +204,18 @@ CLAIMS = [
         "readings by similarity are no better",
         lambda: (),
         lambda: not says("13", "Better than the first row: [^.]*(concept|cosine)"),
+    ),
+    Claim(
+        "13",
+        "stop words change next to nothing",
+        lambda: (
+            *said("13", rf"one layer \(7\), stop words is better than one layer \(7\) by {VALUE} points \({VALUE} to"),
+            *said("13", rf"DAAM, stop words and DAAM {LEVEL} {SIGNED} points {SPAN}"),
+            *said("13", rf"concept and concept, in the prompt {LEVEL} {SIGNED} points {SPAN}"),
+        ),
+        lambda gain, least, other, low, high, apart, lower, upper: (
+            0 <= least <= gain < 0.5 and low <= 0 < high < 0.5 and lower < 0 < upper
+        ),
     ),
     Claim(
         "01",
@@ -575,9 +594,10 @@ CLAIMS = [
                 rf"{SPAN}",
             ),
             *said("16", rf"the layout locked: {SIGNED} points {SPAN}"),
-            *said("16", rf"counting {SIGNED} points {SPAN}"),
-            *said("16", rf"relation {SIGNED} points {SPAN}"),
-            *said("16", rf"color binding {SIGNED} points {SPAN}"),
+            *said("16", rf"Placed, by kind: .*?counting {SIGNED} points {SPAN}"),
+            *said("16", rf"Placed, by kind: .*?relation {SIGNED} points {SPAN}"),
+            *said("16", rf"Placed, by kind: .*?color binding {SIGNED} points {SPAN}"),
+            *said("16", rf"pictures {SHARE} are right with second prompts, {SHARE} without: {SIGNED} points {SPAN}"),
         ),
         lambda score, gap, low, high, difference, count, without, placed, gain, gain_low, *others: (
             low < 0 < high
@@ -586,7 +606,23 @@ CLAIMS = [
             and others[2] < 0 < others[3]
             and min(others[5], others[8]) > 0
             and others[10] == 0
+            and others[16] > 0
         ),
+    ),
+    Claim(
+        "16",
+        "the strength is the better of 0 and 1",
+        lambda: (
+            *said("16", rf"strength of second prompts: {SHARE} right with 0, {SHARE} right with 1"),
+            *said(
+                "16",
+                rf"lies in the left half when it is whole, and {SHARE} when it is kept there: {SIGNED} points {SPAN}",
+            ),
+            prompts_that_choose(),
+            0,
+            1,
+        ),
+        lambda none, one, kept, gain, low, high, prompts, *strengths: one > none and low > 0 and prompts == 24,
     ),
     Claim(
         "16",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from tiny_models import build
 
 from seg4diff_tools.analysis.features import (
     attention_budget,
@@ -13,8 +14,10 @@ from seg4diff_tools.analysis.features import (
     token_labels,
     value_norms,
 )
+from seg4diff_tools.analysis.streams import massive_channels, neighbor_agreement
 from seg4diff_tools.attention.areas import area_means
 from seg4diff_tools.attention.intercept import intercept
+from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.errors import InputError
 
 
@@ -136,3 +139,72 @@ def test_tokens_of_sizes_that_do_not_divide_take_parts_of_pixels():
 def test_prompts_have_to_fit(tiny_backbone, given):
     with pytest.raises(InputError, match="one prompt for each image, got 2 for 3"):
         value_norms(tiny_backbone, given[0], given[1][:2])
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3.5", "flux-dev", "flux-kontext"])
+def test_streams_are_what_the_blocks_begin_with(name):
+    backbone = wrap_pipeline(build(name), name)
+    latents = torch.randn(3, *backbone.latent_shape, generator=torch.Generator().manual_seed(5))
+    prompts = backbone.encode_prompt(["a cat and a dog", "a red car", "two cats near a tree"])
+    layers, channels = [1, 3], [4, 0]
+    blocks = [block for stack, _ in backbone.family.block_lists for block in getattr(backbone.transformer, stack)]
+    norms = {layer: getattr(blocks[layer], "norm1", None) or blocks[layer].norm for layer in layers}
+    seen = {layer: [] for layer in layers}
+    for layer, norm in norms.items():
+        norm.register_forward_hook(
+            lambda module, args, kwargs, output, at=layer: seen[at].append((*args, kwargs["emb"])), with_kwargs=True
+        )
+    kinds = ["stream", "adaln", "value"]
+    plain = image_features(backbone, latents, prompts, layers=layers, kinds=kinds, batch=3)
+    stream = {layer: given[0] for layer, (given, *_) in seen.items()}
+    found = image_features(backbone, latents, prompts, layers=layers, kinds=kinds, discard=channels, batch=2)
+    assert_allclose(found.sel(kind="value"), plain.sel(kind="value"), atol=1e-5)
+    for layer in layers:
+        # values are made of the features after the norm
+        places = torch.from_numpy(plain.sel(layer=layer, kind="adaln").values).flatten(1, 2)
+        values = blocks[layer].attn.to_v(places).detach()
+        assert_allclose(values, plain.sel(layer=layer, kind="value").values.reshape(values.shape), atol=1e-5)
+        joint = stream[layer].shape[1] > 25 and "single" in type(blocks[layer]).__name__.lower()
+        start = stream[layer].shape[1] - 25 if joint else 0
+        image = stream[layer][:, start : start + 25]
+        if not joint or name != "flux-kontext":
+            assert_allclose(plain.sel(layer=layer, kind="stream").values.reshape(image.shape), image, atol=1e-5)
+        # by hand: zero, normalize, scale, shift
+        image = torch.from_numpy(plain.sel(layer=layer, kind="stream").values).flatten(1, 2).clone()
+        image[..., channels] = 0
+        emb = seen[layer][0][1]
+        parts = (
+            norms[layer]
+            .linear(torch.nn.functional.silu(emb))
+            .detach()
+            .chunk(norms[layer].linear.out_features // image.shape[-1], dim=1)
+        )
+        mean, deviation = image.mean(-1, keepdim=True), (image.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        wanted = (image - mean) / deviation * (1 + parts[1][:, None]) + parts[0][:, None]
+        got = found.sel(layer=layer, kind="adaln").values.reshape(wanted.shape)
+        assert_allclose(got, wanted, atol=1e-4, rtol=1e-4)
+        assert (found.sel(layer=layer, kind="stream").values[..., channels] == 0).all()
+
+
+def test_streams_of_other_families_are_refused():
+    backbone = wrap_pipeline(build("qwen-image"), "qwen-image")
+    latents, prompts = torch.zeros(1, *backbone.latent_shape), backbone.encode_prompt(["a cat"])
+    with pytest.raises(InputError, match="kinds from query, key, value with the family qwen"):
+        image_features(backbone, latents, prompts, kinds=["adaln"])
+
+
+def test_massive_channels_by_hand():
+    features = np.ones((2, 3, 4, 7))
+    features[..., 5], features[..., 2] = -30.0, 12.0
+    features[0, 0, 0, 1] = 100.0
+    assert massive_channels(features) == [5, 2]
+    assert massive_channels(features, 20.0) == [5]
+
+
+def test_nearest_tokens_of_other_images_agree_by_class():
+    features, classes = np.zeros((3, 1, 2, 2)), np.array([[[0, 1]], [[0, 1]], [[1, 0]]])
+    features[0, 0] = [[1.0, 0.0], [0.0, 2.0]]
+    features[1, 0] = [[3.0, 0.1], [0.1, 1.0]]
+    features[2, 0] = [[0.2, 1.0], [0.0, 1.0]]
+    # the second tokens of the first and of the last image point at each other, whose classes differ
+    assert_allclose(neighbor_agreement(features, classes), [0.5, 1.0, 0.5])

@@ -10,6 +10,7 @@ from seg4diff_tools.analysis.carriers import (
     word_pairs,
 )
 from seg4diff_tools.analysis.features import (
+    Feature,
     Projection,
     attention_budget,
     explained_variance,
@@ -24,9 +25,11 @@ from seg4diff_tools.analysis.perturbation import Effects, guidance_effects, laye
 from seg4diff_tools.analysis.placement import Placing, asked_places, placing_effects
 from seg4diff_tools.analysis.search import choose_combination
 from seg4diff_tools.analysis.sinks import attention_takers, close_keys, random_keys, top_keys
+from seg4diff_tools.analysis.streams import massive_channels, neighbor_agreement
 
 __all__ = [
     "Effects",
+    "Feature",
     "Placing",
     "Projection",
     "WordPair",
@@ -47,7 +50,9 @@ __all__ = [
     "image_features",
     "layer_effects",
     "leakage",
+    "massive_channels",
     "mean_intervals",
+    "neighbor_agreement",
     "part_scores",
     "patch_effects",
     "pca_colors",

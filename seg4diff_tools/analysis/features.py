@@ -1,7 +1,8 @@
-"""Features of the attention: queries, keys and values of image tokens, value norms, shares of attention."""
+"""Features of image tokens: queries, keys, values, the stream around AdaLN; value norms, shares of attention."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
+from seg4diff_tools.analysis.streams import Streams
 from seg4diff_tools.attention.areas import area_means
 from seg4diff_tools.attention.joint import Direction, JointAttention
 from seg4diff_tools.backbones.backbone import Backbone
@@ -30,6 +32,7 @@ with named_extra():
 
 Projection = Literal["query", "key", "value"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+Feature = Literal[Projection, "stream", "adaln"]
 TEXT_PARTS: dict[str, tuple[Kind, ...]] = {
     "words": ("word",),
     "start and end": ("start", "end", "template"),
@@ -48,13 +51,14 @@ def image_features(
     prompts: Sequence[Prompt],
     *,
     layers: int | Sequence[int] | str | None = None,
-    kinds: Sequence[Projection] = PROJECTIONS,
+    kinds: Sequence[Feature] = PROJECTIONS,
+    discard: Sequence[int] = (),
     steps_from_end: int = 8,
     steps: int = 28,
     seed: int = 0,
     batch: int = 8,
 ) -> xr.DataArray:
-    """Read queries, keys and values of image tokens as they enter the attention, heads concatenated.
+    """Read features of image tokens: queries, keys and values as they enter the attention, or what enters the block.
 
     Args:
         backbone: the model.
@@ -62,7 +66,10 @@ def image_features(
         prompts: one for each image.
         layers: 0-based; "double" for the double-stream blocks; None for all. SD3 needs 25 MB for each kind, layer and
             image of 64 x 64 tokens.
-        kinds: any of "query", "key", "value".
+        kinds: any of "query", "key", "value", heads concatenated; "stream", what enters the block; "adaln", the same
+            after the block's adaptive layer norm (of SD3 and FLUX.1), from which queries, keys and values are made.
+        discard: channels of the stream that are zero before the norm, such as `massive_channels`; the forward itself
+            goes on with them.
         steps_from_end: noise level; 8 of 28 is the paper's.
         steps: length of the schedule.
         seed: of the noise, the same for all images.
@@ -72,24 +79,37 @@ def image_features(
         fp32, dims (image, layer, kind, y, x, channel).
 
     Raises:
-        InputError: not one prompt for each image, or a layer, kind or step out of range.
+        InputError: not one prompt for each image, a layer, kind, channel or step out of range, channels to discard
+            without a kind that has them, or "stream" and "adaln" of another family.
 
-    Source: Seg4Diff, arXiv 2509.18096, figures 3 and 29.
+    Source: Seg4Diff, arXiv 2509.18096, figures 3 and 29; "adaln" and channels to discard: DiTF, Gan et al., arXiv
+        2505.18584, whose released code discards channels before the norm as well.
     """
     backbone = as_backbone(backbone)
     wanted = check_layers(backbone, layers)
-    kinds = some_of(kinds, "kinds", tuple(PROJECTIONS))
+    kinds = some_of(kinds, "kinds", (*PROJECTIONS, "stream", "adaln"))
+    of_streams = [kind for kind in kinds if kind not in PROJECTIONS]
+    if len(discard) and not of_streams:
+        raise InputError(f"expected discard with the kind 'stream' or 'adaln', got kinds={kinds}: leave it out")
+    streams = Streams(backbone, wanted, discard) if of_streams else None
     grid = backbone.token_grid(check_latents(backbone, latents, "latents"))
     parts: dict[int, list[np.ndarray]] = {layer: [] for layer in wanted}
 
     def store(call: JointAttention, images: slice) -> None:
-        tokens = torch.stack([getattr(call, kind)[:, :, call.image] for kind in kinds], 1)
-        parts[call.layer].append(tokens.transpose(2, 3).flatten(3).unflatten(2, grid).float().cpu().numpy())
+        tokens = torch.stack([_features(call, kind, streams).float() for kind in kinds], 1)
+        parts[call.layer].append(tokens.unflatten(2, grid).cpu().numpy())
 
-    observe_images(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, wanted)
+    with nullcontext() if streams is None else streams.watched():
+        observe_images(backbone, latents, prompts, store, steps_from_end, steps, seed, batch, wanted)
     values = np.stack([np.concatenate(parts[layer]) for layer in wanted], 1)
     coords = {"layer": wanted, "kind": list(kinds)}
     return xr.DataArray(values, coords, ("image", "layer", "kind", "y", "x", "channel"), name="features")
+
+
+def _features(call: JointAttention, kind: str, streams: Streams | None) -> Float[Tensor, "image token channel"]:
+    if streams is not None and kind not in PROJECTIONS:
+        return streams.of(call, kind)
+    return getattr(call, kind)[:, :, call.image].transpose(1, 2).flatten(2)
 
 
 def pca_colors(

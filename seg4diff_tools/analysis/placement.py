@@ -1,6 +1,6 @@
 """Effects of words that are kept in their place on pictures: are more of them right, and do things stand there?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ from seg4diff_tools.indices import as_int, as_positive
 from seg4diff_tools.scenes.drawings import concepts
 
 Places = dict[str, Bool[np.ndarray, "y x"]]
+Way = Callable[[Backbone, Sequence[str], Sequence[Places]], AbstractContextManager]
+"""From the model, prompts and the places of their things to a `with` in which pictures are drawn."""
 SIDE = 96
 """Side of the masks of `asked_places`."""
 
@@ -72,7 +74,7 @@ def placing_effects(
     backbone: Backbone,
     detector: SceneDetector,
     prompts: Sequence[CompositionPrompt],
-    settings: Mapping[str, Placing],
+    settings: Mapping[str, Placing | Way],
     *,
     steps: int = 28,
     guidance_scale: float | None = None,
@@ -85,7 +87,8 @@ def placing_effects(
         backbone: the model.
         detector: finds things.
         prompts: one picture each; the prompt's number is the seed of its noise and of its places.
-        settings: to compare, by name.
+        settings: to compare, by name: how words are kept in their place, or a function of the backbone, the prompts and
+            the places of their things that gives a context manager, such as one with `regional_prompts`.
         steps: of sampling.
         guidance_scale: None for the backbone's own.
         batch: pictures at once.
@@ -101,7 +104,9 @@ def placing_effects(
     backbone, batch = as_backbone(backbone), as_int(batch, "batch", 1)
     instance_of(detector, SceneDetector, "detector", "load_detector()")
     prompts = list_of(prompts, CompositionPrompt, "prompts", "generation.prompts(16)")
-    if not isinstance(settings, Mapping) or not all(isinstance(each, Placing) for each in settings.values()):
+    if not isinstance(settings, Mapping) or not all(
+        isinstance(each, Placing) or callable(each) for each in settings.values()
+    ):
         raise InputError(f"expected settings, Placing by name, got {settings!r}: pass settings={{'placed': Placing()}}")
     places = [asked_places(prompt, number) for number, prompt in enumerate(prompts)]
     rows = []
@@ -126,9 +131,11 @@ def placing_effects(
 
 
 def _placed(
-    backbone: Backbone, prompts: Sequence[CompositionPrompt], places: Sequence[Places], setting: Placing
+    backbone: Backbone, prompts: Sequence[CompositionPrompt], places: Sequence[Places], setting: Placing | Way
 ) -> AbstractContextManager:
     texts = [prompt.text for prompt in prompts]
+    if not isinstance(setting, Placing):
+        return setting(backbone, texts, places)
     if setting.strength == 0:
         return nullcontext()
     if setting.lock is None:

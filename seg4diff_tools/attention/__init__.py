@@ -20,6 +20,7 @@ from seg4diff_tools.attention.patching import HeadEdit, HeadOutputs, ablate, pat
 from seg4diff_tools.attention.placing import lock_layout, place_words, without
 from seg4diff_tools.attention.recorder import AttentionRecorder
 from seg4diff_tools.attention.recording import Recording, open_recording
+from seg4diff_tools.attention.regions import confine_lora, regional_prompts
 from seg4diff_tools.attention.temperature import temperature
 from seg4diff_tools.attention.turns import Turn
 
@@ -40,6 +41,7 @@ __all__ = [
     "attention_with_lse",
     "average",
     "blur",
+    "confine_lora",
     "drop",
     "edited_output",
     "encode_concepts",
@@ -50,6 +52,7 @@ __all__ = [
     "perturbed_guidance",
     "place_words",
     "record_outputs",
+    "regional_prompts",
     "second_eigenvalue",
     "swap",
     "temperature",

@@ -1,39 +1,86 @@
-"""Words outside the prompt: text tokens that read the image while neither image nor prompt reads them.
+"""Text outside the prompt: tokens that read the image while prompt and image, or most of it, do not read them.
 
-They run through the model beside the prompt, so that any list of words can be asked of one forward: the prediction and
-the maps of the prompt are those without them, within rounding (ConceptAttention, Helbling et al., arXiv 2502.04320).
+They run through the model beside the prompt. With no reader, any list of words can be asked of one forward: the
+prediction and the maps of the prompt are those without them, within rounding (ConceptAttention, Helbling et al., arXiv
+2502.04320). With a part of the image as reader, they are a second prompt of that part (see `regions`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from seg4diff_tools.attention.areas import Area, grid_mask
 from seg4diff_tools.attention.groups import Rule
 from seg4diff_tools.attention.tokens import encoded_prompts, span_weights
-from seg4diff_tools.errors import InputError, as_names
+from seg4diff_tools.attention.turns import PERTURBED, Turn
+from seg4diff_tools.errors import InputError, RecordingError, as_names
 from seg4diff_tools.families import FAMILIES, Family, Layout, family_of, transformer_of
 from seg4diff_tools.families._private import add_hook
+from seg4diff_tools.prompts import Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Readers:
+    """Image tokens that read text outside the prompt, in the branches of guidance that read the prompt.
+
+    Args:
+        areas: for each image, or for all alike, the part of the picture that reads each text, by name.
+        strength: added to the scores of these image tokens with the text's tokens.
+        alone: whether these image tokens do not read the prompt then.
+        confined: whether the text reads no other image tokens than these.
+        steps: of sampling; None for all.
+    """
+
+    areas: tuple[Mapping[str, Area], ...]
+    strength: float = 0.0
+    alone: bool = False
+    confined: bool = False
+    steps: frozenset[int] | None = None
+
+    def rows(self, turn: Turn) -> list[tuple[frozenset[int], Mapping[str, Area]]]:
+        """Return the rows of a forward whose image tokens read, with the areas of each image."""
+        if self.steps is not None and turn.step is None:
+            raise RecordingError(
+                "expected one timestep for all images with steps=, got several in a batch: leave steps out"
+            )
+        if self.steps is not None and turn.step not in self.steps:
+            return []
+        if len(self.areas) not in (1, turn.images):
+            raise InputError(
+                f"expected regions of one image or of each, got {len(self.areas)} for a batch of {turn.images}: draw "
+                "as many at once"
+            )
+        found = [turn.rows_of(branch) for branch in ("cond", PERTURBED)]
+        return [
+            (frozenset(rows[image] for rows in found if rows), self.areas[image % len(self.areas)])
+            for image in range(turn.images)
+            if any(found)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class Concepts:
-    """Words outside the prompt, encoded.
+    """Text outside the prompt, encoded: words, or whole prompts of parts of the picture.
 
     Args:
         names: the words or phrases.
         states: features of their tokens, as the transformer reads those of a prompt, one concept after the other.
         spans: tokens of each.
+        together: whether all of these tokens read each other, or each those of its own concept alone.
+        readers: image tokens that read them; None for none.
     """
 
     names: tuple[str, ...]
     states: Float[Tensor, "token feature"]
     spans: tuple[tuple[int, ...], ...]
+    together: bool = False
+    readers: Readers | None = None
 
     @property
     def weights(self) -> Float[Tensor, "token concept"]:
@@ -44,27 +91,60 @@ class Concepts:
         """Return where their tokens stand in the joint sequence: right after the text."""
         return slice(layout.text.stop, layout.text.stop + len(self.states))
 
-    def outside(self, layout: Layout, rules: Sequence[Rule]) -> tuple[Layout, list[Rule]]:
-        """Return layout and rules of a forward with these tokens, which read the image and their own concept alone.
+    def outside(self, layout: Layout, rules: Sequence[Rule], turn: Turn) -> tuple[Layout, list[Rule]]:
+        """Return layout and rules of a forward with these tokens, which read the image and their own concept.
 
         Args:
             layout: of the forward without them.
             rules: other biases, which do not concern them.
+            turn: of the forward, which says whose image tokens read them.
         """
         places, count = self.places(layout), len(self.states)
         moved = count if layout.image.start >= places.start else 0
         image = slice(layout.image.start + moved, layout.image.stop + moved)
         whole = replace(layout, image=image, tokens=layout.tokens + count)
-        inside = torch.zeros(whole.tokens, dtype=torch.bool, device="cpu")
-        inside[places] = True
-        closing = [Rule(-math.inf, ~inside, inside)]
-        for span in self.spans:
-            own = torch.zeros_like(inside)
-            own[places.start + span[0] : places.start + span[-1] + 1] = True
-            read = own.clone()
-            read[image] = True
-            closing.append(Rule(-math.inf, own, ~read))
+        nowhere = torch.zeros(whole.tokens, dtype=torch.bool, device="cpu")
+        inside, pixels, prompt = nowhere.clone(), nowhere.clone(), nowhere.clone()
+        inside[places], pixels[image], prompt[layout.text] = True, True, True
+        own = {}
+        for name, span in zip(self.names, self.spans, strict=True):
+            own[name] = nowhere.clone()
+            own[name][places.start + span[0] : places.start + span[-1] + 1] = True
+        reading = [] if self.readers is None else self.readers.rows(turn)
+        closed = frozenset(range(turn.rows)) - {row for rows, _ in reading for row in rows}
+        closing = [Rule(-math.inf, ~inside & ~pixels, inside)]
+        if closed:
+            closing.append(Rule(-math.inf, pixels, inside, rows=closed if reading else None))
+        groups = [inside] if self.together else own.values()
+        closing += [Rule(-math.inf, tokens, ~(tokens | pixels)) for tokens in groups]
+        for rows, areas in reading:
+            closing += self._read(rows, areas, own, whole, pixels, prompt)
         return whole, [rule.with_gap(places.start, count) for rule in rules] + closing
+
+    def _read(
+        self,
+        rows: frozenset[int],
+        areas: Mapping[str, Area],
+        own: Mapping[str, Tensor],
+        layout: Layout,
+        pixels: Tensor,
+        prompt: Tensor,
+    ) -> Iterator[Rule]:
+        """Yield the rules of one image, some of whose tokens read some of the texts."""
+        assert self.readers is not None
+        read = torch.zeros_like(pixels)
+        for name, tokens in own.items():
+            readers = torch.zeros_like(pixels)
+            if name in areas:
+                readers[layout.image] = region_mask(areas[name], layout.grid).ravel()
+            read |= readers
+            yield Rule(-math.inf, pixels & ~readers, tokens, rows=rows)
+            if self.readers.strength and readers.any():
+                yield Rule(self.readers.strength, readers, tokens, rows=rows)
+            if self.readers.confined:
+                yield Rule(-math.inf, tokens, pixels & ~readers, rows=rows)
+        if self.readers.alone and read.any():
+            yield Rule(-math.inf, read, prompt, rows=rows)
 
     @contextmanager
     def appended(self, transformer: nn.Module, family: Family) -> Iterator[None]:
@@ -112,6 +192,13 @@ def check_appendable(family: Family) -> None:
         )
 
 
+def region_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
+    """Return the image tokens of an area as `grid_mask` does; none for a mask without any place."""
+    if getattr(area, "ndim", 0) == 2 and not area.any():
+        return torch.zeros(grid, dtype=torch.bool, device="cpu")
+    return grid_mask(area, grid)
+
+
 def encode_concepts(model: Any, names: Sequence[str]) -> Concepts:
     """Encode words outside the prompt, each as a prompt of its own, of which the word's tokens are taken.
 
@@ -123,16 +210,29 @@ def encode_concepts(model: Any, names: Sequence[str]) -> Concepts:
         InputError: no names, one twice or one without letters, a model without text encoders, or a family whose text
             cannot be appended to.
     """
-    names = as_names(names, "concepts", example="['sky', 'cat']")
+    return encode_outside(model, as_names(names, "concepts", example="['sky', 'cat']"), ("word",))
+
+
+def encode_outside(
+    model: Any, names: Sequence[str], kinds: Sequence[Kind], *, together: bool = False, readers: Readers | None = None
+) -> Concepts:
+    """Encode texts outside the prompt, each as a prompt of its own.
+
+    Args:
+        model: see `encode_concepts`.
+        names: texts, each one once.
+        kinds: of the tokens that are taken of each.
+        together, readers: see `Concepts`.
+    """
     family = family_of(transformer_of(model))
     check_appendable(family)
     states, spans, count = [], [], 0
     for name in names:
         (prompt,) = encoded_prompts(model, family, name)
-        words = prompt.indices("word")
+        tokens = prompt.indices(*kinds)
         if not prompt.words:
             raise InputError(f"expected concepts with letters, got {name!r}: name things such as 'sky'")
-        states.append(prompt.inputs[(family.streams or family.text_inputs)[0]][0][list(words)])
-        spans.append(tuple(range(count, count + len(words))))
-        count += len(words)
-    return Concepts(names, torch.cat(states), tuple(spans))
+        states.append(prompt.inputs[(family.streams or family.text_inputs)[0]][0][list(tokens)])
+        spans.append(tuple(range(count, count + len(tokens))))
+        count += len(tokens)
+    return Concepts(tuple(names), torch.cat(states), tuple(spans), together, readers)

@@ -161,10 +161,14 @@ def announce(transformer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Non
 
 
 def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
-    """Return what is intercepted now: for each `intercept`, its callback, layers, biases, function of biases and last
-    layer."""
+    """Return what is intercepted now: for each `intercept`, its callback, layers, biases, function of biases, text
+    outside the prompt that image tokens read, and last layer."""
     requests = _TAPS[transformer].requests if transformer in _TAPS else []
-    return [(r.on_attention, sorted(r.layers), r.bias, r.bias_of, r.stop_after) for r in requests]
+    read = [r.concepts if r.concepts is not None and r.concepts.readers is not None else None for r in requests]
+    return [
+        (r.on_attention, sorted(r.layers), r.bias, r.bias_of, concepts, r.stop_after)
+        for r, concepts in zip(requests, read, strict=True)
+    ]
 
 
 class _Tap(TorchFunctionMode):
@@ -208,15 +212,15 @@ class _Tap(TorchFunctionMode):
         inputs = self._family.forward_inputs(transformer, args, kwargs)
         self._layout = layout = self._family.layout(transformer, inputs)
         self._rules, self._biases = [], {}
-        if any(request.biased for request in self.requests):
+        if self.concepts is not None or any(request.biased for request in self.requests):
             turn = self._turns.see(self._family, transformer, inputs, beside=beside)
             depth = self._family.layers(transformer)
             biases = [bias for request in self.requests for bias in request.bias]
             for given in [request.bias_of(layout, turn) for request in self.requests if request.bias_of is not None]:
                 biases += _listed(given, depth, "what the function of biases returns", empty=True)
             self._rules = [rule for bias in biases if (rule := bias.rule(layout, turn)) is not None]
-        if self.concepts is not None:
-            self._layout, self._rules = self.concepts.outside(layout, self._rules)
+            if self.concepts is not None:
+                self._layout, self._rules = self.concepts.outside(layout, self._rules, turn)
 
     def _before(self, layer: int, module: nn.Module, args: tuple) -> None:
         # Diffusers asks for the backend at each call.

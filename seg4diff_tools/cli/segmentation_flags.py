@@ -12,7 +12,7 @@ from seg4diff_tools.cli.data import words
 from seg4diff_tools.errors import InputError
 
 FLAGS: dict[str, tuple[Any, str]] = {
-    "method": (str, "layer (default), daam, concept, goca, cosine or refined."),
+    "method": (str, "layer (default), daam, concept, concept-in-prompt, goca, cosine or refined."),
     "layers": (str, "0-based, such as 4 or 4,5 (mean), or expert; the method's own choice by default."),
     "steps_from_end": (str, "Noise levels, such as 8 (default) or 4,8 (mean)."),
     "steps": (int, "Length of the schedule; 28 by default."),
@@ -30,6 +30,7 @@ FLAGS: dict[str, tuple[Any, str]] = {
     "classes_per_prompt": (int, "Largest number of words in a prompt; as many as fit by default."),
     "second_pass": (float, "Drop classes below this share of the image and prompt again."),
     "cut_prompt": (bool, "One prompt, cut where the text encoder stops reading."),
+    "stop_words": (str, "Further words at the end of each prompt, joined by commas, such as and,the."),
     "zero_tokens": (int, "Zero vectors in place of T5's tokens; 77 by default."),
     "reader": (str, "Tokenizer whose tokens count, CLIP or T5, with --t5; both by default."),
     "fit": (str, "resize (default) or crop."),
@@ -119,6 +120,8 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
         parsed["background"] = _background(given["background"])
     if "kinds" in given:
         parsed["kinds"] = words(given["kinds"], "--kinds")
+    if "stop_words" in given:
+        parsed["stop_words"] = words(given["stop_words"], "--stop-words")
     if "synonyms" in given:
         parsed["synonyms"] = _synonyms(given["synonyms"])
     return parsed

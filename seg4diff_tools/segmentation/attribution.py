@@ -5,9 +5,9 @@ one interception point and keep no map between image tokens: where one is needed
 from the log-sum-exp. Each prompt is a forward of its own, which ends in the last wanted layer.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -16,72 +16,27 @@ from torch.nn.functional import normalize
 
 from seg4diff_tools.attention.exact import chunks, default_workspace, exact_products, working_dtype
 from seg4diff_tools.attention.joint import JointAttention
-from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
-from seg4diff_tools.backbones.forwards import observe
 from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation import masks
-
-Found = TypeVar("Found")
-Features = Literal["query", "key", "value"]
-Latents = Float[Tensor, "step channel row column"]
-Timesteps = Float[Tensor, " step"]
-Spans = Float[Tensor, "text class"]
-Maps = Float[Tensor, "step class image"]
-Prompts = Sequence[Prompt]
-Layers = Sequence[int] | None
-Attribution = Callable[[Backbone, Latents, Timesteps, Prompts, Layers], Maps]
-"""A method: (backbone, noisy latents of one image, timesteps, prompts, layers) to class maps, fp32, one for each step.
-
-Latents and timesteps come from `Backbone.add_noise`, prompts from `Backbone.class_prompts`; layers=None stands for the
-method's own choice. `functools.partial` sets further options."""
-
-
-Variant = Literal["sd3", "flux", "flux2"]
-RELEASED_CONCEPT: dict[str, Variant] = {
-    "StableDiffusion3Pipeline": "sd3",
-    "FluxPipeline": "flux",
-    "Flux2Pipeline": "flux2",
-}
-"""The variant of `concept` that the released code has for a pipeline."""
-
-
-def concept(
-    backbone: Backbone,
-    noisy: Latents,
-    timestep: Timesteps,
-    prompts: Prompts,
-    layers: Layers = None,
-    *,
-    variant: Variant | None = None,
-) -> Maps:
-    """Take dot products of image tokens with the words in the attention's output space, and a softmax over classes.
-
-    Args: as for `Attribution`; layers=None takes all, and
-        variant: "sd3" divides each word's output by its length and takes the softmax in each layer, "flux" takes the
-            softmax in each layer of the plain dot products, "flux2" the softmax of their mean over layers. None for the
-            variant that the released code has for this model: "sd3" for Stable Diffusion 3 and 3.5, "flux2" for FLUX.2,
-            and "flux" for FLUX.1 and all other families.
-
-    Returns:
-        Shares that add up to 1 over the classes of all prompts together.
-
-    Source: ConceptAttention, Helbling et al., arXiv 2502.04320, its released code for SD3, FLUX.1 and FLUX.2 (the last
-    divides by a temperature of 1000, which changes no label). Departure: there each concept is encoded on its own, as
-    an extra token that attends to the image and to other concepts while image and prompt do not see it. Here the
-    concepts are the words of the prompt, which names all classes: they also attend to the rest of the prompt, and the
-    image attends to them. A concept of several tokens is their mean. For words outside the prompt, call
-    `output_similarity` with `JointAttention.outside_prompt` and `Concepts.weights`, as chapter 16 does.
-    """
-    layers = range(backbone.layers) if layers is None else layers
-    if variant is None:
-        variant = RELEASED_CONCEPT.get(backbone.family.pipelines[0], "flux")
-    one_of(variant, "variant", get_args(Variant))
-    maps = layer_maps(backbone, noisy, timestep, prompts, layers, partial(output_similarity, unit=variant == "sd3"))
-    return maps.mean(0).softmax(dim=1) if variant == "flux2" else maps.softmax(dim=2).mean(0)
+from seg4diff_tools.segmentation.concepts import concept, concept_in_prompt
+from seg4diff_tools.segmentation.watching import (
+    Attribution,
+    Features,
+    Latents,
+    Layers,
+    Maps,
+    Prompts,
+    Spans,
+    Timesteps,
+    features,
+    head_mean,
+    layer_maps,
+    watch,
+)
 
 
 def cosine(
@@ -106,8 +61,8 @@ def cosine(
     one_of(text, "text", get_args(Features), "text='key'")
 
     def see(call: JointAttention, spans: Spans) -> Maps:
-        places = normalize(_tokens(call, image, "image"), dim=-1)
-        words = normalize(_tokens(call, text, "text"), dim=-1)
+        places = normalize(features(call, image, "image"), dim=-1)
+        words = normalize(features(call, text, "text"), dim=-1)
         return (spans.to(words).mT @ words) @ places.mT
 
     layers = check_layers(backbone, ["expert"] if layers is None else layers)
@@ -145,6 +100,7 @@ def goca(
     reference: int | None = None,
     heads: bool = True,
     times: int = 0,
+    blur: bool = False,
 ) -> Maps:
     """Weigh heads and layers by their contribution, then rescale the scores at each place and for each class.
 
@@ -157,28 +113,31 @@ def goca(
             project heads together with their MLP.
         times: spread the shares that often along the reference layer's image-to-image attention. As released: 2 to 5
             times, along other layers of each model.
+        blur: blur the shares before each class is stretched, as released: over 5 x 5 image tokens, deviation 1.1, see
+            `masks.blur`. There the maps are first brought to 64 x 64 places, whatever the model.
 
     Returns:
         Values from 0 to 1.
 
     Source: GoCA, Meng et al., arXiv 2603.06178. Departures: the classes' words are all content words there are, because
-    the prompt holds nothing else (there: nouns of a caption); no blur before the classes are stretched.
+    the prompt holds nothing else (there: nouns of a caption); the blur, which is released, has to be asked for.
     """
     layers = range(backbone.layers) if layers is None else layers
     reference = (backbone.layers - 1) // 2 if reference is None else reference
     modules = dict(backbone.family.joint_attention(backbone.transformer)) if heads else {}
     guides, parts = [], []
     for prompt in prompts:
-        guides += _watch(backbone, noisy, timestep, prompt, [reference], lambda call, _: call)
-        see = partial(_weighted, modules=modules, dense=_tokens(guides[-1], "output", "image"))
-        found = _watch(backbone, noisy, timestep, prompt, layers, see)
+        guides += watch(backbone, noisy, timestep, prompt, [reference], lambda call, _: call)
+        see = partial(_weighted, modules=modules, dense=features(guides[-1], "output", "image"))
+        found = watch(backbone, noisy, timestep, prompt, layers, see)
         weights, maps = (torch.stack(each) for each in zip(*found, strict=True))
         parts.append(torch.einsum("ls,lscn->scn", weights / weights.sum(0), maps).clamp(min=0))
     lengths = [parts[0].new_tensor([len(span) for span in prompt.classes.values()]) for prompt in prompts]
     content = sum(torch.einsum("c,scn->sn", *pair) for pair in zip(lengths, parts, strict=True))
     content = content.clamp(min=1e-30)[:, None]
     shares = [propagate(guide, part / content, times) for guide, part in zip(guides, parts, strict=True)]
-    return masks.minmax(torch.cat(shares, dim=1)[..., None, :])[..., 0, :].float()
+    places = torch.cat(shares, dim=1).float().unflatten(-1, backbone.token_grid(noisy))
+    return masks.minmax(masks.blur(places) if blur else places).flatten(-2)
 
 
 def _weighted(
@@ -197,25 +156,16 @@ def _weighted(
 
 PROBABILITIES = "layer", "daam"
 """Methods that take the mean attention probability: of the expert layer, or of all layers (DAAM, arXiv 2210.04885)."""
-ATTRIBUTIONS: dict[str, Attribution] = {"concept": concept, "goca": goca, "cosine": cosine, "refined": refined}
+ATTRIBUTIONS: dict[str, Attribution] = {
+    "concept": concept,
+    "concept-in-prompt": concept_in_prompt,
+    "goca": goca,
+    "cosine": cosine,
+    "refined": refined,
+}
 """Other methods, by name."""
 METHODS = *PROBABILITIES, *ATTRIBUTIONS
 """Names of all methods."""
-
-
-def output_similarity(call: JointAttention, spans: Spans, *, unit: bool = False) -> Maps:
-    """Return dot products of the attention's outputs at image tokens with those of each class, heads side by side.
-
-    Args:
-        call: the attention as it is computed.
-        spans: what each class is made of, over all text tokens, as from `span_weights`.
-        unit: divide the output of each class by its length.
-
-    Source: ConceptAttention, arXiv 2502.04320.
-    """
-    words = _tokens(call, "output", "text")
-    concepts = spans.to(words).mT @ words
-    return (normalize(concepts, dim=-1) if unit else concepts) @ _tokens(call, "output", "image").mT
 
 
 def propagate(call: JointAttention, maps: Maps, times: int = 1) -> Maps:
@@ -253,7 +203,7 @@ def head_weights(
     """
     output = call.output[:, :, call.image].to(working_dtype(call.output))
     projection = projection.to(output)
-    whole = _tokens(call, "output", "image") @ projection.mT
+    whole = features(call, "output", "image") @ projection.mT
     # o_h . o = (x_h W_h) . o = x_h . (o W_h^T): no projected output for each head
     back = (whole @ projection).unflatten(-1, (output.shape[1], -1)).transpose(1, 2)
     weights = (output * back).sum(-1)
@@ -346,42 +296,3 @@ def read(
         found = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(f"expected of method maps [step class image] of shape {shape}, got {found}: return such maps")
     return maps.mean(0).float().unflatten(-1, grid)
-
-
-def layer_maps(
-    backbone: Backbone,
-    noisy: Latents,
-    timestep: Timesteps,
-    prompts: Sequence[Prompt],
-    layers: Sequence[int],
-    see: Callable[[JointAttention, Spans], Maps],
-) -> Float[Tensor, "layer step class image"]:
-    """Return what `see` makes of each layer, classes of all prompts side by side."""
-    found = [torch.stack(_watch(backbone, noisy, timestep, prompt, layers, see)) for prompt in prompts]
-    return torch.cat(found, dim=2).float()
-
-
-def _watch(
-    backbone: Backbone,
-    noisy: Latents,
-    timestep: Timesteps,
-    prompt: Prompt,
-    layers: Sequence[int],
-    see: Callable[[JointAttention, Spans], Found],
-) -> list[Found]:
-    """Return what `see` makes of each layer in one forward."""
-    spans = span_weights(list(prompt.classes.values()), len(prompt.tokens)).to(noisy.device)
-    return observe(backbone, noisy, timestep, prompt, lambda call: see(call, spans), layers)
-
-
-def head_mean(call: JointAttention, spans: Spans) -> Maps:
-    """Return the paper's maps of a layer: image-to-text attention, mean over heads and over each class's tokens."""
-    return call.head_mean("i2t", spans=spans).mT
-
-
-def _tokens(
-    call: JointAttention, name: Literal[Features, "output"], side: Literal["image", "text"]
-) -> Float[Tensor, "step token feature"]:
-    """Return what the attention takes from or gives to image or text tokens, heads side by side, at least fp32."""
-    tokens = getattr(call, name)[:, :, getattr(call, side)]
-    return tokens.to(working_dtype(tokens)).transpose(1, 2).flatten(2)

@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, pad
 
 from seg4diff_tools.errors import InputError, named_extra, one_of
 from seg4diff_tools.images import as_size
@@ -31,6 +31,33 @@ def minmax(maps: Float[Tensor, "*batch y x"]) -> Float[Tensor, "*batch y x"]:
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     extent = high - low
     return (maps - low) / torch.where(extent > 0, extent, 1)
+
+
+def blur(maps: Float[Tensor, "*batch y x"], kernel: int = 5) -> Float[Tensor, "*batch y x"]:
+    """Blur each map by a Gaussian, edges reflected.
+
+    Args:
+        maps: at least (kernel + 1) / 2 values high and wide.
+        kernel: side of the square that a value is spread over, odd. The deviation follows from it as in torchvision's
+            `gaussian_blur`: 0.15 kernel + 0.35, 1.1 for 5.
+
+    Raises:
+        InputError: an even kernel, or maps that are too small for it.
+
+    Source: GoCA, Meng et al., arXiv 2603.06178, released code (kernel 5).
+    """
+    _check(maps, "y x")
+    kernel = as_int(kernel, "kernel", 1)
+    reach = kernel // 2
+    if kernel % 2 == 0 or min(maps.shape[-2:]) <= reach:
+        raise InputError(
+            f"expected kernel, an odd number for maps of {maps.shape[-2]} x {maps.shape[-1]} values, got {kernel}: "
+            f"pass an odd one below {2 * min(maps.shape[-2:])}"
+        )
+    places = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
+    weights = (-0.5 * (places / (0.15 * kernel + 0.35)) ** 2).softmax(0)
+    flat = pad(maps.reshape(-1, 1, *maps.shape[-2:]), (reach,) * 4, mode="reflect")
+    return conv2d(conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1)).reshape(maps.shape)
 
 
 def upsample(maps: Float[Tensor, "*batch y_in x_in"], size: tuple[int, int]) -> Float[Tensor, "*batch y_out x_out"]:

@@ -14,9 +14,10 @@ from seg4diff_tools.errors import InputError, as_names, one_of
 from seg4diff_tools.images import Fit, Size
 from seg4diff_tools.indices import as_float, as_indices, as_int
 from seg4diff_tools.prompts import Kind
-from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES, Attribution
+from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES
 from seg4diff_tools.segmentation.class_maps import DIRECTIONS, NORMALIZATIONS, Direction, Normalize
 from seg4diff_tools.segmentation.masks import Merging
+from seg4diff_tools.segmentation.watching import Attribution
 
 BACKGROUND = "background"
 """Name of the class of unlabeled stuff."""
@@ -33,8 +34,8 @@ class OpenVocabulary:
 
     Args:
         method: how attention becomes class maps: "layer" (mean probability of the chosen layers), "daam" (the same over
-            all layers), "concept", "goca", "cosine", "refined", or a function such as `partial(attribution.refined,
-            times=4)`.
+            all layers), "concept" (words outside the prompt, as released for SD3 and FLUX.1), "concept-in-prompt",
+            "goca", "cosine", "refined", or a function such as `partial(attribution.refined, times=4)`.
         layers: 0-based layers whose maps are averaged, or "expert"; None for the method's own choice.
         steps_from_end: noise levels whose maps are averaged; 8 of 28 is the paper's.
         steps: length of the schedule, 1 to 1000.
@@ -55,6 +56,8 @@ class OpenVocabulary:
             rest; 0 for one pass.
         cut_prompt: put all names into one prompt, cut where the text encoder stops reading, as the released code does.
             The map of a name past the cut is NaN, and the first such name gets every pixel.
+        stop_words: further words at the end of each prompt, such as ("and", "the"), which no class has. They can draw
+            attention of the background away from the classes (RefAM, Kukleva et al., arXiv 2509.22650).
         zero_tokens: number of zero vectors in place of T5's tokens (0..512); 77 in the released code.
         reader: the tokenizer whose tokens count where several read the prompt: "CLIP" or "T5" of SD3 with T5; None for
             all of them.
@@ -86,6 +89,7 @@ class OpenVocabulary:
     classes_per_prompt: int | None = None
     second_pass: float = 0.0
     cut_prompt: bool = False
+    stop_words: Sequence[str] = ()
     zero_tokens: int = 77
     reader: str | None = None
     fit: Fit = "resize"
@@ -122,6 +126,7 @@ class OpenVocabulary:
         as_names(tuple(self.synonyms), "class names in synonyms", empty=True)
         words = {name: as_names(words, f"synonyms[{name!r}]") for name, words in self.synonyms.items()}
         _set(self, "synonyms", words)
+        _set(self, "stop_words", as_names(self.stop_words, "stop_words", empty=True, example="['and', 'the']"))
         if isinstance(self.background, Real):
             _set(self, "background", as_float(self.background, "background"))
         elif isinstance(self.background, str):
@@ -139,6 +144,14 @@ class OpenVocabulary:
                 f"expected {' and '.join(changed)} with method 'layer' or 'daam' alone, got method={self.method!r}: "
                 f"leave {'it' if len(changed) == 1 else 'them'} out"
             )
+        outside = ("classes_per_prompt", None), ("cut_prompt", False), ("stop_words", ()), ("reader", None)
+        if self.method == "concept" and (changed := [name for name, usual in outside if getattr(self, name) != usual]):
+            raise InputError(
+                f"expected {' and '.join(changed)} with a prompt that names the classes, got method='concept', whose "
+                "classes stand outside of it: leave them out, or pass method='concept-in-prompt'"
+            )
+        if self.stop_words and self.cut_prompt:
+            raise InputError("expected stop_words with whole prompts, got cut_prompt=True: leave one of them out")
         if isinstance(self.background, float):
             if not self.background:
                 raise InputError(

@@ -17,7 +17,7 @@ from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.errors import one_of, some_of
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.prompts import Kind
-from seg4diff_tools.segmentation.attribution import (
+from seg4diff_tools.segmentation.watching import (
     Latents,
     Layers,
     Maps,

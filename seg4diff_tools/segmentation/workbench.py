@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from torch import Tensor
 from seg4diff_tools.attention.exact import chunks
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.memory import FORWARD, check_need, checked_budget, encode_bytes, token_bytes
-from seg4diff_tools.errors import one_of
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.images import Fit, Size, Video, check_size, crop_box
 from seg4diff_tools.prompts import Prompt
 from seg4diff_tools.segmentation.options import OpenVocabulary, Options
@@ -85,7 +85,8 @@ class Workbench:
 
     def prompts(self, words: Sequence[str], options: OpenVocabulary) -> list[Prompt]:
         """Return the encoded prompts of these words; the same words are encoded once."""
-        key = (tuple(words), options.classes_per_prompt, options.zero_tokens, options.cut_prompt, options.reader)
+        about = options.classes_per_prompt, options.zero_tokens, options.cut_prompt, options.reader, options.stop_words
+        key = tuple(words), *about
         if key not in self._prompts:
             with self.timed("text"):
                 if len(self._prompts) >= 256:
@@ -93,14 +94,32 @@ class Workbench:
                 self._prompts[key] = [
                     prompt
                     for part in chunks(len(words), options.classes_per_prompt or len(words))
-                    for prompt in self.backbone.class_prompts(
-                        words[part],
-                        zero_tokens=options.zero_tokens,
-                        cut_prompt=options.cut_prompt,
-                        reader=options.reader,
-                    )
+                    for prompt in self._encoded(words[part], options)
                 ]
         return self._prompts[key]
+
+    def _encoded(self, words: Sequence[str], options: OpenVocabulary) -> list[Prompt]:
+        """Encode as few prompts as hold the words; each ends in the stop words."""
+        stop = set(options.stop_words)
+        if common := stop & set(words):
+            raise InputError(f"expected stop_words that are no class, got {min(common)!r}: leave it out")
+        found = self.backbone.class_prompts(
+            [*words, *options.stop_words],
+            zero_tokens=options.zero_tokens,
+            cut_prompt=options.cut_prompt,
+            reader=options.reader,
+        )
+        if not stop:
+            return found
+        if len(found) > 1:
+            if len(words) == 1:
+                raise InputError(
+                    f"expected stop_words that fit into a prompt beside {words[0]!r}, got {len(stop)}: pass fewer"
+                )
+            half = len(words) // 2
+            return [prompt for part in (words[:half], words[half:]) for prompt in self._encoded(part, options)]
+        (prompt,) = found
+        return [replace(prompt, classes={name: span for name, span in prompt.classes.items() if name not in stop})]
 
     def picture(self, image: PIL.Image.Image | Video) -> Picture:
         """Return what is kept of an image until `forget`."""

@@ -10,15 +10,16 @@ import torch
 
 from seg4diff_tools import evaluation, segmentation
 from seg4diff_tools.datasets import LabeledImage
-from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution
+from seg4diff_tools.segmentation import OpenVocabulary, Unsupervised, attribution, concepts
 
 # untyped, as slips are wrong types
 open_segmentation: Any = segmentation.open_segmentation
 segment: Any = segmentation.segment
 group: Any = segmentation.group
 grouping_scores: Any = evaluation.grouping_scores
-concept: Any = attribution.concept
 cosine: Any = attribution.cosine
+concept: Any = concepts.concept
+concept_in_prompt: Any = concepts.concept_in_prompt
 masks: Any = segmentation.masks
 IMAGE = np.zeros((56, 56, 3), np.uint8)
 NAMES = ["cat", "grass"]
@@ -92,6 +93,18 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("method-typo", _segment(method="deam"), r"method, one of 'layer', 'daam'.*got 'deam': pass"),
     ("method-none", _segment(method=None), "method, one of.*got None"),
     ("variant", _segment(method=partial(concept, variant="sd4")), "variant, one of 'sd3'.*got 'sd4': pass"),
+    (
+        "variant-in",
+        _segment(method=partial(concept_in_prompt, variant="sd4")),
+        "variant, one of 'sd3'.*got 'sd4': pass",
+    ),
+    ("concept-prompt", _segment(method=partial(concept, prompt=None)), "prompt, a str, got None: pass prompt=''"),
+    ("concept-stop", _segment(method="concept", stop_words=["the"]), "stop_words with a prompt that names the classes"),
+    ("stop-text", _segment(layers=1, stop_words="the"), "stop_words as a list of names, got 'the'"),
+    ("stop-class", _segment(layers=1, stop_words=["cat"]), "stop_words that are no class, got 'cat'"),
+    ("stop-cut", _segment(layers=1, stop_words=["the"], cut_prompt=True), "stop_words with whole prompts"),
+    ("blur-even", lambda b: masks.blur(torch.zeros(3, 5, 5), 4), "kernel, an odd number .*got 4: pass"),
+    ("blur-small", lambda b: masks.blur(torch.zeros(3, 2, 5)), "kernel, an odd number for maps of 2 x 5 values, got 5"),
     ("layers-above", _segment(layers=5), "layers? from 0 to 4.*5"),
     ("layers-numpy-above", _segment(layers=np.arange(6)), "layers? from 0 to 4"),
     ("layers-below", _segment(layers=-1), "layers 0 or more, got -1"),
