@@ -192,7 +192,7 @@ def check_appendable(family: Family) -> None:
         )
 
 
-def region_mask(area: Area, grid: tuple[int, int]) -> Bool[Tensor, "y x"]:
+def region_mask(area: Area, grid: tuple[int, ...]) -> Bool[Tensor, "*frame y x"]:
     """Return the image tokens of an area as `grid_mask` does; none for a mask without any place."""
     if getattr(area, "ndim", 0) == 2 and not area.any():
         return torch.zeros(grid, dtype=torch.bool, device="cpu")

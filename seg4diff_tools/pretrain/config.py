@@ -192,8 +192,14 @@ def _further(config: RunConfig, steps: int) -> RunConfig:
     scenes = replace(config.model.scenes, **{**_RICH, "captions": "short"})
     model = replace(config.model, scenes=scenes, recipe=Recipe(lists=0.4, pool=1 << 16, crowded=0))
     stage = config.transformer
-    rates = {"learning_rate": stage.learning_rate / 2, "muon_learning_rate": (stage.muon_learning_rate or 0.0) / 2}
-    return replace(config, model=model, transformer=replace(stage, steps=steps, cooldown=steps * 3 // 10, **rates))
+    transformer = replace(
+        stage,
+        steps=steps,
+        cooldown=steps * 3 // 10,
+        learning_rate=stage.learning_rate / 2,
+        muon_learning_rate=(stage.muon_learning_rate or 0.0) / 2,
+    )
+    return replace(config, model=model, transformer=transformer)
 
 
 PRESETS = {
