@@ -84,7 +84,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def report(name: str, milliseconds: list[float]) -> None:
-    print(f"| {name} | {statistics.median(milliseconds):.1f} | {max(milliseconds):.1f} |")
+    print(f"| {name} | {statistics.median(milliseconds):.1f} | {max(milliseconds):.1f} |", flush=True)
 
 
 def in_page(browser, maps: xr.DataArray, picture: np.ndarray, folder: Path) -> None:

@@ -109,7 +109,8 @@ def main() -> None:
             error = "" if maps[name] is None else f"{(maps[name] - reference(query, key)).abs().max():.1e}"
             print(
                 f"| {dtype} | {name} | {times[name]:.2f} | {times[name] / times['plain']:.2f} "
-                f"| {peaks[name]:.0f} | {peaks[name] / peaks['plain']:.2f} | {error} |"
+                f"| {peaks[name]:.0f} | {peaks[name] / peaks['plain']:.2f} | {error} |",
+                flush=True,
             )
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     for name in ("cpu", "gpu"):
         config = preset(name).model.scenes
         for what, per_second in rows(config, options.device, options.batch, options.seconds):
-            print(f"| {name} | {config.size} | {what} | {per_second:.0f} |")
+            print(f"| {name} | {config.size} | {what} | {per_second:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
