@@ -104,7 +104,8 @@ class Student(nn.Module):
 
     def _aligned(self, targets: Sequence[Target], grid: tuple[int, int], count: float | None) -> dict[str, Tensor]:
         """The losses that read attention, as the weighted mean over layers."""
-        seen, found = [self._seen[layer] for layer in self.layers], {}
+        seen = [self._seen[layer] for layer in self.layers]
+        found: dict[str, Tensor] = {}
         if self.reads_logits:
             parts = [mask_losses(logits, targets, self.config, self.head, count) for logits, _ in seen if logits]
             for name in ("focal", "dice"):
