@@ -190,8 +190,8 @@ def weights_of(given: list[str]) -> dict[str, float]:
     found = {}
     for text in given:
         name, _, value = text.partition("=")
-        one_of(name, "--weight", LOSSES, "--weight dice=0.2")
-        found[f"{name}_weight"] = decimals(value, "--weight")[0]
+        one_of(name, "--weight", tuple(LOSSES), "--weight dice=0.2")
+        found[LOSSES[name]] = decimals(value, "--weight")[0]
     return found
 
 

@@ -21,8 +21,17 @@ Levels = Literal["all", "early", "late"]
 
 ATTENTION_LOSSES = ("focal", "dice", "places", "entropy", "apart", "agree")
 """Losses that read attention; those after the first two read words."""
-LOSSES = ("flow", "regions", *ATTENTION_LOSSES)
-"""Every loss; its weight is the field with its name and `_weight`."""
+LOSSES = {
+    "flow": "flow_weight",
+    "regions": "regions_weight",
+    "focal": "focal_weight",
+    "dice": "dice_weight",
+    "places": "places_weight",
+    "entropy": "entropy_weight",
+    "apart": "apart_weight",
+    "agree": "agree_weight",
+}
+"""Every loss, and the field of `MagnetConfig` with its weight."""
 
 _CHOICES: dict[str, Any] = {
     "maps": Maps,
@@ -42,7 +51,7 @@ _WHOLE |= {"zero_tokens": 0, "seed": 0, "patience": 0}
 _REAL: dict[str, tuple[float, float | None]] = dict.fromkeys(
     ("learning_rate", "head_learning_rate", "weight_decay", "clip_gradients"), (0.0, None)
 )
-_REAL |= dict.fromkeys((*(f"{name}_weight" for name in LOSSES), "match_focal", "match_dice"), (0.0, None))
+_REAL |= dict.fromkeys((*LOSSES.values(), "match_focal", "match_dice"), (0.0, None))
 _REAL |= {"least_area": (0.0, 1.0), "flip": (0.0, 1.0), "sigma_mean": (float("-inf"), None), "sigma_std": (0.0, None)}
 _REAL |= {"temperature": (0.0, None), "temperature_above": (0.0, 1000.0)}
 # and what to pass in place of 0
@@ -236,7 +245,7 @@ class MagnetConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The losses that train, by name, and their weights."""
-        every = {name: float(getattr(self, f"{name}_weight")) for name in LOSSES}
+        every = {name: float(getattr(self, field)) for name, field in LOSSES.items()}
         return {name: weight for name, weight in every.items() if weight > 0}
 
     @property

@@ -140,15 +140,11 @@ def finetune(
     if at_once is None:
         at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
-    weights: dict[str, Any] = {
-        "model": backbone.name,
-        "fingerprint": model_fingerprint(backbone),
-        "dtype": str(backbone.dtype),
-    }
+    more: dict[str, Any] = {"fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
     if pictures is not None and config.patience:
         # the result depends on what stops it
-        weights |= {"evaluation": len(evaluation), "evaluate_every": evaluate_every, "pictures": pictures.settings()}
-    open_run(folder, run_settings(config, samples) | weights, RUN)
+        more |= {"evaluation": len(evaluation), "evaluate_every": evaluate_every, "pictures": pictures.settings()}
+    open_run(folder, run_settings(config, samples) | {"model": backbone.name} | more, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

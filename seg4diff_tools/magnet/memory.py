@@ -10,6 +10,24 @@ whose allocator leaves gaps; tensors alone take a sixth to four fifths of it (te
 LORA_INPUTS = 4
 """Inputs of a block's LoRA layers, which autograd keeps in fp32 beside those of a model in half precision."""
 
+WORTH = 8
+"""Zero vectors in T5's place are computed as one where they are at least an eighth of the joint sequence."""
+
+
+def zeros_as_one(backbone: Backbone, zero_tokens: int = 77, size: int | None = None) -> int:
+    """Return how many zero vectors a training step computes as one; 0 where it computes each.
+
+    Args:
+        backbone: the model.
+        zero_tokens: their number in a prompt.
+        size: side of the image in pixels; None for the model's own.
+    """
+    family = backbone.family
+    rows, columns = backbone.latent_size(size)[1:]
+    tokens = rows * columns // family.patch_size**2 + family.clip_tokens + zero_tokens
+    worth = family.zero_text(backbone.pipe) and zero_tokens > 1 and zero_tokens * WORTH >= tokens
+    return zero_tokens if worth else 0
+
 
 def step_bytes(backbone: Backbone, size: int | None = None, *, checkpointing: bool = False) -> int:
     """Estimate the memory that a step takes at most for one image, beside the weights.
@@ -20,6 +38,7 @@ def step_bytes(backbone: Backbone, size: int | None = None, *, checkpointing: bo
         checkpointing: whether blocks are computed again in the backward pass.
     """
     tokens = ((size or backbone.image_size) // backbone.token_px) ** 2 + len(backbone.encode_prompt("").tokens)
+    tokens -= max(0, zeros_as_one(backbone, size=size) - 1)
     kept = KEPT + (LORA_INPUTS * 4 // backbone.dtype.itemsize if backbone.dtype.itemsize < 4 else 0)
     blocks = kept + CHECKPOINTED * backbone.layers if checkpointing else kept * backbone.layers
     return (TRANSIENT + blocks) * token_bytes(backbone, tokens)

@@ -26,10 +26,8 @@ from seg4diff_tools.magnet.alignment import (
     word_losses,
 )
 from seg4diff_tools.magnet.config import ATTENTION_LOSSES, MagnetConfig
+from seg4diff_tools.magnet.memory import zeros_as_one
 from seg4diff_tools.magnet.targets import Target
-
-WORTH = 8
-"""Zero vectors in T5's place are computed as one where they are at least an eighth of the joint sequence."""
 
 
 class Student(nn.Module):
@@ -49,12 +47,7 @@ class Student(nn.Module):
         self.reads_logits, self.reads_words = (
             any(name in config.aligned for name in names) for names in (ATTENTION_LOSSES[:2], ATTENTION_LOSSES[2:])
         )
-        self.zeros = 0
-        if self.family.zero_text(backbone.pipe) and config.zero_tokens > 1:
-            rows, columns = backbone.latent_size(config.size)[1:]
-            image = rows * columns // self.family.patch_size**2
-            worth = config.zero_tokens * WORTH >= image + self.family.clip_tokens + config.zero_tokens
-            self.zeros = config.zero_tokens if worth else 0
+        self.zeros = zeros_as_one(backbone, config.zero_tokens, config.size)
 
     def forward(
         self,
