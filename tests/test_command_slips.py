@@ -30,7 +30,10 @@ SLIPS = {
     "classes twice": ((*CAT, "--classes", "{data}/classes.txt"), "class names or --classes, got both"),
     "a class twice": ((*CAT, "cat"), "each class once, got cat twice: leave one out"),
     "an empty class": ((*CAT, " "), "expected class names, got .*: write each one out"),
-    "no file of classes": (("segment", "{photo}", "--classes", "no.txt"), "--classes as a text file .* line, got no.txt, no such file: check"),
+    "no file of classes": (
+        ("segment", "{photo}", "--classes", "no.txt"),
+        "--classes as a text file .* line, got no.txt, no such file: check",
+    ),
     "an empty line": (("segment", "{photo}", "--classes", "{data}/gap.txt"), "--classes, got an empty line 2 in"),
     "an empty file": (("segment", "{photo}", "--classes", "{data}/empty.txt"), "--classes, got an empty line 1 in"),
     "a class twice in a file": (("segment", "{photo}", "--classes", "{data}/twice.txt"), "once in --classes, got cat"),
