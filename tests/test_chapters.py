@@ -284,9 +284,9 @@ CLAIMS = [
         lambda: (
             drawn("05", "likeness", "CLIP-I").min(),
             drawn("05", "likeness", "CLIP-I").argmin(),
-            *said("05", r"CLIP-I falls most in layer 4 \([^)]*\), layer (\d+)"),
+            *said("05", r"\| CLIP-I \| layer 4: [^|]*\| layer (\d+): "),
         ),
-        lambda kept, first, second: kept > 0.9 and says("05", r"they cannot be told apart\) in CLIP-I"),
+        lambda kept, first, second: kept > 0.9 and says("05", r"\| CLIP-I \|[^\n]*?\| no \|"),
     ),
     Claim(
         "05",

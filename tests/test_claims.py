@@ -61,7 +61,7 @@ def norms_by_layer() -> tuple[float, ...]:
 def blur_by_layer() -> tuple[float, ...]:
     alike, fit = drawn("05", "likeness", "CLIP-I"), drawn("05", "blurring a layer does to CLIP-T", "change")
     features = drawn("05", "likeness", "CLIP's patches")
-    seventh = said("05", r"CLIP-I falls most in layer 4 \([^)]*\), layer (\d+)")
+    seventh = said("05", r"\| CLIP-I \| layer 4: [^|]*\| layer (\d+): ")
     return alike.argmin(), fit.argmin(), features.argmin(), alike.min(), *seventh
 
 
