@@ -176,7 +176,9 @@ def apply_edit(
 ) -> Iterator[None]:
     """Edit the attention of some layers and heads in every forward inside the `with`.
 
-    Recorders inside or around it see the attention before the edit.
+    Recorders inside or around it see the attention before the edit. Edits of different heads go together; of several
+    edits of one head, each starts from the output that those entered before it left, but what an `Edit` moves in it is
+    worked out from the attention before all of them.
 
     Args:
         model: backbone, pipeline or transformer.
