@@ -33,9 +33,9 @@ def temperature(
 ) -> Iterator[None]:
     """Multiply the scores of image tokens with text tokens in every noisy forward inside the `with`.
 
-    The other forwards stay bit-identical. Recorders inside or around it see the attention before the change. It puts its
-    own output in the place of what edits of image tokens that were entered before it have left, as `apply_edit` does;
-    those that are entered after it, as inside `perturbed_guidance`, change its output.
+    The other forwards stay bit-identical. Recorders inside or around it see the attention before the change. Of image
+    tokens it drops what an edit that was entered before it did, as `apply_edit`; one that is entered after it, or that
+    `perturbed_guidance` applies, starts from its output.
 
     Args:
         model: backbone, pipeline or transformer.

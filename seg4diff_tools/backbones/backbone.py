@@ -383,8 +383,8 @@ class Backbone:
         return sample(self, *asked, negative_prompt, zero_tokens, batch, progress, callback, arguments)
 
     def latent_size(self, size: Size | None = None) -> tuple[int, ...]:
-        """Return channels, rows and columns of the latent of an image of a size in pixels, None for the native one; of a
-        video, whose size may be (frames, height, width), latent frames before the rows."""
+        """Return channels, rows and columns of the latent of an image of a size in pixels, None for the native one;
+        of a video, whose size may be (frames, height, width), latent frames before the rows."""
         return pictures.latent_size(self, size)
 
     def latent_frame(self, frame: int) -> int:
