@@ -304,6 +304,9 @@ def test_the_explorer_has_a_slider_of_frames(backbone, tmp_path):
     # of the nine frames the first, and the middle ones of four
     assert len(view.pictures) == len(set(view.pictures)) == 3
     assert view.pictures[1] == explore(recorder, video[2]).pictures[0]
+    for part in ([1], [0, 1], 1):
+        shown = explore(recorder.maps.isel(frame=part), video, frame=1)
+        assert shown.pictures[-1] == view.pictures[1]
     view.frame = 1
     np.testing.assert_allclose(
         view.data, recorder.recording.phrase("cat").sel(branch="cond", layer=3, frame=1).squeeze()
