@@ -123,6 +123,16 @@ def test_an_empty_region_leaves_the_picture_as_it_is(backbone):
         assert np.abs(np.asarray(one, int) - np.asarray(three, int)).max() > 1
 
 
+def test_text_outside_the_prompt_comes_from_one_place(tiny_backbone):
+    with (
+        regional_prompts(tiny_backbone, {"cats": LEFT}),
+        pytest.raises(RecordingError, match="from one `with`, got a second one: .*leave regional_prompts out"),
+        AttentionRecorder(tiny_backbone, direction="c2i", concepts=["sky"]),
+    ):
+        pass
+    tiny_backbone.generate(PROMPT, **SAMPLING)
+
+
 def test_second_prompts_are_part_of_the_model_s_state(tiny_backbone):
     prints = {model_fingerprint(tiny_backbone)}
     for regions in ({"cats": LEFT}, {"cats": RIGHT}, {"dogs": LEFT}):

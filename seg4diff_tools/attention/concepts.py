@@ -228,6 +228,9 @@ def encode_outside(
         tokens = prompt.indices(*kinds)
         if not prompt.words:
             raise InputError(f"expected concepts with letters, got {name!r}: name things such as 'sky'")
+        if not tokens:
+            own = ", ".join(dict.fromkeys(token.kind for token in prompt.tokens))
+            raise InputError(f"expected kinds of tokens that {name!r} has, {own}, got {', '.join(kinds)}: name 'word'")
         states.append(prompt.inputs[(family.streams or family.text_inputs)[0]][0][list(tokens)])
         spans.append(tuple(range(count, count + len(tokens))))
         count += len(tokens)
