@@ -122,7 +122,8 @@ def edit_heads(model: Any, edit: Edit | HeadEdit, heads: Sequence[LayerAndHead],
         InputError: something else than pairs, or what `apply_edit` refuses.
     """
     by_layer: dict[int, list[int]] = {}
-    for pair in heads if isinstance(heads, (list, tuple)) else [heads]:
+    pairs: Any = heads if isinstance(heads, (list, tuple)) else [heads]
+    for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InputError(f"expected heads as pairs of layer and head, got {pair!r}: pass heads=[(4, 0), (4, 2)]")
         by_layer.setdefault(as_int(pair[0], "layer", 0), []).append(pair[1])

@@ -127,9 +127,9 @@ def explore(
     named = source if isinstance(source, Mapping) else {"": source}
     blocks = {str(name): _blocks(part) for name, part in named.items()}
     atlas = MapSource(blocks, names)
-    own = [maps.frame for part in blocks.values() for maps in part.values() if "frame" in maps.coords]
+    recorded = [maps.frame for part in blocks.values() for maps in part.values() if "frame" in maps.coords]
     # of the recorded video, whose frames may have been selected from
-    count = max((int(frame.attrs.get("count", frame.max() + 1)) for frame in own), default=0)
+    count = max((int(frame.attrs.get("count", frame.max() + 1)) for frame in recorded), default=0)
     pictures = _pictures(image, len(atlas.axes["image"]), atlas.axes["frame"], count)
     call = f"explore({_source_name(source)}{', image' if pictures else ''}{told_phrases(names)}"
     return Explorer(atlas, pictures, call, store, **settings)
