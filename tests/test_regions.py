@@ -9,7 +9,17 @@ import torch
 from peft import LoraConfig
 from tiny_models import SIDE, build
 
-from seg4diff_tools.attention import AttentionRecorder, confine_lora, intercept, regional_prompts
+from seg4diff_tools.attention import (
+    AttentionRecorder,
+    JointTokens,
+    ablate,
+    apply_edit,
+    confine_lora,
+    intercept,
+    patch,
+    record_outputs,
+    regional_prompts,
+)
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import InputError, RecordingError
@@ -111,6 +121,16 @@ def test_an_empty_region_leaves_the_picture_as_it_is(backbone):
     for one, two, three in zip(plain, same, other, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(two, int)).max() <= 1
         assert np.abs(np.asarray(one, int) - np.asarray(three, int)).max() > 1
+
+
+def test_text_outside_the_prompt_comes_from_one_place(tiny_backbone):
+    with (
+        regional_prompts(tiny_backbone, {"cats": LEFT}),
+        pytest.raises(RecordingError, match="from one `with`, got a second one: .*leave regional_prompts out"),
+        AttentionRecorder(tiny_backbone, direction="c2i", concepts=["sky"]),
+    ):
+        pass
+    tiny_backbone.generate(PROMPT, **SAMPLING)
 
 
 def test_second_prompts_are_part_of_the_model_s_state(tiny_backbone):
@@ -246,3 +266,34 @@ def test_other_families_are_refused():
     with pytest.raises(InputError, match="family chroma: use one of sd3 and flux"):
         with regional_prompts(backbone, {"a cat": LEFT}):
             pass
+
+
+def test_outputs_of_heads_are_those_of_image_and_prompt_beside_second_prompts(backbone):
+    """Second prompts stand between text and image of FLUX.1, and behind both of SD3."""
+    latents = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
+    seen = {}
+
+    def see(call):
+        seen[call.layer] = call.output.clone(), call
+
+    def velocity():
+        return backbone.predict_velocity(latents, 515.0, PROMPT)
+
+    with regional_prompts(backbone, {"two cats": LEFT}, strength=2.0):
+        plain = velocity()
+        for tokens, part in ((JointTokens(image=True), "image"), (JointTokens(text=True), "text")):
+            with record_outputs(backbone, tokens=tokens) as outputs, intercept(backbone.transformer, see):
+                velocity()
+            for (_, _, layer), values in outputs.values.items():
+                output, call = seen[layer]
+                assert torch.equal(values, output[:, :, getattr(call, part)])
+            with apply_edit(backbone, patch(outputs)):
+                assert torch.equal(velocity(), plain)
+            with apply_edit(backbone, ablate(), 1, tokens=tokens), record_outputs(backbone, 1) as ablated:
+                velocity()
+            (values,), (output, call) = ablated.values.values(), seen[1]
+            gone = (values == 0).all(-1).all(1)[0]
+            start = getattr(call, part).start - call.concepts.stop + call.concepts.start
+            start = start if getattr(call, part).start >= call.concepts.stop else getattr(call, part).start
+            length = getattr(call, part).stop - getattr(call, part).start
+            assert gone.nonzero().ravel().tolist() == list(range(start, start + length))

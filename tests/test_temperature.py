@@ -1,5 +1,7 @@
 """A temperature on image-text scores against a materialized softmax, in every family, and by timestep."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from test_attention import inputs as sd3_inputs
@@ -7,11 +9,21 @@ from test_attention import make
 from tiny_models import BUILDERS, build
 from torch.testing import assert_close
 
-from seg4diff_tools.attention import AttentionBias, AttentionRecorder, JointTokens, intercept, temperature
+from seg4diff_tools.attention import (
+    AttentionBias,
+    AttentionRecorder,
+    JointTokens,
+    ablate,
+    apply_edit,
+    intercept,
+    record_outputs,
+    temperature,
+)
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.temperature import factors_at, tempered
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import wrap_pipeline
+from seg4diff_tools.caching import model_fingerprint
 from seg4diff_tools.errors import RecordingError
 
 PROMPT = "a red cars near the tree"
@@ -158,3 +170,38 @@ def test_other_numbers_of_timesteps_are_refused(tiny_backbone):
         intercept(tiny_backbone.transformer, see),
     ):
         tiny_backbone.predict_velocity(latents(tiny_backbone), 500.0, PROMPT)
+
+
+def test_what_ran_inside_is_no_part_of_the_models_state(tiny_backbone):
+    kept = {}
+    with temperature(tiny_backbone, above=0.0):
+        for name in ("before", "after"):
+            kept[name] = model_fingerprint(tiny_backbone)
+            tiny_backbone.predict_velocity(latents(tiny_backbone), 515.0, PROMPT)
+    with temperature(tiny_backbone, above=500.0):
+        kept["other"] = model_fingerprint(tiny_backbone)
+    assert kept["before"] == kept["after"] != kept["other"]
+
+
+def test_an_edit_of_heads_after_it_and_before_it(tiny_backbone):
+    """Entered after it, heads are taken from its output; entered before it, image tokens have its own."""
+
+    def outputs(*edits):
+        with ExitStack() as stack:
+            for edit in edits:
+                stack.enter_context(edit())
+            with record_outputs(tiny_backbone, 2, tokens=JointTokens(image=True)) as found:
+                tiny_backbone.predict_velocity(latents(tiny_backbone), 515.0, PROMPT)
+        return next(iter(found.values.values()))
+
+    def warm():
+        return temperature(tiny_backbone, above=0.0, layers=2)
+
+    def without():
+        return apply_edit(tiny_backbone, ablate(), 2, heads=1)
+
+    alone = outputs(warm)
+    after = outputs(warm, without)
+    assert torch.equal(after[:, [0, 2]], alone[:, [0, 2]])
+    assert not after[:, 1].any()
+    assert torch.equal(outputs(without, warm), alone)

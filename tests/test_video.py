@@ -218,6 +218,14 @@ def test_images_and_videos_are_not_taken_for_one_another(cogvideox, tiny_backbon
         cogvideox.encode_image(PIXELS)
     with pytest.raises(InputError, match=r"expected videos with as many frames, got \[9, 1\]"):
         cogvideox.encode_image([Video(PIXELS), Video(PIXELS[:1])])
+    with pytest.raises(InputError, match="a model of videos, got ndarray: pass Video"):
+        segment(cogvideox, [Video(PIXELS), PIXELS[0]], ["cat"], layers)
+    with pytest.raises(InputError, match=r"expected a Video of size\[0\]=17 frames, got 9: pass size=\(40, 56\)"):
+        cogvideox.encode_image(Video(PIXELS), size=(17, 40, 56))
+    with pytest.raises(InputError, match="expected a model of videos, got .* one of images: its maps have no frames"):
+        tiny_backbone.latent_frame(0)
+    with pytest.raises(InputError, match="expected frame 0 or more, got -1"):
+        cogvideox.latent_frame(-1)
     with pytest.raises(InputError, match=r"expected latents \[image 5 frames rows columns\], got shape \(1, 5, 6, 4\)"):
         cogvideox.decode(torch.zeros(1, 5, 6, 4))
     for refused in (
@@ -296,6 +304,9 @@ def test_the_explorer_has_a_slider_of_frames(backbone, tmp_path):
     # of the nine frames the first, and the middle ones of four
     assert len(view.pictures) == len(set(view.pictures)) == 3
     assert view.pictures[1] == explore(recorder, video[2]).pictures[0]
+    for part in ([1], [0, 1], 1):
+        shown = explore(recorder.maps.isel(frame=part), video, frame=1)
+        assert shown.pictures[-1] == view.pictures[1]
     view.frame = 1
     np.testing.assert_allclose(
         view.data, recorder.recording.phrase("cat").sel(branch="cond", layer=3, frame=1).squeeze()

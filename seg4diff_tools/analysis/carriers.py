@@ -122,10 +122,11 @@ def edit_heads(model: Any, edit: Edit | HeadEdit, heads: Sequence[LayerAndHead],
         InputError: something else than pairs, or what `apply_edit` refuses.
     """
     by_layer: dict[int, list[int]] = {}
-    for pair in heads:
+    pairs: Any = heads if isinstance(heads, (list, tuple)) else [heads]
+    for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InputError(f"expected heads as pairs of layer and head, got {pair!r}: pass heads=[(4, 0), (4, 2)]")
-        by_layer.setdefault(pair[0], []).append(pair[1])
+        by_layer.setdefault(as_int(pair[0], "layer", 0), []).append(pair[1])
     with ExitStack() as stack:
         for layer, own in by_layer.items():
             stack.enter_context(apply_edit(model, edit, layer, heads=own, **limits))

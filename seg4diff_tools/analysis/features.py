@@ -52,7 +52,7 @@ def image_features(
     *,
     layers: int | Sequence[int] | str | None = None,
     kinds: Sequence[Feature] = PROJECTIONS,
-    discard: Sequence[int] = (),
+    discard: int | Sequence[int] = (),
     steps_from_end: int = 8,
     steps: int = 28,
     seed: int = 0,
@@ -89,9 +89,10 @@ def image_features(
     wanted = check_layers(backbone, layers)
     kinds = some_of(kinds, "kinds", (*PROJECTIONS, "stream", "adaln"))
     of_streams = [kind for kind in kinds if kind not in PROJECTIONS]
-    if len(discard) and not of_streams:
+    channels = () if hasattr(discard, "__len__") and len(discard) == 0 else as_indices(discard, "discard")
+    if channels and not of_streams:
         raise InputError(f"expected discard with the kind 'stream' or 'adaln', got kinds={kinds}: leave it out")
-    streams = Streams(backbone, wanted, discard) if of_streams else None
+    streams = Streams(backbone, wanted, channels) if of_streams else None
     grid = backbone.token_grid(check_latents(backbone, latents, "latents"))
     parts: dict[int, list[np.ndarray]] = {layer: [] for layer in wanted}
 

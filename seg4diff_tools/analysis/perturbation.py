@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
-from seg4diff_tools.attention.edits import Edit, apply_edit, perturbed_guidance
+from seg4diff_tools.attention.edits import Edit, apply_edit, check_edit, perturbed_guidance
+from seg4diff_tools.attention.patching import HeadEdit
 from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.checks import check_layers
 from seg4diff_tools.backbones.loading import as_backbone
@@ -44,7 +45,7 @@ def layer_effects(
     backbone: Backbone,
     clip: Clip,
     prompts: Sequence[str],
-    edit: Edit,
+    edit: Edit | HeadEdit,
     layers: int | Sequence[int] | str | None = None,
     *,
     encoder: ImageEncoder | str | Path | None = None,
@@ -53,13 +54,13 @@ def layer_effects(
     batch: int = 8,
     progress: bool = True,
 ) -> Effects:
-    """Generate the same pictures with the image-to-text attention of one layer edited, for each layer.
+    """Generate the same pictures with the attention of one layer edited, for each layer.
 
     Args:
         backbone: the model.
         clip: scores the pictures.
         prompts: one picture each; the prompt's index is the seed.
-        edit: such as `edits.blur()`.
+        edit: such as `blur()`, or `ablate()` of all heads.
         layers: 0-based; "double" for the double-stream blocks, FLUX's in the paper; None for all.
         encoder: for a further similarity: from `load_image_encoder`, or its name ("facebook/dinov2-base"); or None.
         steps: of sampling.
@@ -109,7 +110,7 @@ def guidance_effects(
     backbone: Backbone,
     clip: Clip,
     prompts: Sequence[str],
-    edit: Edit,
+    edit: Edit | HeadEdit,
     layers: int | Sequence[int] | str | None,
     scales: Sequence[float],
     guidance_scales: Sequence[float] = (1.0,),
@@ -230,7 +231,7 @@ def mean_intervals(
 
 def _checked(clip: Any, prompts: Any, edit: Any) -> list[str]:
     """Check CLIP and edit; return the prompts as a list."""
-    instance_of(edit, Edit, "edit", "edits.blur()")
+    check_edit(edit)
     instance_of(clip, Clip, "clip", "load_clip(...)")
     return list_of(prompts, str, "prompts", "prompts=['a cat']", "texts")
 

@@ -91,8 +91,8 @@ def massive_channels(features: Float[np.ndarray, "*places channel"], factor: flo
     if features.ndim < 2 or features.size == 0:
         raise InputError(f"expected features [token channel], got {features.shape}: take those of one layer and kind")
     sizes = np.abs(features.reshape(-1, features.shape[-1])).mean(0, dtype=np.float64)
-    order = np.argsort(-sizes, kind="stable")
-    return [int(channel) for channel in order if sizes[channel] > factor * np.median(sizes)]
+    order, least = np.argsort(-sizes, kind="stable"), factor * np.median(sizes)
+    return [int(channel) for channel in order if sizes[channel] > least]
 
 
 def neighbor_agreement(

@@ -13,7 +13,7 @@ from torch import Tensor
 from seg4diff_tools.attention.areas import Area, as_area, grid_mask
 from seg4diff_tools.attention.groups import Rule
 from seg4diff_tools.attention.turns import PERTURBED, Turn
-from seg4diff_tools.errors import InputError, RecordingError, instance_of, shown, some_of
+from seg4diff_tools.errors import InputError, instance_of, shown, some_of
 from seg4diff_tools.families import Layout
 from seg4diff_tools.indices import as_indices, scalar
 
@@ -121,11 +121,7 @@ class AttentionBias:
         """
         # checked when it was made
         layers, steps = cast(tuple[tuple[int, ...] | None, ...], (self.layers, self.steps))
-        if steps is not None and turn.step is None:
-            raise RecordingError(
-                "expected one timestep for all images with steps=, got several in a batch: leave steps out"
-            )
-        if steps is not None and turn.step not in steps:
+        if not turn.is_in(steps):
             return None
         rows = None
         if self.branches is not None or self.images is not None:

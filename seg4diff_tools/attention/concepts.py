@@ -19,7 +19,7 @@ from seg4diff_tools.attention.areas import Area, grid_mask
 from seg4diff_tools.attention.groups import Rule
 from seg4diff_tools.attention.tokens import encoded_prompts, span_weights
 from seg4diff_tools.attention.turns import PERTURBED, Turn
-from seg4diff_tools.errors import InputError, RecordingError, as_names
+from seg4diff_tools.errors import InputError, as_names
 from seg4diff_tools.families import FAMILIES, Family, Layout, family_of, transformer_of
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.prompts import Kind
@@ -45,11 +45,7 @@ class Readers:
 
     def rows(self, turn: Turn) -> list[tuple[frozenset[int], Mapping[str, Area]]]:
         """Return the rows of a forward whose image tokens read, with the areas of each image."""
-        if self.steps is not None and turn.step is None:
-            raise RecordingError(
-                "expected one timestep for all images with steps=, got several in a batch: leave steps out"
-            )
-        if self.steps is not None and turn.step not in self.steps:
+        if not turn.is_in(self.steps):
             return []
         if len(self.areas) not in (1, turn.images):
             raise InputError(
@@ -232,6 +228,9 @@ def encode_outside(
         tokens = prompt.indices(*kinds)
         if not prompt.words:
             raise InputError(f"expected concepts with letters, got {name!r}: name things such as 'sky'")
+        if not tokens:
+            own = ", ".join(dict.fromkeys(token.kind for token in prompt.tokens))
+            raise InputError(f"expected kinds of tokens that {name!r} has, {own}, got {', '.join(kinds)}: name 'word'")
         states.append(prompt.inputs[(family.streams or family.text_inputs)[0]][0][list(tokens)])
         spans.append(tuple(range(count, count + len(tokens))))
         count += len(tokens)

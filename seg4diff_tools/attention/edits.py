@@ -22,7 +22,7 @@ from seg4diff_tools.attention.patching import HeadEdit
 from seg4diff_tools.attention.selection import Forward, Selection, select
 from seg4diff_tools.attention.shapes import JointHeads
 from seg4diff_tools.attention.turns import Turns
-from seg4diff_tools.errors import InputError, RecordingError
+from seg4diff_tools.errors import InputError, RecordingError, shown
 from seg4diff_tools.families import family_of, model_lock, sampling_loop, transformer_of, uncompiled
 from seg4diff_tools.families._private import add_hook
 from seg4diff_tools.indices import as_indices, as_int, as_positive
@@ -176,7 +176,9 @@ def apply_edit(
 ) -> Iterator[None]:
     """Edit the attention of some layers and heads in every forward inside the `with`.
 
-    Recorders inside or around it see the attention before the edit.
+    Recorders inside or around it see the attention before the edit. Edits of different heads go together; of several
+    edits of one head, each starts from the output that those entered before it left, but what an `Edit` moves in it is
+    worked out from the attention before all of them.
 
     Args:
         model: backbone, pipeline or transformer.
@@ -268,15 +270,20 @@ def perturbed_guidance(
             remove()
 
 
+def check_edit(edit: Any) -> None:
+    """Raise an InputError for something else than an edit."""
+    if not isinstance(edit, Edit | HeadEdit):
+        raise InputError(
+            f"expected edit, an Edit or a HeadEdit, got {shown(edit)}: pass blur(), drop(), swap(...), average(), "
+            "ablate() or patch(...)"
+        )
+
+
 def _selection(
     transformer: nn.Module, edit: Edit | HeadEdit, layers: Any, heads: Any, tokens: Any, steps: Any, branches: Any
 ) -> Selection:
     """Check an edit and where it applies."""
-    if not isinstance(edit, Edit | HeadEdit):
-        raise InputError(
-            f"expected edit, an Edit or a HeadEdit, got {edit!r}: pass blur(), drop(), swap(...), average(), ablate() "
-            "or patch(...)"
-        )
+    check_edit(edit)
     source = edit.source if isinstance(edit, HeadEdit) else None
     if source is not None:
         layers = source.layers if layers is None else layers

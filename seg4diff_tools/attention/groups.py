@@ -20,6 +20,11 @@ from seg4diff_tools.errors import InputError
 Positions: TypeAlias = slice | Tensor
 
 
+def with_gap(chosen: Bool[Tensor, " token"], start: int, length: int) -> Bool[Tensor, " wider"]:
+    """Return a choice of tokens in a joint sequence in which others, which are not chosen, are put in."""
+    return torch.cat([chosen[:start], chosen.new_zeros(length), chosen[start:]])
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """What a bias adds in one forward.
@@ -39,11 +44,8 @@ class Rule:
 
     def with_gap(self, start: int, length: int) -> "Rule":
         """Return the rule of a joint sequence in which other tokens, which it does not concern, are put in."""
-
-        def widened(chosen: Tensor) -> Tensor:
-            return torch.cat([chosen[:start], chosen.new_zeros(length), chosen[start:]])
-
-        return Rule(self.weight, widened(self.queries), widened(self.keys), self.layers, self.rows)
+        queries, keys = (with_gap(chosen, start, length) for chosen in (self.queries, self.keys))
+        return Rule(self.weight, queries, keys, self.layers, self.rows)
 
     @property
     def closed(self) -> Bool[Tensor, " token"]:

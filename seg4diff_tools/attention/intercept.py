@@ -122,7 +122,10 @@ def intercept(
         if tap is None:
             tap = _TAPS[transformer] = _Tap(transformer, family)
         if concepts is not None and tap.concepts is not None:
-            raise RecordingError("expected one list of words outside the prompt, got a second: pass all in one list")
+            raise RecordingError(
+                "expected text outside the prompt from one `with`, got a second one: pass all words in one list, and "
+                "leave regional_prompts out where concepts are asked for"
+            )
         tap.requests.append(request)
         try:
             with nullcontext() if concepts is None else concepts.appended(transformer, family):

@@ -117,8 +117,8 @@ def ablate(to: Literal["zero", "mean"] = "zero") -> HeadEdit:
     """Take away the outputs of heads.
 
     Args:
-        to: "zero"; or "mean" over the image tokens for each of them, and so for text tokens and for all others: what
-            differs from token to token is lost, what all have in common stays.
+        to: "zero"; or "mean" over the image tokens for each of them, and so for text tokens, for text outside the
+            prompt and for all others: what differs from token to token is lost, what all have in common stays.
 
     Source: Michel et al., arXiv 1905.10650 (zero).
     """
@@ -129,9 +129,10 @@ def ablate(to: Literal["zero", "mean"] = "zero") -> HeadEdit:
         if to == "zero":
             return torch.zeros_like(output)
         others = torch.ones(output.shape[2], dtype=torch.bool, device=output.device)
-        others[call.image] = others[call.text] = False
+        outside = slice(0, 0) if call.concepts is None else call.concepts
+        others[call.image] = others[call.text] = others[outside] = False
         means = output.clone()
-        for part in (call.image, call.text, others):
+        for part in (call.image, call.text, outside, others):
             if (own := output[:, :, part]).shape[2]:
                 means[:, :, part] = own.mean(2, keepdim=True)
         return means
@@ -155,10 +156,10 @@ def patch(outputs: HeadOutputs, tokens: JointTokens | None = None) -> HeadEdit:
     places = outputs.tokens if tokens is None else tokens
 
     def change(call: JointAttention, heads: Sequence[int], forward: Forward) -> JointHeads:
-        turn, layout = forward.turn, forward.layout
-        assert turn is not None and layout is not None
+        turn = forward.turn
+        assert turn is not None
         changed = call.output[:, list(heads)]
-        at = places.select(layout).nonzero().squeeze(1).to(changed.device)
+        at = forward.choose(places, call).nonzero().squeeze(1)
         own = [outputs.heads.index(head) for head in heads]
         for branch in outputs.branches:
             rows = turn.rows_of(branch)
@@ -197,7 +198,7 @@ def record_outputs(
     Args:
         model: backbone, pipeline or transformer.
         layers, heads: 0-based; None for all.
-        tokens: whose outputs; None for all.
+        tokens: whose outputs; None for all of image, text and others, without text outside the prompt.
         steps: of sampling, counted from 0; None for all.
         branches: of guidance, "cond" or "uncond"; None for all that run.
         memory_budget: bytes; the need of all steps is estimated before the first output is kept.
@@ -237,15 +238,15 @@ def record_outputs(
             )
 
     def keep(call: JointAttention) -> None:
-        turn, layout = forward.turn, forward.layout
-        assert turn is not None and layout is not None
+        turn = forward.turn
+        assert turn is not None
         if turn.beside:
             return
         if turn.step is None or turn.timestep is None:
             raise RecordingError(
                 "expected one timestep for all images with record_outputs, got several: give all the same"
             )
-        at = whose.select(layout).nonzero().squeeze(1).to(call.output.device)
+        at = forward.choose(whose, call).nonzero().squeeze(1)
         for branch, rows in selection.rows(turn, len(call.output)).items():
             key = (turn.step, branch, call.layer)
             if key in outputs.values:

@@ -152,7 +152,8 @@ class Pieces:
         if head:
             coords["head"] = request.heads
         if direction != "masses" and "frame" in places:
-            coords["frame"] = np.arange(self.grid[0])
+            # a part of the frames still tells how many there were
+            coords["frame"] = "frame", np.arange(self.grid[0]), {"count": self.grid[0]}
         if direction == "masses":
             coords["direction"] = list(DIRECTIONS)
         elif request.concepts is not None and direction in OUTSIDE:

@@ -65,7 +65,8 @@ class AttentionRecorder:
         concepts: words outside the prompt, such as ["sky", "red car"], for SD3 and FLUX.1: they read the image, and
             neither image nor prompt reads them, so that picture and other maps are those without them, within rounding.
             "c2i" is what they give to image tokens, "i2c" is exp(q k scale - lse), what image tokens would give to
-            them relative to all that they read. Edits and biases do not concern them.
+            them relative to all that they read. Biases and edits of image-to-text attention do not concern them;
+            heads that are ablated are so for them too.
         memory_budget: bytes that results and working memory may take together. The whole need is estimated at the first
             forward: of a pipeline's sampling loop all steps, else the steps that have come.
 

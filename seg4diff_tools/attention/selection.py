@@ -9,9 +9,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from seg4diff_tools.attention.bias import AttentionBias, JointTokens
+from seg4diff_tools.attention.groups import with_gap
 from seg4diff_tools.attention.joint import JointAttention
 from seg4diff_tools.attention.turns import PERTURBED, Turn
-from seg4diff_tools.errors import RecordingError, instance_of, some_of
+from seg4diff_tools.errors import instance_of, some_of
 from seg4diff_tools.families import Layout, family_of
 from seg4diff_tools.indices import as_indices
 
@@ -35,6 +36,14 @@ class Forward:
         """Note a forward; it adds nothing to scores."""
         self.layout, self.turn = layout, turn if self.of is None else replace(turn, step=self.of.step)
         return []
+
+    def choose(self, tokens: JointTokens, call: JointAttention) -> Bool[Tensor, " token"]:
+        """Return which tokens of an attention of this forward they are; text outside the prompt is none of them."""
+        assert self.layout is not None
+        chosen = tokens.select(self.layout)
+        if call.concepts is not None:
+            chosen = with_gap(chosen, call.concepts.start, call.concepts.stop - call.concepts.start)
+        return chosen.to(call.output.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +77,18 @@ class Selection:
         Raises:
             RecordingError: steps of a batch whose images are at different ones.
         """
-        if self.steps is not None:
-            if turn.step is None:
-                raise RecordingError(
-                    "expected one timestep for all images with steps=, got several in a batch: leave steps out"
-                )
-            if turn.step not in self.steps:
-                return {}
+        if not turn.is_in(self.steps):
+            return {}
         found = {branch: turn.rows_of(branch) for branch in self.branches or turn.branches}
         return {name: slice(rows.start, rows.stop) for name, rows in found.items() if rows and rows.stop <= batch}
 
     def mask(self, call: JointAttention, forward: Forward) -> Bool[Tensor, "batch token"]:
         """Return which outputs of an attention it concerns, in its layers and heads."""
-        assert forward.turn is not None and forward.layout is not None
+        assert forward.turn is not None
         chosen = torch.zeros(call.output.shape[0], call.output.shape[2], dtype=torch.bool, device=call.output.device)
-        tokens = chosen.new_ones(chosen.shape[1]) if self.tokens is None else self.tokens.select(forward.layout)
+        tokens = chosen.new_ones(chosen.shape[1]) if self.tokens is None else forward.choose(self.tokens, call)
         for rows in self.rows(forward.turn, len(chosen)).values():
-            chosen[rows] = tokens.to(chosen.device)
+            chosen[rows] = tokens
         return chosen
 
 

@@ -7,7 +7,7 @@ scores of image queries with text keys, in the noisy steps in which a layout eme
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,9 @@ def temperature(
 ) -> Iterator[None]:
     """Multiply the scores of image tokens with text tokens in every noisy forward inside the `with`.
 
-    The other forwards stay bit-identical. Recorders inside or around it see the attention before the change. An
-    attention that another edit changes too, as `apply_edit` does, keeps the change of the one entered last.
+    The other forwards stay bit-identical. Recorders inside or around it see the attention before the change. Of image
+    tokens it drops what an edit that was entered before it did, as `apply_edit`; one that is entered after it, or that
+    `perturbed_guidance` applies, starts from its output.
 
     Args:
         model: backbone, pipeline or transformer.
@@ -55,14 +56,13 @@ def temperature(
     if factor == 1:
         yield
         return
-    factors = torch.ones(1)
+    running = _Running()
 
     def see(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        nonlocal factors
-        factors = factors_at(family.timesteps(family.forward_inputs(module, args, kwargs)), factor, above)
+        running.factors = factors_at(family.timesteps(family.forward_inputs(module, args, kwargs)), factor, above)
 
     def attend(call: JointAttention) -> Tensor | None:
-        return None if (factors == 1).all() else tempered(call, factors).output
+        return None if (running.factors == 1).all() else tempered(call, running.factors).output
 
     # another thread's forwards would be changed too
     with model_lock(transformer).hold("a temperature"):
@@ -72,6 +72,14 @@ def temperature(
                 yield
         finally:
             remove()
+
+
+@dataclass(eq=False)
+class _Running:
+    """The factors of the forward that is running."""
+
+    # no part of what `caching` tells it by
+    factors: Tensor = field(default_factory=lambda: torch.ones(1, device="cpu"), compare=False)
 
 
 def factors_at(timesteps: Float[Tensor, " image"], factor: float, above: float) -> Float[Tensor, " image"]:

@@ -1,5 +1,6 @@
 """Which sampling step and which branches of guidance a forward of the transformer holds."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,18 @@ class Turn:
             return range(0)
         start = self.branches.index(branch) * self.images
         return range(start, start + self.images)
+
+    def is_in(self, steps: Container[int] | None) -> bool:
+        """Return whether its step is one of these; None stands for all.
+
+        Raises:
+            RecordingError: steps of a batch whose images are at different ones.
+        """
+        if steps is not None and self.step is None:
+            raise RecordingError(
+                "expected one timestep for all images with steps=, got several in a batch: leave steps out"
+            )
+        return steps is None or self.step in steps
 
 
 class Turns:

@@ -154,11 +154,11 @@ class Backbone:
         return prompt_of(self.pipe, self.family, text, self._capture(text, None, zero_tokens=zero_tokens))
 
     def _capture(self, text: str, size: Size | None, steps: int = 28, zero_tokens: int = 77) -> CapturedInputs:
-        arguments = {"max_sequence_length": zero_tokens} if self.family.zero_text(self.pipe) else {}
+        arguments: dict[str, Any] = {"size": pictures.pixel_size(self, size), "steps": steps}
+        if self.family.zero_text(self.pipe):
+            arguments["max_sequence_length"] = zero_tokens
         with self.running():
-            return capture_inputs(
-                self.pipe, self.family, text, size=pictures.pixel_size(self, size), steps=steps, **arguments
-            )
+            return capture_inputs(self.pipe, self.family, text, **arguments)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -253,8 +253,8 @@ class Backbone:
         key = "schedule", pictures.pixel_size(self, size), steps, scheduler, settings, scheduler_shift(scheduler)
         if key not in self._captured:
             made = self._capture("", size, steps).scheduler
-            sigmas = self.family.noise_levels(made).cpu().float()
-            self._captured[key] = made.timesteps.cpu().float()[:steps], sigmas[:steps]
+            levels = made.timesteps, self.family.noise_levels(made)
+            self._captured[key] = tuple(each.cpu().float()[:steps] for each in levels)
         return self._captured[key]
 
     def add_noise(
@@ -379,29 +379,15 @@ class Backbone:
             InputError: a value out of range, a size that the model cannot take, seeds that do not match the prompts, or
                 an argument that the pipeline lacks or that would have no effect.
         """
-        return sample(
-            self,
-            as_prompts(prompt),
-            as_int(steps, "steps", 1),
-            guidance_scale,
-            seed,
-            pictures.pixel_size(self, size),
-            negative_prompt,
-            zero_tokens,
-            batch,
-            progress,
-            callback,
-            arguments,
-        )
+        asked = as_prompts(prompt), as_int(steps, "steps", 1), guidance_scale, seed, pictures.pixel_size(self, size)
+        return sample(self, *asked, negative_prompt, zero_tokens, batch, progress, callback, arguments)
 
     def latent_size(self, size: Size | None = None) -> tuple[int, ...]:
-        """Return channels, rows and columns of the latent of an image of a size in pixels; None for the native size.
-
-        Of a video, latent frames stand before the rows, and `size` may be (frames, height, width).
-        """
+        """Return channels, rows and columns of the latent of an image of a size in pixels, None for the native one;
+        of a video, whose size may be (frames, height, width), latent frames before the rows."""
         return pictures.latent_size(self, size)
 
     def latent_frame(self, frame: int) -> int:
         """Return the latent frame (of maps the index on axis "frame") that stands for a frame of a video: the first one
         for the first frame alone, each other one for as many as the VAE joins."""
-        return -(-frame // self.pipe.vae_scale_factor_temporal)
+        return pictures.latent_frame(self, frame)

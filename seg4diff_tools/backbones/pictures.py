@@ -9,6 +9,7 @@ from seg4diff_tools.backbones.checks import check_frames, check_latents
 from seg4diff_tools.backbones.inputs import at_once
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.images import Fit, Size, Video, check_size, fit_image, open_images
+from seg4diff_tools.indices import as_int
 
 if TYPE_CHECKING:
     from seg4diff_tools.backbones.backbone import Backbone
@@ -41,6 +42,17 @@ def latent_size(backbone: "Backbone", size: Size | None) -> tuple[int, ...]:
     return backbone.family.channels(backbone.pipe), *latent_frames, height // cell, width // cell
 
 
+def latent_frame(backbone: "Backbone", frame: int) -> int:
+    """Return the latent frame that stands for a frame of a video: see `Backbone.latent_frame`.
+
+    Raises:
+        InputError: no whole number from 0 on, or a model of images.
+    """
+    if not backbone.is_video:
+        raise InputError(f"expected a model of videos, got {backbone.name!r}, one of images: its maps have no frames")
+    return -(-as_int(frame, "frame", 0) // backbone.pipe.vae_scale_factor_temporal)
+
+
 def size_of(backbone: "Backbone", latents: Tensor) -> tuple[int, ...]:
     """Return height and width in pixels of the images of these latents; of videos, frames before them."""
     *frames, rows, columns = latents.shape[2:]
@@ -52,8 +64,12 @@ def encode(backbone: "Backbone", images: Any, size: Size | None, fit: Fit) -> Te
     """Encode images, or videos with a model of videos: see `Backbone.encode_image`."""
     height, width = pixel_size(backbone, size)[-2:]
     if backbone.is_video:
-        processor = backbone.pipe.video_processor
-        frames = [[fit_image(frame, (height, width), fit) for frame in video] for video in as_videos(backbone, images)]
+        processor, videos = backbone.pipe.video_processor, as_videos(backbone, images)
+        if isinstance(size, (tuple, list)) and len(size) == 3 and size[0] != len(videos[0]):
+            raise InputError(
+                f"expected a Video of size[0]={size[0]} frames, got {len(videos[0])}: pass size={(height, width)}"
+            )
+        frames = [[fit_image(frame, (height, width), fit) for frame in video] for video in videos]
         batches = [processor.preprocess_video(each, height, width) for each in frames]
     else:
         pictures = [fit_image(image, (height, width), fit) for image in open_images(images)]
@@ -74,9 +90,10 @@ def as_videos(backbone: "Backbone", videos: Any) -> list[Video]:
         InputError: an image, or a number of frames that the model cannot take.
     """
     listed = [videos] if isinstance(videos, Video) else videos
-    if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(one, Video) for one in listed):
+    several = isinstance(listed, (list, tuple)) and len(listed) > 0
+    if wrong := [one for one in (listed if several else [videos]) if not isinstance(one, Video)]:
         raise InputError(
-            f"expected a Video for {backbone.name!r}, a model of videos, got {type(videos).__name__}: pass "
+            f"expected a Video for {backbone.name!r}, a model of videos, got {type(wrong[0]).__name__}: pass "
             "Video(frames), Video([image]) for a single frame, or a list of videos"
         )
     counts = [check_frames(backbone, len(video)) for video in listed]

@@ -125,13 +125,17 @@ def explore(
         image = source.image if image is None else image
         settings = {"mode": "masks"} | settings
     named = source if isinstance(source, Mapping) else {"": source}
-    atlas = MapSource({str(name): _blocks(part) for name, part in named.items()}, names)
-    pictures = _pictures(image, len(atlas.axes["image"]), atlas.axes["frame"])
+    blocks = {str(name): _blocks(part) for name, part in named.items()}
+    atlas = MapSource(blocks, names)
+    recorded = [maps.frame for part in blocks.values() for maps in part.values() if "frame" in maps.coords]
+    # of the recorded video, whose frames may have been selected from
+    count = max((int(frame.attrs.get("count", frame.max() + 1)) for frame in recorded), default=0)
+    pictures = _pictures(image, len(atlas.axes["image"]), atlas.axes["frame"], count)
     call = f"explore({_source_name(source)}{', image' if pictures else ''}{told_phrases(names)}"
     return Explorer(atlas, pictures, call, store, **settings)
 
 
-def _pictures(image: Any, images: int, frames: list) -> list[PIL.Image.Image]:
+def _pictures(image: Any, images: int, frames: list, count: int) -> list[PIL.Image.Image]:
     """Return no picture, one for all maps, or one for each image and latent frame.
 
     Raises:
@@ -141,7 +145,7 @@ def _pictures(image: Any, images: int, frames: list) -> list[PIL.Image.Image]:
     if isinstance(videos, (list, tuple)) and videos and all(isinstance(one, Video) for one in videos):
         if frames == [None]:
             raise InputError("expected images for maps without an axis 'frame', got a Video: pass an image")
-        pictures: list[Any] = [_frames_of(video, frames) for video in videos]
+        pictures: list[Any] = [_frames_of(video, frames, count) for video in videos]
     else:
         pictures = [[one] * len(frames) for one in ([] if image is None else open_images(image))]
         if len(pictures) == 1:
@@ -151,14 +155,14 @@ def _pictures(image: Any, images: int, frames: list) -> list[PIL.Image.Image]:
     return [picture for one in pictures for picture in one]
 
 
-def _frames_of(video: Video, frames: list[int]) -> list[PIL.Image.Image]:
-    """Return the picture of each latent frame: the first one, then the middle one of those that it stands for."""
-    last = max(1, frames[-1])
-    span, rest = divmod(len(video) - 1, last)
-    if rest or (span == 0 and frames[-1]):
+def _frames_of(video: Video, frames: list[int], count: int) -> list[PIL.Image.Image]:
+    """Return the picture of some of `count` latent frames: the first one, then the middle one of those that it stands
+    for."""
+    span, rest = divmod(len(video) - 1, max(1, count - 1))
+    if rest or (span == 0 and count > 1):
         raise InputError(
-            f"expected a Video whose frames the {frames[-1] + 1} recorded latent frames stand for, got one of "
-            f"{len(video)} frames: pass the recorded one"
+            f"expected a Video whose frames the {count} recorded latent frames stand for, got one of {len(video)} "
+            "frames: pass the recorded one"
         )
     return [video[frame and span * (frame - 1) + 1 + (span - 1) // 2] for frame in frames]
 

@@ -98,6 +98,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("pairs-count", lambda b: analysis.word_pairs(0), "count_per_kind from 1 to 40, got 0"),
     ("pairs-many", lambda b: analysis.word_pairs(41), "count_per_kind from 1 to 40, got 41"),
     ("heads-edited-layer", lambda b: _enter(analysis.edit_heads(b, ablate(), [(9, 0)])), "layers from 0 to 4, got 9"),
+    (
+        "heads-edited-none",
+        lambda b: _enter(analysis.edit_heads(b, ablate(), None)),
+        "layer and head, got None",
+    ),
     ("heads-edited-flat", lambda b: _enter(analysis.edit_heads(b, ablate(), [4, 0])), "pairs of layer and head, got 4"),
     ("carried-pairs", lambda b: analysis.carried_shares(b, ["a cat"]), "pairs as a list of WordPair"),
     (
@@ -127,8 +132,12 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         "prompts as a list of texts, at least one, got none: pass prompts=",
     ),
     ("effects-numbers", lambda b: _effects(b, prompts=[3]), "prompts as a list of texts, got 3 in it: pass prompts="),
-    ("effects-edit", lambda b: _effects(b, edit="blur"), "edit, an Edit, got 'blur': pass edits.blur"),
-    ("effects-edit-function", lambda b: _effects(b, edit=edits.blur), "edit, an Edit, got function: pass"),
+    ("effects-edit", lambda b: _effects(b, edit="blur"), "edit, an Edit or a HeadEdit, got 'blur': pass blur"),
+    (
+        "effects-edit-function",
+        lambda b: _effects(b, edit=edits.blur),
+        "an Edit or a HeadEdit, got function: pass",
+    ),
     ("effects-layer", lambda b: _effects(b, layers=9), "layers from 0 to 4, got 9: choose"),
     ("effects-layers-typo", lambda b: _effects(b, layers="dubble"), "layers as numbers, got 'dubble': pass layers="),
     ("effects-layers-kind", lambda b: _effects(b, layers="single"), "got 'single': pass layers=None"),

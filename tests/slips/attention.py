@@ -180,6 +180,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("regions-infinite", enter(lambda b: regional_prompts(b, {"a cat": LEFT}, strength=np.inf)), "strength, a finite"),
     ("regions-alone", enter(lambda b: regional_prompts(b, {"a cat": LEFT}, alone=1)), "alone, a bool.*pass alone=True"),
     ("regions-kinds", enter(lambda b: regional_prompts(b, {"a cat": LEFT}, kinds="words")), "kinds from start, word"),
+    (
+        "regions-absent",
+        enter(lambda b: regional_prompts(b, {"a cat": LEFT}, kinds="template")),
+        "kinds of tokens that 'a cat' has, start, word, end.*got template",
+    ),
     ("regions-steps", enter(lambda b: regional_prompts(b, {"a cat": LEFT}, steps="early")), "steps as numbers"),
     ("confine-nothing", enter(lambda b: confine_lora(b, LEFT)), "a model with a LoRA, got one without.*apply_lora"),
     ("without-typo", enter(lambda b: without(b, "pads", prompt="a cat")), "kinds from start, word"),
