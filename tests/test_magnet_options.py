@@ -75,6 +75,19 @@ def test_word_losses_and_gradients_are_those_of_the_whole_map(average):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+def test_labels_too_sparse_for_any_token_train_nothing():
+    wanted = targets(spans=True)
+    known = torch.zeros_like(wanted[0].known)
+    known[0, 0] = True
+    sparse = replace(wanted[0], known=known, masks=wanted[0].masks & known)
+    weights, call = torch.ones(1, dtype=torch.float64), attention(0)
+    with_it = word_losses([token_maps(call, [sparse, wanted[1]])], [sparse, wanted[1]], ALL, GRID, weights)
+    none = replace(sparse, masks=sparse.masks[:0], spans=())
+    without = word_losses([token_maps(call, [none, wanted[1]])], [none, wanted[1]], ALL, GRID, weights)
+    assert with_it == without
+    assert all(loss.isfinite() for loss in with_it.values())
+
+
 def test_tokens_of_each_image_stand_class_by_class():
     wanted, call = targets(spans=True), attention()
     first, second = token_maps(call, wanted)
@@ -260,6 +273,19 @@ def stopped_early(values: list[float], patience: int) -> int:
         if index - best >= patience:
             return index
     return len(values) - 1
+
+
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(backbone, tmp_path, pictures):
+    few = replace(QUICK, steps=1)
+    options = {"evaluation": [DATA[3]], "evaluate_every": 1, "progress": False}
+    finetune(backbone, list(DATA), few, tmp_path / "run", **options)
+    with pytest.raises(InputError, match="expected the settings of a fine-tuning .* pictures: None there"):
+        finetune(backbone, list(DATA), few, tmp_path / "run", pictures=pictures, **options)
+
+
+def test_a_convolution_that_no_loss_reads_is_left_out(backbone, tmp_path):
+    words = replace(QUICK, steps=1, conv_head=True, focal_weight=0.0, dice_weight=0.0, places_weight=1.0)
+    assert not read_lora(finetune(backbone, list(DATA), words, tmp_path / "run", progress=False)).conv_head
 
 
 @pytest.mark.parametrize("reads", [9, 16])

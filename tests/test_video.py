@@ -205,6 +205,15 @@ def test_options_for_images_alone_are_refused(cogvideox, options, said):
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_latents_and_a_background_alone_are_refused_with_videos(cogvideox):
+    video, options = Video(PIXELS), OpenVocabulary(layers=1)
+    with pytest.raises(InputError, match="expected no latents with a Video, got .*float32"):
+        segment(cogvideox, video, ["cat"], options, latents=torch.zeros(1, 4, 3, 6, 6))
+    with pytest.raises(InputError, match="expected a class beside 'background' with a Video, got it alone, as 0.5"):
+        segment(cogvideox, video, ["background"], OpenVocabulary(layers=1, background=0.5))
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_images_and_videos_are_not_taken_for_one_another(cogvideox, tiny_backbone):
     layers = OpenVocabulary(layers=1)
     for given in (PIXELS[0], [Image.fromarray(PIXELS[0])]):

@@ -64,7 +64,7 @@ def finetune(
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Align the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
+    """Align the attention of a layer with masks by a LoRA, or go on where an earlier run of it stopped.
 
     Every random number follows from the seed and from how many images came before, so that a run that was killed, or
     cut between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
@@ -145,15 +145,16 @@ def finetune(
         "fingerprint": model_fingerprint(backbone),
         "dtype": str(backbone.dtype),
     }
-    if pictures is not None and config.patience:
-        # the result depends on what stops it
-        weights |= {"evaluation": len(evaluation), "evaluate_every": evaluate_every, "pictures": pictures.settings()}
+    if pictures is not None:
+        # `both` compares with the first evaluation, and with patience the result depends on what stops it
+        weights |= {"evaluation": len(evaluation), "pictures": pictures.settings()}
+        weights |= {"evaluate_every": evaluate_every} if config.patience else {}
     open_run(folder, run_settings(config, samples) | weights, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         attach(transformer, backbone.family, config.rank, config.alpha)
-        head = ConvHead().to(backbone.device) if config.conv_head and config.has_masks else None
+        head = ConvHead().to(backbone.device) if config.conv_head and config.reads_masks else None
     try:
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
