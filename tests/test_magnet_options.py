@@ -15,11 +15,12 @@ from tiny_run import SCENES, tiny_clip
 from torch.nn.functional import adaptive_avg_pool2d
 
 from seg4diff_tools.attention import temperature
-from seg4diff_tools.backbones import read_lora
+from seg4diff_tools.backbones import apply_lora, read_lora
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.backbones.lora import attach
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.generation import load_clip, prompts
+from seg4diff_tools.generation import clip_scores, load_clip, prompts
+from seg4diff_tools.generation.composition import judge
 from seg4diff_tools.generation.detector import DetectorConfig, DetectorNet, SceneDetector
 from seg4diff_tools.magnet import MagnetConfig, PictureTest, finetune
 from seg4diff_tools.magnet.alignment import grid_masks, region_losses, token_maps, word_losses
@@ -256,11 +257,17 @@ def pictures(clip_folder):
 
 
 def test_pictures_are_judged_by_a_clip_or_a_detector(backbone, pictures):
-    assert pictures.score(backbone) == pytest.approx(pictures.score(backbone))
+    texts = list(pictures.prompts)
+    clip = pictures.judge
+    drawn = backbone.generate(texts, seed=[0, 1], steps=1, progress=False)
+    by_hand = clip_scores(clip.embed_images(drawn), clip.embed_texts(texts)).mean().item()
+    assert pictures.score(backbone) == pytest.approx(by_hand)
     asked = prompts(1)[:2]
     detector = SceneDetector(DetectorNet(DetectorConfig()))
-    assert PictureTest(asked, detector, steps=1).score(backbone) in (0.0, 0.5, 1.0)
-    assert PictureTest(asked, detector).settings()["prompts"] == [one.text for one in asked]
+    test = PictureTest(asked, detector, steps=1, seed=3, batch=1)
+    drawn = backbone.generate([one.text for one in asked], seed=[300_000, 300_001], steps=1, progress=False)
+    assert test.score(backbone) == judge(detector, drawn, asked)["correct"].mean()
+    assert test.settings()["prompts"] == [one.text for one in asked]
 
 
 STOPPING = replace(QUICK, steps=6, learning_rate=0.05, patience=1)
@@ -304,14 +311,14 @@ def test_a_killed_run_stops_where_it_would_have_and_keeps_the_best(backbone, tmp
     values = [row["both"] for row in found[1:]]
     assert found[0]["both"] == 1
     assert len(values) - 1 == stopped_early(values, 1)
-    # the LoRA is that of a run that ends at the best evaluation
-    best = values.index(max(values)) + 1
-    assert read_lora(whole).rank == 2
-    if best == len(values):
-        return
-    latest = torch.load(whole / "state.pt", weights_only=True)["lora"]
-    kept = read_lora(whole).tensors
-    assert any(not torch.equal(kept[name], value) for name, value in latest.items() if name in kept)
+    # the LoRA is that of the best evaluation, not of the last step
+    best = found[values.index(max(values)) + 1]
+    with apply_lora(backbone, whole):
+        assert pictures.score(backbone) == pytest.approx(best["pictures"], rel=1e-5)
+    if best is not found[-1]:
+        latest = torch.load(whole / "state.pt", weights_only=True)["lora"]
+        kept = read_lora(whole).tensors
+        assert any(not torch.equal(kept[name], value) for name, value in latest.items() if name in kept)
 
 
 def test_two_processes_stop_as_one(tiny_folder, tiny_backbone, clip_folder, tmp_path):

@@ -68,11 +68,8 @@ class PictureTest:
             backbone: draws the pictures, with whatever is applied to it.
         """
         texts = [one if isinstance(one, str) else one.text for one in self.prompts]
-        pictures = []
-        for start in range(0, len(texts), self.batch):
-            part = texts[start : start + self.batch]
-            seeds = [100_000 * self.seed + start + number for number in range(len(part))]
-            pictures += backbone.generate(part, seed=seeds, steps=self.steps, progress=False)
+        seeds = [100_000 * self.seed + number for number in range(len(texts))]
+        pictures = backbone.generate(texts, seed=seeds, steps=self.steps, batch=self.batch, progress=False)
         if isinstance(self.judge, Clip):
             vectors = self.judge.embed_images(pictures), self.judge.embed_texts(texts)
             return float(clip_scores(*vectors).mean())
