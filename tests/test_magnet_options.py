@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TWO_PROCESSES
+from PIL import Image
 from test_magnet import DATA, GRID, HEADS, IMAGE, QUICK, SCRIPT, Dying, assert_same_run, attention, rows, targets
 from tiny_models import build
 from tiny_run import SCENES, tiny_clip
@@ -18,6 +19,7 @@ from seg4diff_tools.attention import temperature
 from seg4diff_tools.backbones import apply_lora, read_lora
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.backbones.lora import attach
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.generation import clip_scores, load_clip, prompts
 from seg4diff_tools.generation.composition import judge
@@ -288,6 +290,12 @@ def test_a_run_goes_on_with_the_pictures_that_it_began_with(backbone, tmp_path, 
     finetune(backbone, list(DATA), few, tmp_path / "run", **options)
     with pytest.raises(InputError, match="expected the settings of a fine-tuning .* pictures: None there"):
         finetune(backbone, list(DATA), few, tmp_path / "run", pictures=pictures, **options)
+
+
+def test_pictures_need_an_object_in_an_image_of_evaluation(backbone, tmp_path, pictures):
+    sky = LabeledImage(Image.new("RGB", (14, 14)), ("sky",), np.zeros((14, 14), np.uint8), background=("sky",))
+    with pytest.raises(InputError, match="expected an object in an image of evaluation with pictures, got none"):
+        finetune(backbone, list(DATA), QUICK, tmp_path / "run", evaluation=[sky], pictures=pictures, progress=False)
 
 
 def test_a_convolution_that_no_loss_reads_is_left_out(backbone, tmp_path):

@@ -1,6 +1,7 @@
 """Validation of a fine-tuning: segmentation, pictures of prompts and their judge, and the measure that joins both."""
 
 import csv
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,10 @@ class Validation:
         row = {"step": step, "layer": self.layer} | {name: float(scores[name]) for name in SCORES}
         if self.pictures is not None:
             row["pictures"] = self.pictures.score(self.backbone)
+            if math.isnan(row["object_mIoU"]):
+                raise InputError(
+                    "expected an object in an image of evaluation with pictures, got none: add one"
+                )
             first = self._rows()[0] if step else row
             row["both"] = both(*((first[name], row[name]) for name in ("object_mIoU", "pictures")))
         append_row(self.log, row)
