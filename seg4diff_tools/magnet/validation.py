@@ -124,9 +124,7 @@ class Validation:
         if self.pictures is not None:
             row["pictures"] = self.pictures.score(self.backbone)
             if math.isnan(row["object_mIoU"]):
-                raise InputError(
-                    "expected an object in an image of evaluation with pictures, got none: add one"
-                )
+                raise InputError("expected an object in an image of evaluation with pictures, got none: add one")
             first = self._rows()[0] if step else row
             row["both"] = both(*((first[name], row[name]) for name in ("object_mIoU", "pictures")))
         append_row(self.log, row)
