@@ -156,7 +156,7 @@ def weights_of(given: list[str]) -> dict[str, float]:
     from seg4diff_tools.errors import one_of
     from seg4diff_tools.magnet.config import LOSSES
 
-    found = {}
+    found: dict[str, float] = {}
     for text in given:
         name, _, value = text.partition("=")
         one_of(name, "--weight", LOSSES, "--weight dice=0.2")
