@@ -127,7 +127,9 @@ SLIPS = {
         "multiples of 8.*try 56",
     ),
     "a weight of no loss": ((*TUNE, "--weight", "masks=1"), "expected --weight, one of 'flow', .* got 'masks'"),
-    "a weight of no number": ((*TUNE, "--weight", "dice"), "expected --weight, numbers such as 1,0.5, got ''"),
+    "a weight of no number": ((*TUNE, "--weight", "dice"), "expected --weight dice, a number, got '': pass 0.5"),
+    "two weights of a loss": ((*TUNE, "--weight", "dice=0.2,3"), "expected --weight dice, a number, got '0.2,3'"),
+    "weights of no number": ((*TUNE, "--layer-weights", "1,x"), "expected --layer-weights, numbers, got '1,x'"),
     "weights of no layers": ((*TUNE, "--layer-weights", "1,2"), "expected --layer-weights for each of 0 layers"),
     "pictures without scenes": ((*TUNE, "--pictures", "1"), "expected --evaluation with --pictures"),
     "patience without pictures": (

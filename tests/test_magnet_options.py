@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import TWO_PROCESSES
+from PIL import Image
 from test_magnet import DATA, GRID, HEADS, IMAGE, QUICK, SCRIPT, Dying, assert_same_run, attention, rows, targets
 from tiny_models import build
 from tiny_run import SCENES, tiny_clip
 from torch.nn.functional import adaptive_avg_pool2d
 
 from seg4diff_tools.attention import temperature
-from seg4diff_tools.backbones import read_lora
+from seg4diff_tools.backbones import apply_lora, read_lora
 from seg4diff_tools.backbones.loading import wrap_pipeline
 from seg4diff_tools.backbones.lora import attach
+from seg4diff_tools.datasets import LabeledImage
 from seg4diff_tools.errors import InputError
-from seg4diff_tools.generation import load_clip, prompts
+from seg4diff_tools.generation import clip_scores, load_clip, prompts
+from seg4diff_tools.generation.composition import judge
 from seg4diff_tools.generation.detector import DetectorConfig, DetectorNet, SceneDetector
 from seg4diff_tools.magnet import MagnetConfig, PictureTest, finetune
 from seg4diff_tools.magnet.alignment import grid_masks, region_losses, token_maps, word_losses
@@ -73,6 +76,19 @@ def test_word_losses_and_gradients_are_those_of_the_whole_map(average):
     for one, other in zip(ours, torch.autograd.grad(total, [call.query for call in calls]), strict=True):
         assert other.abs().max() > 1e-5
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_labels_too_sparse_for_any_token_train_nothing():
+    wanted = targets(spans=True)
+    known = torch.zeros_like(wanted[0].known)
+    known[0, 0] = True
+    sparse = replace(wanted[0], known=known, masks=wanted[0].masks & known)
+    weights, call = torch.ones(1, dtype=torch.float64), attention(0)
+    with_it = word_losses([token_maps(call, [sparse, wanted[1]])], [sparse, wanted[1]], ALL, GRID, weights)
+    none = replace(sparse, masks=sparse.masks[:0], spans=())
+    without = word_losses([token_maps(call, [none, wanted[1]])], [none, wanted[1]], ALL, GRID, weights)
+    assert with_it == without
+    assert all(loss.isfinite() for loss in with_it.values())
 
 
 def test_tokens_of_each_image_stand_class_by_class():
@@ -243,11 +259,17 @@ def pictures(clip_folder):
 
 
 def test_pictures_are_judged_by_a_clip_or_a_detector(backbone, pictures):
-    assert pictures.score(backbone) == pytest.approx(pictures.score(backbone))
+    texts = list(pictures.prompts)
+    clip = pictures.judge
+    drawn = backbone.generate(texts, seed=[0, 1], steps=1, progress=False)
+    by_hand = clip_scores(clip.embed_images(drawn), clip.embed_texts(texts)).mean().item()
+    assert pictures.score(backbone) == pytest.approx(by_hand)
     asked = prompts(1)[:2]
     detector = SceneDetector(DetectorNet(DetectorConfig()))
-    assert PictureTest(asked, detector, steps=1).score(backbone) in (0.0, 0.5, 1.0)
-    assert PictureTest(asked, detector).settings()["prompts"] == [one.text for one in asked]
+    test = PictureTest(asked, detector, steps=1, seed=3, batch=1)
+    drawn = backbone.generate([one.text for one in asked], seed=[300_000, 300_001], steps=1, progress=False)
+    assert test.score(backbone) == judge(detector, drawn, asked)["correct"].mean()
+    assert test.settings()["prompts"] == [one.text for one in asked]
 
 
 STOPPING = replace(QUICK, steps=6, learning_rate=0.05, patience=1)
@@ -260,6 +282,25 @@ def stopped_early(values: list[float], patience: int) -> int:
         if index - best >= patience:
             return index
     return len(values) - 1
+
+
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(backbone, tmp_path, pictures):
+    few = replace(QUICK, steps=1)
+    options = {"evaluation": [DATA[3]], "evaluate_every": 1, "progress": False}
+    finetune(backbone, list(DATA), few, tmp_path / "run", **options)
+    with pytest.raises(InputError, match="expected the settings of a fine-tuning .* pictures: None there"):
+        finetune(backbone, list(DATA), few, tmp_path / "run", pictures=pictures, **options)
+
+
+def test_pictures_need_an_object_in_an_image_of_evaluation(backbone, tmp_path, pictures):
+    sky = LabeledImage(Image.new("RGB", (14, 14)), ("sky",), np.zeros((14, 14), np.uint8), background=("sky",))
+    with pytest.raises(InputError, match="expected an object in an image of evaluation with pictures, got none"):
+        finetune(backbone, list(DATA), QUICK, tmp_path / "run", evaluation=[sky], pictures=pictures, progress=False)
+
+
+def test_a_convolution_that_no_loss_reads_is_left_out(backbone, tmp_path):
+    words = replace(QUICK, steps=1, conv_head=True, focal_weight=0.0, dice_weight=0.0, places_weight=1.0)
+    assert not read_lora(finetune(backbone, list(DATA), words, tmp_path / "run", progress=False)).conv_head
 
 
 @pytest.mark.parametrize("reads", [9, 16])
@@ -278,14 +319,14 @@ def test_a_killed_run_stops_where_it_would_have_and_keeps_the_best(backbone, tmp
     values = [row["both"] for row in found[1:]]
     assert found[0]["both"] == 1
     assert len(values) - 1 == stopped_early(values, 1)
-    # the LoRA is that of a run that ends at the best evaluation
-    best = values.index(max(values)) + 1
-    assert read_lora(whole).rank == 2
-    if best == len(values):
-        return
-    latest = torch.load(whole / "state.pt", weights_only=True)["lora"]
-    kept = read_lora(whole).tensors
-    assert any(not torch.equal(kept[name], value) for name, value in latest.items() if name in kept)
+    # the LoRA is that of the best evaluation, not of the last step
+    best = found[values.index(max(values)) + 1]
+    with apply_lora(backbone, whole):
+        assert pictures.score(backbone) == pytest.approx(best["pictures"], rel=1e-5)
+    if best is not found[-1]:
+        latest = torch.load(whole / "state.pt", weights_only=True)["lora"]
+        kept = read_lora(whole).tensors
+        assert any(not torch.equal(kept[name], value) for name, value in latest.items() if name in kept)
 
 
 def test_two_processes_stop_as_one(tiny_folder, tiny_backbone, clip_folder, tmp_path):

@@ -328,13 +328,24 @@ def test_a_run_can_start_from_finished_weights(tiny_run, tmp_path):
         run_stage("transformer", fresh, config, device="cpu", init=tmp_path)
 
 
-def test_a_model_can_be_trained_further(tiny_run, tmp_path):
-    """What a new run lacks comes from the model, and its card tells both trainings."""
+def test_a_model_can_be_trained_further(tiny_run, tmp_path, monkeypatch):
+    """What a new run lacks comes from the model, after a kill too, and its card tells both trainings."""
     export(tiny_run, model := tmp_path / "model")
     trained = {"compute": "a core", "clip": {"steps": 5}, "vae": {"steps": 6}, "transformer": {"steps": 60}}
     (model / "model_card.json").write_text(json.dumps({"training": trained}))
     config = replace(TINY, transformer=replace(TINY.transformer, steps=1))
-    run_stage("transformer", run := tmp_path / "run", config, device="cpu", init=model)
+    run, copy = tmp_path / "run", shutil.copytree
+
+    def dying(source, to, **options):
+        copy(source, to, **options)
+        if source.name == "vae":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copytree", dying)
+        run_stage("transformer", run, config, device="cpu", init=model)
+    assert not (run / "vae").exists()
+    run_stage("transformer", run, config, device="cpu", init=model)
     assert (run / "clip" / "config.json").is_file()
     stages = model_card._stages(run, config)
     assert {name: stage["steps"] for name, stage in stages.items()} == {

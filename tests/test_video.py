@@ -9,7 +9,9 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel
 from PIL import Image
 from tiny_models import VIDEO_BUILDERS, wrapped
+from typer.testing import CliRunner
 
+from seg4diff_tools.__main__ import app
 from seg4diff_tools.analysis.features import image_features
 from seg4diff_tools.attention.areas import grid_mask
 from seg4diff_tools.attention.bias import AttentionBias, JointTokens
@@ -202,6 +204,25 @@ def test_options_for_images_alone_are_refused(cogvideox, options, said):
         return
     with pytest.raises(InputError, match=said):
         segment(cogvideox, Video(PIXELS), ["cat", "tree"], asked)
+
+
+def test_commands_refuse_models_of_videos(cogvideox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cogvideox.pipe.save_pretrained("model")
+    Image.fromarray(PIXELS[0]).save("a.png")
+    found = CliRunner().invoke(app, ["segment", "a.png", "cat", "--model", "model", "--layers", "1", "--out", "out"])
+    assert found.exit_code == 2
+    assert found.output.splitlines()[-1].startswith("error: expected --model, one of images, got model, one of videos")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_latents_and_a_background_alone_are_refused_with_videos(cogvideox):
+    video, options = Video(PIXELS), OpenVocabulary(layers=1)
+    with pytest.raises(InputError, match="expected no latents with a Video, got .*float32"):
+        segment(cogvideox, video, ["cat"], options, latents=torch.zeros(1, 4, 3, 6, 6))
+    with pytest.raises(InputError, match="expected a class beside 'background' with a Video, got it alone, as 0.5"):
+        segment(cogvideox, video, ["background"], OpenVocabulary(layers=1, background=0.5))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -1,8 +1,7 @@
 """Fine-tuning on masks."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,40 +10,10 @@ from seg4diff_tools.cli.options import T5, Dtype, ModelName, loaded
 from seg4diff_tools.cli.segmentation_flags import numbers
 from seg4diff_tools.errors import InputError
 
-
-class Magnet(StrEnum):
-    """Settings of a fine-tuning: the paper's for its two data sets, those of its code, and the embedded model's."""
-
-    mini = "mini"
-    coco = "coco"
-    sa1b = "sa1b"
-    coco_released = "coco-released"
-    sa1b_released = "sa1b-released"
-
-
-class Noise(StrEnum):
-    """Distribution of noise levels."""
-
-    logit_normal = "logit-normal"
-    uniform = "uniform"
-    early = "early"
-    late = "late"
-
-
-class Levels(StrEnum):
-    """Noise levels at which masks count."""
-
-    all = "all"
-    early = "early"
-    late = "late"
-
-
-class Precision(StrEnum):
-    """Of the forward pass."""
-
-    no = "no"
-    bf16 = "bf16"
-    fp16 = "fp16"
+Preset = Literal["mini", "coco", "sa1b", "coco-released", "sa1b-released"]
+Noise = Literal["logit-normal", "uniform", "early", "late"]
+Levels = Literal["all", "early", "late"]
+Precision = Literal["no", "bf16", "fp16"]
 
 
 def finetune(
@@ -62,7 +31,7 @@ def finetune(
     model: ModelName = "mini",
     dtype: Dtype = "auto",
     t5: T5 = False,
-    preset: Annotated[Magnet, typer.Option(help="Settings to start from.")] = Magnet.mini,
+    preset: Annotated[Preset, typer.Option(help="Settings to start from.")] = "mini",
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; the preset's by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images for one update, over all processes.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the LoRA.")] = None,
@@ -128,18 +97,18 @@ def finetune(
         "learning_rate": learning_rate,
         "layers": None if layers is None else numbers(layers, "--layers"),
         "layer_weights": None if layer_weights is None else tuple(decimals(layer_weights, "--layer-weights")),
-        "noise": noise and noise.value,
+        "noise": noise,
         "sigma_mean": sigma_mean,
         "sigma_std": sigma_std,
         "shift": shift,
-        "align_at": align_at and align_at.value,
+        "align_at": align_at,
         "temperature": temperature,
         "temperature_above": temperature_above,
         "patience": patience,
         "size": size,
     }
     changed |= weights_of(weight or [])
-    config = replace(magnet.preset(preset.value), seed=seed, **{k: v for k, v in changed.items() if v is not None})
+    config = replace(magnet.preset(preset), seed=seed, **{k: v for k, v in changed.items() if v is not None})
     if captions is not None and config.text == "classes":
         raise InputError(f"expected no --captions with --preset {preset}, whose prompts are class names: leave it out")
     if (pictures or config.patience) and not evaluation:
@@ -170,7 +139,7 @@ def finetune(
             evaluate_every=evaluate_every or 250,
             save_every=save_every,
             images_at_once=images_at_once,
-            mixed_precision=mixed_precision and mixed_precision.value,
+            mixed_precision=mixed_precision,
             gradient_checkpointing=gradient_checkpointing,
             tensorboard=tensorboard,
         )
@@ -187,21 +156,25 @@ def weights_of(given: list[str]) -> dict[str, float]:
     from seg4diff_tools.errors import one_of
     from seg4diff_tools.magnet.config import LOSSES
 
-    found = {}
+    found: dict[str, float] = {}
     for text in given:
         name, _, value = text.partition("=")
         one_of(name, "--weight", tuple(LOSSES), "--weight dice=0.2")
-        found[LOSSES[name]] = decimals(value, "--weight")[0]
+        (found[LOSSES[name]],) = decimals(value, f"--weight {name}", 1)
     return found
 
 
-def decimals(text: str, flag: str) -> list[float]:
+def decimals(text: str, flag: str, count: int | None = None) -> list[float]:
     """Read numbers with commas between them.
 
     Raises:
-        InputError: something else.
+        InputError: something else, or more or fewer than `count`.
     """
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"expected {flag}, numbers such as 1,0.5, got {text!r}: pass numbers") from None
+        found = []
+    if not found or count not in (None, len(found)):
+        wanted = "a number" if count == 1 else "numbers"
+        raise InputError(f"expected {flag}, {wanted}, got {text!r}: pass {'0.5' if count else '1,0.5'}")
+    return found

@@ -75,5 +75,7 @@ def loaded(model: str, dtype: str, lora: str | None = None, t5: bool = False) ->
     if dtype == "fp16" and device.type == "cpu":
         raise InputError("expected dtype fp32 or bf16 on a CPU, got fp16, which it computes slowly: pass dtype=fp32")
     backbone = load_backbone(model, device=device, dtype=weights, t5=t5)
+    if backbone.is_video:
+        raise InputError(f"expected --model, one of images, got {model}, one of videos: segment a Video in Python")
     with nullcontext() if lora is None else apply_lora(backbone, lora):
         yield backbone

@@ -85,13 +85,12 @@ def layer_step_sweep(
     Returns:
         An evaluation with one row for each setting; its `.table()` has the columns model, protocol, direction,
         normalize, layer, steps_from_end, head, mIoU with low and high, the other scores (0..1), images and skipped.
-        `background` of
-        the samples names the stuff classes: without it all classes are objects.
+        `background` of the samples names the stuff classes: without it all classes are objects.
 
     Raises:
         InputError: no samples, a label map of another size than its image, a class outside the vocabulary, a layer,
-        step or head out of range, unsupported options, an `out` folder of another run, or more memory than
-        memory_budget even for one image.
+            step or head out of range, unsupported options, an `out` folder of another run, or more memory than
+            memory_budget even for one image.
 
     Source: Seg4Diff, arXiv 2509.18096, figures 8, 15, 16, 17 and table 5; scores as in appendix A.4.
     """

@@ -228,6 +228,9 @@ def word_losses(
         lengths = [len(span) for span in target.spans]
         words = torch.stack([part.mean(2) for part in tokens.split(lengths, dim=2)], dim=2)
         shares, known = grid_masks(target, grid, words.device)
+        # labels so sparse that no token is known
+        if not known.any():
+            continue
         found = {}
         if "places" in totals:
             found["places"] = weights @ losses.places_loss(words[..., known], shares).mean(1)

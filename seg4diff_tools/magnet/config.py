@@ -81,7 +81,8 @@ class MagnetConfig:
         reading: log odds of a mask: "scores", q k^T / sqrt(dim) before the softmax, as in the paper's code; "softmax",
             the log odds of the attention itself; "shares", of its share among the image's classes, which is what an
             argmax over classes reads (words only).
-        conv_head: add a 3-layer convolution of the map to it, trained along, as the paper's code does.
+        conv_head: add a 3-layer convolution of the map to it before focal and dice, trained along, as the paper's code
+            does.
         head_learning_rate: of that convolution.
         focal: "published" or "released", see `losses.focal_loss`.
         average: of the mask losses: "images", the mean over an image's masks, then over images; "masks", over all masks
@@ -252,6 +253,11 @@ class MagnetConfig:
     def aligned(self) -> tuple[str, ...]:
         """The losses that read attention and train."""
         return tuple(name for name in ATTENTION_LOSSES if name in self.weights)
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether a loss compares log odds with masks, which a convolution may change first."""
+        return any(name in ATTENTION_LOSSES[:2] for name in self.aligned)
 
     @property
     def has_masks(self) -> bool:

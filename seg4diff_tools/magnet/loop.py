@@ -64,7 +64,7 @@ def finetune(
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Align the attention of a layer with masks by a LoRA, or goes on where an earlier run of it stopped.
+    """Align the attention of a layer with masks by a LoRA, or go on where an earlier run of it stopped.
 
     Every random number follows from the seed and from how many images came before, so that a run that was killed, or
     cut between processes by `accelerate launch`, trains on the same noise. The model itself is left as it was.
@@ -140,16 +140,21 @@ def finetune(
     if at_once is None:
         at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
-    more: dict[str, Any] = {"fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
-    if pictures is not None and config.patience:
-        # the result depends on what stops it
-        more |= {"evaluation": len(evaluation), "evaluate_every": evaluate_every, "pictures": pictures.settings()}
-    open_run(folder, run_settings(config, samples) | {"model": backbone.name} | more, RUN)
+    weights: dict[str, Any] = {
+        "model": backbone.name,
+        "fingerprint": model_fingerprint(backbone),
+        "dtype": str(backbone.dtype),
+    }
+    if pictures is not None:
+        # `both` compares with the first evaluation, and with patience the result depends on what stops it
+        weights |= {"evaluation": len(evaluation), "pictures": pictures.settings()}
+        weights |= {"evaluate_every": evaluate_every} if config.patience else {}
+    open_run(folder, run_settings(config, samples) | weights, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         attach(transformer, backbone.family, config.rank, config.alpha)
-        head = ConvHead().to(backbone.device) if config.conv_head and config.has_masks else None
+        head = ConvHead().to(backbone.device) if config.conv_head and config.reads_masks else None
     try:
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()

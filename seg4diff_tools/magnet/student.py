@@ -44,9 +44,8 @@ class Student(nn.Module):
         weights = torch.tensor(config.layer_weights or [1.0] * len(layers), dtype=torch.float32)
         self.layer_weights = (weights / weights.sum()).to(backbone.device)
         # which of its parts a loss needs
-        self.reads_logits, self.reads_words = (
-            any(name in config.aligned for name in names) for names in (ATTENTION_LOSSES[:2], ATTENTION_LOSSES[2:])
-        )
+        self.reads_logits = config.reads_masks
+        self.reads_words = any(name in ATTENTION_LOSSES[2:] for name in config.aligned)
         self.zeros = zeros_as_one(backbone, config.zero_tokens, config.size)
 
     def forward(

@@ -1,6 +1,7 @@
 """Validation of a fine-tuning: segmentation, pictures of prompts and their judge, and the measure that joins both."""
 
 import csv
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,11 +69,8 @@ class PictureTest:
             backbone: draws the pictures, with whatever is applied to it.
         """
         texts = [one if isinstance(one, str) else one.text for one in self.prompts]
-        pictures = []
-        for start in range(0, len(texts), self.batch):
-            part = texts[start : start + self.batch]
-            seeds = [100_000 * self.seed + start + number for number in range(len(part))]
-            pictures += backbone.generate(part, seed=seeds, steps=self.steps, progress=False)
+        seeds = [100_000 * self.seed + number for number in range(len(texts))]
+        pictures = backbone.generate(texts, seed=seeds, steps=self.steps, batch=self.batch, progress=False)
         if isinstance(self.judge, Clip):
             vectors = self.judge.embed_images(pictures), self.judge.embed_texts(texts)
             return float(clip_scores(*vectors).mean())
@@ -125,6 +123,8 @@ class Validation:
         row = {"step": step, "layer": self.layer} | {name: float(scores[name]) for name in SCORES}
         if self.pictures is not None:
             row["pictures"] = self.pictures.score(self.backbone)
+            if math.isnan(row["object_mIoU"]):
+                raise InputError("expected an object in an image of evaluation with pictures, got none: add one")
             first = self._rows()[0] if step else row
             row["both"] = both(*((first[name], row[name]) for name in ("object_mIoU", "pictures")))
         append_row(self.log, row)

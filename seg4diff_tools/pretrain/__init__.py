@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seg4diff_tools._runs import as_path
+from seg4diff_tools._runs import as_path, replace_file
 from seg4diff_tools.backbones.checkpoints import MINI, read_card
 from seg4diff_tools.backbones.loading import as_device
 from seg4diff_tools.errors import CheckpointError, instance_of, one_of
@@ -117,12 +117,16 @@ def run_stage(
 def _take_parts(run: Path, init: Path) -> None:
     """Copy the parts of a model that a transformer's run lacks, and what its card says of their training."""
     missing = [part for part in ("clip", "vae", "tokenizer") if (init / part).is_dir() and not (run / part).exists()]
-    for part in missing:
-        shutil.copytree(init / part, run / part)
     trained = read_card(init).get("training", {})
     earlier = {name: entry for name, entry in trained.items() if name in missing or name.startswith("transformer")}
-    if earlier:
-        (run / EARLIER).write_text(json.dumps(earlier, indent=1), encoding="utf-8")
+    # first, and once: after a kill the parts that were copied are no longer missing
+    if earlier and not (run / EARLIER).exists():
+        replace_file(run / EARLIER, json.dumps(earlier, indent=1).encode())
+    for part in missing:
+        copy = run / f"{part}.partial"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(init / part, copy)
+        copy.rename(run / part)
 
 
 def start_from(model: nn.Module, folder: str | Path, part: str) -> None:

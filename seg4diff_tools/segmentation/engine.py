@@ -98,7 +98,7 @@ def image_maps(
             prompts = tuple(prompt.text for words in _turns(own, options) for prompt in work.prompts(words, options))
             maps = masks.minmax(read[index]) if options.minmax else read[index]
             with work.timed("labels"):
-                labels = _labels(maps, own, names, frame.image, options)
+                labels = _labels(work.backbone, maps, own, names, frame.image, options)
             results.append(ImageMaps(_class_maps(maps, own, names, options), labels, prompts))
     return results
 
@@ -359,13 +359,18 @@ def _class_maps(maps: ColumnMaps, columns: Columns, names: Sequence[str], option
 
 
 def _labels(
-    maps: ColumnMaps, columns: Columns, names: Sequence[str], frame: PIL.Image.Image | Video, options: OpenVocabulary
+    backbone: Backbone,
+    maps: ColumnMaps,
+    columns: Columns,
+    names: Sequence[str],
+    frame: PIL.Image.Image | Video,
+    options: OpenVocabulary,
 ) -> Labels:
     """Return the class with the largest map at each pixel of the frame; of a video by the maps of latent frames."""
     if isinstance(frame, Video):
-        span = (len(frame) - 1) // max(1, maps.shape[1] - 1) or 1
-        each = [_labels(maps[:, -(-at // span)], columns, names, picture, options) for at, picture in enumerate(frame)]
-        return torch.stack(each)
+        stands = [maps[:, backbone.latent_frame(at)] for at in range(len(frame))]
+        pairs = zip(stands, frame, strict=True)
+        return torch.stack([_labels(backbone, own, columns, names, picture, options) for own, picture in pairs])
     size, best = (frame.height, frame.width), None
     if options.upsampling == "guided":
         # maps as large as the image, a few at a time

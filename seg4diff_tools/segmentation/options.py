@@ -16,6 +16,7 @@ from seg4diff_tools.indices import as_float, as_indices, as_int
 from seg4diff_tools.prompts import Kind
 from seg4diff_tools.segmentation.attribution import METHODS, PROBABILITIES
 from seg4diff_tools.segmentation.class_maps import DIRECTIONS, NORMALIZATIONS, Direction, Normalize
+from seg4diff_tools.segmentation.concepts import concept
 from seg4diff_tools.segmentation.masks import Merging
 from seg4diff_tools.segmentation.watching import Attribution
 
@@ -145,7 +146,8 @@ class OpenVocabulary:
                 f"leave {'it' if len(changed) == 1 else 'them'} out"
             )
         outside = ("classes_per_prompt", None), ("cut_prompt", False), ("stop_words", ()), ("reader", None)
-        if self.method == "concept" and (changed := [name for name, usual in outside if getattr(self, name) != usual]):
+        is_concept = self.method == "concept" or _unwrapped(self.method) is concept
+        if is_concept and (changed := [name for name, usual in outside if getattr(self, name) != usual]):
             raise InputError(
                 f"expected {' and '.join(changed)} with a prompt that names the classes, got method='concept', whose "
                 "classes stand outside of it: leave them out, or pass method='concept-in-prompt'"
@@ -242,9 +244,7 @@ def option_settings(options: Options) -> dict[str, Any]:
 
 def _check_function(method: Any) -> None:
     """Refuse a method that is no function of a backbone, latents, timesteps, prompts and layers."""
-    function = method
-    while isinstance(function, partial):
-        function = function.func
+    function = _unwrapped(method)
     try:
         if not isinstance(function, FunctionType):
             raise TypeError(f"{function!r} is no Python function")
@@ -254,6 +254,11 @@ def _check_function(method: Any) -> None:
             f"expected method, a name or a function of (backbone, noisy, timestep, prompts, layers), got another "
             f"({error}): pass one of the kind of attribution.refined"
         ) from error
+
+
+def _unwrapped(method: Any) -> Any:
+    """Return the function inside of every `partial`."""
+    return _unwrapped(method.func) if isinstance(method, partial) else method
 
 
 def _common(options: Options) -> None:

@@ -277,12 +277,15 @@ def check_video_options(names: Sequence[str], options: OpenVocabulary, latents: 
         "merge_scaled": options.merge_scaled,
         "method": options.method not in PROBABILITIES,
         "latents": latents is not None,
-        "class_names": set(names) == {BACKGROUND} and options.background != "word",
     }
     if refused := [name for name, given in alone.items() if given]:
         raise InputError(
-            f"expected no {refused[0]} with a Video, got {shown(getattr(options, refused[0], names))}: leave it out, "
+            f"expected no {refused[0]} with a Video, got {shown(getattr(options, refused[0], latents))}: leave it out, "
             "or segment single frames with a model of images"
+        )
+    if set(names) == {BACKGROUND} and options.background != "word":
+        raise InputError(
+            f"expected a class beside {BACKGROUND!r} with a Video, got it alone, as {options.background!r}: name one"
         )
 
 

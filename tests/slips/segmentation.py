@@ -100,6 +100,11 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
     ),
     ("concept-prompt", _segment(method=partial(concept, prompt=None)), "prompt, a str, got None: pass prompt=''"),
     ("concept-stop", _segment(method="concept", stop_words=["the"]), "stop_words with a prompt that names the classes"),
+    (
+        "concept-variant-stop",
+        _segment(method=partial(concept, variant="apart"), stop_words=["the"]),
+        "stop_words with a prompt that names the classes",
+    ),
     ("stop-text", _segment(layers=1, stop_words="the"), "stop_words as a list of names, got 'the'"),
     ("stop-class", _segment(layers=1, stop_words=["cat"]), "stop_words that are no class, got 'cat'"),
     ("stop-cut", _segment(layers=1, stop_words=["the"], cut_prompt=True), "stop_words with whole prompts"),
