@@ -123,9 +123,11 @@ def native(backbone, picture):
 
 def check(result, maps):
     """Same maps; same labels at every pixel whose two best classes are further apart than rounding."""
-    np.testing.assert_allclose(result.upsampled().values, maps, rtol=0, atol=1e-5)
+    found = result.upsampled().values
+    np.testing.assert_allclose(found, maps, rtol=0, atol=1e-5)
+    rounding = float(np.nanmax(np.abs(found - maps.numpy())))  # of this processor's operators
     best = maps.nan_to_num(nan=torch.inf).topk(2, dim=0).values
-    decided = (~(best[0] - best[1] < 1e-8)).numpy()
+    decided = (~(best[0] - best[1] < 1e-8 + 2 * rounding)).numpy()
     assert decided.mean() > 0.999
     assert np.array_equal(result.label_map[decided], maps.argmax(0).numpy()[decided])
 

@@ -401,7 +401,7 @@ def test_configurations_survive_a_round_trip(tmp_path):
     for config in (TINY, preset("cpu"), preset("gpu"), preset("cpu-rich"), preset("gpu-rich")):
         config.save(tmp_path)
         assert RunConfig.load(tmp_path) == config
-    with pytest.raises(InputError, match="one of 'cpu', 'gpu', 'cpu-rich', 'gpu-rich', got 'tpu'"):
+    with pytest.raises(InputError, match="one of 'cpu', 'gpu', 'cpu-rich', 'gpu-rich', 'cpu-further', got 'tpu'"):
         preset("tpu")
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         RunConfig.load(tmp_path / "elsewhere")

@@ -79,7 +79,7 @@ class _Running:
     """The factors of the forward that is running."""
 
     # no part of what `caching` tells it by
-    factors: Tensor = field(default_factory=lambda: torch.ones(1, device="cpu"), compare=False)
+    factors: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float32, device="cpu"), compare=False)
 
 
 def factors_at(timesteps: Float[Tensor, " image"], factor: float, above: float) -> Float[Tensor, " image"]:

@@ -1,8 +1,9 @@
 """Score segmentation."""
 
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +12,12 @@ from seg4diff_tools.cli.options import T5, Dtype, Lora, MemoryBudget, ModelName,
 from seg4diff_tools.cli.segmentation_flags import FLAGS, PAD_FLAGS, flag_of, refuse_idle, with_options
 from seg4diff_tools.errors import InputError
 
-Protocol = Literal["present", "full"]
+
+class Protocol(StrEnum):  # typer takes no list of literals
+    """Which classes a prompt names: those that an image shows, or the whole vocabulary."""
+
+    present = "present"
+    full = "full"
 
 
 @with_options(FLAGS | PAD_FLAGS)
@@ -72,7 +78,7 @@ def evaluate(
     if isinstance(method, OpenVocabulary):
         refuse_idle(method, samples.class_names)  # type: ignore[attr-defined]
     methods = {"pads" if unsupervised else "words": method}
-    protocols: Any = protocol or ["present"]
+    protocols: Any = [each.value for each in protocol or (Protocol.present,)]
     # another run's folder is refused before the model is loaded
     refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
     about = {"dataset": dataset, "root": str(root) if root else None, "split": split, "lora": lora}
