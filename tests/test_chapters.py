@@ -691,7 +691,7 @@ CLAIMS = [
     ),
     Claim(
         "18",
-        "No single head is missed",
+        "No single head is surely missed",
         lambda: (
             *said("18", r"A lower CLIPScore holds for (\d+) of \d+ heads \((\d+) prompts"),
             *said(
