@@ -37,7 +37,10 @@ SLIPS = {
     "an empty line": (("segment", "{photo}", "--classes", "{data}/gap.txt"), "--classes, got an empty line 2 in"),
     "an empty file": (("segment", "{photo}", "--classes", "{data}/empty.txt"), "--classes, got an empty line 1 in"),
     "a class twice in a file": (("segment", "{photo}", "--classes", "{data}/twice.txt"), "once in --classes, got cat"),
-    "another encoding": (("segment", "{photo}", "--classes", "{photo}"), "--classes as a text file .* in UTF-8, .*: save it so"),
+    "another encoding": (
+        ("segment", "{photo}", "--classes", "{photo}"),
+        "--classes as a text file .* in UTF-8, .*: save it so",
+    ),
     "a word for layers": ((*CAT, "--layers", "first"), "--layers as numbers, got 'first': pass --layers 4"),
     "layers with a gap": ((*OUT, "--layers", "4,,5"), "--layers as numbers, got '4,,5': pass --layers 4"),
     "a layer twice": ((*CAT, "--layers", "4,4"), "expected --layers, .*once, got .4, 4.: name each one once"),
