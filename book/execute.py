@@ -23,6 +23,8 @@ from tqdm import tqdm
 PACKAGE = Path(__file__).resolve().parents[1] / "seg4diff_tools"
 STAMP = "seg4diff_tools"
 """The key of a notebook's metadata that holds its hashes."""
+PROCESSOR = "ignore:bfloat16 saves memory:UserWarning"
+"""A warning that depends on the processor, and no output of a chapter."""
 
 
 def stamp(notebook: Mapping[str, Any]) -> dict[str, str]:
@@ -70,7 +72,7 @@ def execute(path: Path, environment: Mapping[str, str]) -> None:
             store_widget_state=False,
             on_cell_executed=lambda **_: bar.update(),
         )
-        client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
+        client.execute(env={**os.environ, "TQDM_DISABLE": "1", "PYTHONWARNINGS": PROCESSOR, **environment})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]

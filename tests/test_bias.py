@@ -448,7 +448,7 @@ def test_words_outside_the_prompt_go_with_generation_and_edits(tiny_backbone, tm
     assert recorder.recording["c2i"].dims == ("image", "branch", "step", "layer", "concept", "y", "x")
     assert recorder.recording["c2i"].sizes["step"] == 2
     assert open_recording(recorder.save(tmp_path / "both.nc")) == recorder.recording
-    with pytest.raises(RecordingError, match="pass all in one list"), recorder, recorder_of(tiny_backbone):
+    with pytest.raises(RecordingError, match="pass all words in one list"), recorder, recorder_of(tiny_backbone):
         pass
 
 

