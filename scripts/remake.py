@@ -10,7 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ("magnet", "perturbation", "heads", "sinks", "placing")  # the longest first
 
 
-def run(name: str, command: list[str], folder: Path, threads: int = 1) -> str | None:
+def run(name: str, command: list[str], folder: Path) -> str | None:
     """Run one step unless it is done; its output goes to a log. Returns what went wrong."""
     done, log = folder / f"{name}.done", folder / f"{name}.log"
     if done.exists():
         return None
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file, check=False
@@ -51,8 +51,9 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(studies), desc="studies", unit="study") as bar:
         waiting = [pool.submit(run, name, command, folder) for name, command in studies.items()]
         failures = []
-        for each in waiting:
-            failures += filter(None, [each.result()])
+        for each in as_completed(waiting):
+            if failure := each.result():
+                failures.append(failure)
             bar.update()
     if failures:
         sys.exit("\n".join(failures))

@@ -52,8 +52,12 @@ LARGEST = 4 << 30
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 # Attributes of a module that change no result, beside the bookkeeping of nn.Module itself.
 _INERT = {
-    *(*vars(nn.Module()), CONFIG_ATTRIBUTE),
-    *("name_or_path", "gradient_checkpointing", "warnings_issued", "peft_config"),
+    *vars(nn.Module()),
+    "name_or_path",
+    "gradient_checkpointing",
+    "warnings_issued",
+    "peft_config",
+    CONFIG_ATTRIBUTE,
 }
 
 

@@ -19,7 +19,6 @@ from seg4diff_tools.analysis.heads import HeadMaps, LayerAndHead, head_class_map
 from seg4diff_tools.analysis.search import mean_confusion
 from seg4diff_tools.attention.edits import Edit, apply_edit
 from seg4diff_tools.attention.patching import HeadEdit, ablate, patch, record_outputs
-from seg4diff_tools.backbones.backbone import Backbone
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.datasets.labels import true_classes
@@ -295,7 +294,7 @@ def ablation_effects(
     tables, untouched = [], None
     for at in tqdm([None, *wanted], unit="head", disable=not progress):
         with edit_heads(backbone, edit, [] if at is None else [at]):
-            made = _generated(backbone, [one.text for one in asked], seeds, sampling)
+            made = backbone.generate([one.text for one in asked], seed=seeds, progress=False, **sampling)
         vectors = judged_by.embed(made)
         untouched = vectors if untouched is None else untouched
         scores = {
@@ -354,16 +353,14 @@ def patch_effects(
         part = pairs[start : start + batch]
         seeds = [seed + start + number for number in range(len(part))]
         with record_outputs(backbone, branches="cond") as outputs:
-            pictures["second"] += _generated(backbone, [pair.second.text for pair in part], seeds, sampling)
+            texts = [pair.second.text for pair in part]
+            pictures["second"] += backbone.generate(texts, seed=seeds, progress=False, **sampling)
+        texts = [pair.first.text for pair in part]
         for name, heads in sets.items():
             with edit_heads(backbone, patch(outputs), heads):
-                pictures[name] += _generated(backbone, [pair.first.text for pair in part], seeds, sampling)
+                pictures[name] += backbone.generate(texts, seed=seeds, progress=False, **sampling)
     rows = []
     for name, made in pictures.items():
         for number, (pair, scene) in enumerate(zip(pairs, detector.detect(made), strict=True)):
             rows.append((name, number, pair.kind, not fault(pair.first, scene), not fault(pair.second, scene)))
     return pd.DataFrame(rows, columns=["set", "pair", "kind", "first", "second"]), pictures
-
-
-def _generated(backbone: Backbone, texts: list[str], seeds: list[int], sampling: dict[str, Any]) -> list[Image]:
-    return backbone.generate(texts, seed=seeds, progress=False, **sampling)

@@ -61,9 +61,17 @@ def head_class_maps(
     Source: Seg4Diff, arXiv 2509.18096, equations 9 to 12 without the mean over heads; figures 9a, 26 and 27.
     """
     backbone = as_backbone(backbone)
-    wanted, noise = check_layers(backbone, layers), [as_int(steps_from_end, "steps_from_end", 1)]
-    read: dict[str, Any] = {"layers": wanted, "steps_from_end": noise, "steps": steps, "seed": seed}
-    found = sample_maps(backbone, samples, "heads", progress, heads=list(range(backbone.heads)), **read)
+    found = sample_maps(
+        backbone,
+        samples,
+        "heads",
+        progress,
+        layers=check_layers(backbone, layers),
+        heads=list(range(backbone.heads)),
+        steps_from_end=[as_int(steps_from_end, "steps_from_end", 1)],
+        steps=steps,
+        seed=seed,
+    )
     return [maps[0] for _, maps in found]
 
 

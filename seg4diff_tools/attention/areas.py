@@ -15,12 +15,13 @@ Area = Any
 """Part of a picture: a boolean mask [y x] of any size, or a box (left, top, right, bottom) with values from 0 to 1."""
 
 
-def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
+def as_area(area: Any, name: str, *, empty: bool = False) -> Bool[Tensor, "y x"] | tuple[float, ...]:
     """Return a mask as a tensor, or a box as a tuple.
 
     Args:
         area: a mask [y x] or a box.
         name: of the argument, for the error.
+        empty: whether a mask may have no place.
 
     Raises:
         InputError: neither, a mask without a place, or a box without an extent or with a side outside of the picture.
@@ -28,7 +29,7 @@ def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
     way_out = f"pass {name} as a boolean array [y x], or as a box such as (0.0, 0.25, 0.5, 1.0)"
     if getattr(area, "ndim", 0) == 2 and str(area.dtype).removeprefix("torch.") == "bool":
         mask = area.detach().cpu() if isinstance(area, Tensor) else torch.from_numpy(np.array(area))
-        if not mask.any():
+        if not empty and not mask.any():
             raise InputError(f"expected {name}, a mask with at least one place, got an empty one: {way_out}")
         return mask
     sides = [scalar(side) for side in area] if isinstance(area, (tuple, list)) else []
@@ -43,24 +44,25 @@ def as_area(area: Any, name: str) -> Bool[Tensor, "y x"] | tuple[float, ...]:
     return left, top, right, bottom
 
 
-def grid_mask(area: Area, grid: tuple[int, ...]) -> Bool[Tensor, "*frame y x"]:
+def grid_mask(area: Area, grid: tuple[int, ...], *, empty: bool = False) -> Bool[Tensor, "*frame y x"]:
     """Return the image tokens of which at least half lies in an area; where there is none, those that it covers most.
 
     Args:
         area: a mask [y x] of any size or a box (left, top, right, bottom).
         grid: rows and columns of image tokens; of a video, frames before them, in each of which the area is the same.
+        empty: whether a mask may have no place; no token is chosen then.
 
     Raises:
         InputError: see `as_area`.
     """
-    area = as_area(area, "area")
+    area = as_area(area, "area", empty=empty)
     if isinstance(area, Tensor):
         share = area_means(area, (grid[-2], grid[-1]))
     else:
         left, top, right, bottom = area
         rows, columns = grid[-2:]
         share = _overlap(top * rows, bottom * rows, rows)[:, None] * _overlap(left * columns, right * columns, columns)
-    return (share >= min(0.5, share.max().item()) - 1e-9).expand(grid)
+    return ((share > 0) & (share >= min(0.5, share.max().item()) - 1e-9)).expand(grid)
 
 
 def area_means(pixels: Shaped[Tensor, "*some y x"], grid: tuple[int, int]) -> Float[Tensor, "*some row column"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from seg4diff_tools.attention.areas import Area, grid_mask
@@ -132,7 +132,7 @@ class Concepts:
         for name, tokens in own.items():
             readers = torch.zeros_like(pixels)
             if name in areas:
-                readers[layout.image] = region_mask(areas[name], layout.grid).ravel()
+                readers[layout.image] = grid_mask(areas[name], layout.grid, empty=True).ravel()
             read |= readers
             yield Rule(-math.inf, pixels & ~readers, tokens, rows=rows)
             if self.readers.strength and readers.any():
@@ -186,13 +186,6 @@ def check_appendable(family: Family) -> None:
             f"expected a model whose text tokens have no positions with concepts, got one of the family {family.name}: "
             f"use one of {able}, or put the words into the prompt"
         )
-
-
-def region_mask(area: Area, grid: tuple[int, ...]) -> Bool[Tensor, "*frame y x"]:
-    """Return the image tokens of an area as `grid_mask` does; none for a mask without any place."""
-    if getattr(area, "ndim", 0) == 2 and not area.any():
-        return torch.zeros(grid, dtype=torch.bool, device="cpu")
-    return grid_mask(area, grid)
 
 
 def encode_concepts(model: Any, names: Sequence[str]) -> Concepts:

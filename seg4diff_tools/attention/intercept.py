@@ -58,6 +58,11 @@ class _Request:
         return layer in self.layers or self.biased or self.concepts is not None or self.stops(layer)
 
     @property
+    def read_text(self) -> Concepts | None:
+        """The text outside the prompt, if image tokens read it."""
+        return self.concepts if self.concepts is not None and self.concepts.readers is not None else None
+
+    @property
     def biased(self) -> bool:
         return bool(self.bias) or self.bias_of is not None
 
@@ -167,11 +172,7 @@ def interceptions(transformer: nn.Module) -> list[tuple[Any, ...]]:
     """Return what is intercepted now: for each `intercept`, its callback, layers, biases, function of biases, text
     outside the prompt that image tokens read, and last layer."""
     requests = _TAPS[transformer].requests if transformer in _TAPS else []
-    read = [r.concepts if r.concepts is not None and r.concepts.readers is not None else None for r in requests]
-    return [
-        (r.on_attention, sorted(r.layers), r.bias, r.bias_of, concepts, r.stop_after)
-        for r, concepts in zip(requests, read, strict=True)
-    ]
+    return [(r.on_attention, sorted(r.layers), r.bias, r.bias_of, r.read_text, r.stop_after) for r in requests]
 
 
 class _Tap(TorchFunctionMode):

@@ -65,18 +65,17 @@ class HeadOutputs:
         Raises:
             RecordingError: images at different steps, or a run with other steps than the recorded one.
         """
-        if turn.step is None or turn.timestep is None:
-            raise RecordingError("expected one timestep for all images with patch, got several: give all the same")
-        recorded = self.timesteps.get(turn.step)
+        step, timestep = turn.place("patch")
+        recorded = self.timesteps.get(step)
         if recorded is None and not self.every_step:
             return None
-        if recorded is None or abs(recorded - turn.timestep) > 1:
+        if recorded is None or abs(recorded - timestep) > 1:
             found = "no such step" if recorded is None else f"timestep {recorded:.0f}"
             raise RecordingError(
-                f"expected a run with the steps of the recorded one, got timestep {turn.timestep:.0f} in step "
-                f"{turn.step}, where the recorded one has {found}: take as many steps in both"
+                f"expected a run with the steps of the recorded one, got timestep {timestep:.0f} in step "
+                f"{step}, where the recorded one has {found}: take as many steps in both"
             )
-        return self.values.get((turn.step, branch, layer))
+        return self.values.get((step, branch, layer))
 
     def check(self, selection: Selection, family: str) -> None:
         """Check that they hold what a patch asks for.
@@ -242,22 +241,19 @@ def record_outputs(
         assert turn is not None
         if turn.beside:
             return
-        if turn.step is None or turn.timestep is None:
-            raise RecordingError(
-                "expected one timestep for all images with record_outputs, got several: give all the same"
-            )
+        step, timestep = turn.place("record_outputs")
         at = forward.choose(whose, call).nonzero().squeeze(1)
         for branch, rows in selection.rows(turn, len(call.output)).items():
-            key = (turn.step, branch, call.layer)
+            key = (step, branch, call.layer)
             if key in outputs.values:
                 raise RecordingError(
-                    f"expected one run inside record_outputs, got a second one at step {turn.step}: draw all images in "
+                    f"expected one run inside record_outputs, got a second one at step {step}: draw all images in "
                     "one batch, or record each run in a `with` of its own"
                 )
             kept = call.output[rows, list(selection.heads)][:, :, at].detach()
             if not outputs.values:
                 check_budget(kept)
-            outputs.values[key], outputs.timesteps[turn.step] = kept.cpu(), turn.timestep
+            outputs.values[key], outputs.timesteps[step] = kept.cpu(), timestep
 
     with intercept(transformer, keep, layers=selection.layers, bias=forward.see):
         yield outputs

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from seg4diff_tools.attention.areas import Area, as_area
-from seg4diff_tools.attention.concepts import Readers, encode_outside, region_mask
+from seg4diff_tools.attention.areas import Area, as_area, grid_mask
+from seg4diff_tools.attention.concepts import Readers, encode_outside
 from seg4diff_tools.attention.intercept import intercept
 from seg4diff_tools.errors import InputError, RecordingError, instance_of, list_of, shown, some_of
 from seg4diff_tools.families import Layout, family_of, model_lock, transformer_of
@@ -77,7 +77,9 @@ def regional_prompts(
             f"expected regions, a mapping with a second prompt for each image, got {shown(regions)}: pass "
             "regions={'a cat': (0.0, 0.0, 0.5, 1.0)}"
         )
-    areas = tuple({text: _area(area, f"regions[{text!r}]") for text, area in own.items()} for own in listed)
+    areas = tuple(
+        {text: as_area(area, f"regions[{text!r}]", empty=True) for text, area in own.items()} for own in listed
+    )
     number = scalar(strength)
     if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise InputError(f"expected strength, a finite number, got {shown(strength)}: pass strength=0.0")
@@ -188,7 +190,7 @@ class _Held:
         start = tokens - behind - image if self.role == "joint" else 0
         kept = torch.full((len(self.areas), tokens), self.running.others, dtype=torch.bool, device="cpu")
         for row, area in zip(kept, self.areas, strict=True):
-            row[start : start + image] = region_mask(area, layout.grid).ravel()
+            row[start : start + image] = grid_mask(area, layout.grid, empty=True).ravel()
         return kept
 
 
@@ -222,14 +224,8 @@ def _role(name: str) -> Role:
     return "image" if stack in ("transformer_blocks", "x_embedder", "proj_out") else "other"
 
 
-def _area(area: Any, name: str) -> Area:
-    """Return a mask, which may be empty, or a box."""
-    empty = getattr(area, "ndim", 0) == 2 and str(area.dtype).removeprefix("torch.") == "bool" and not area.any()
-    return area if empty else as_area(area, name)
-
-
 def _areas(given: Any, name: str) -> tuple[Area, ...]:
     """Return one area for all images, or one for each."""
     if isinstance(given, (list, tuple)) and given and not isinstance(scalar(given[0]), Real):
-        return tuple(_area(each, name) for each in given)
-    return (_area(given, name),)
+        return tuple(as_area(each, name, empty=True) for each in given)
+    return (as_area(given, name, empty=True),)

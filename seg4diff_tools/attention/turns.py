@@ -44,6 +44,16 @@ class Turn:
         start = self.branches.index(branch) * self.images
         return range(start, start + self.images)
 
+    def place(self, name: str) -> tuple[int, float]:
+        """Return step and timestep; `name` is what needs them, for the error.
+
+        Raises:
+            RecordingError: images at different ones.
+        """
+        if self.step is None or self.timestep is None:
+            raise RecordingError(f"expected one timestep for all images with {name}, got several: give all the same")
+        return self.step, self.timestep
+
     def is_in(self, steps: Container[int] | None) -> bool:
         """Return whether its step is one of these; None stands for all.
 

@@ -58,10 +58,9 @@ def evaluate(
     from seg4diff_tools.segmentation.options import OpenVocabulary, Options, Unsupervised
 
     kind: Any = Unsupervised if unsupervised else OpenVocabulary
-    given, known = (
-        [*options, *(["protocol"] if protocol and unsupervised else [])],
-        [each.name for each in fields(kind)],
-    )
+    given, known = [*options], {each.name for each in fields(kind)}
+    if protocol and unsupervised:
+        given.append("protocol")
     if wrong := [flag_of(name) for name in given if name not in known]:
         it = "it" if len(wrong) == 1 else "them"
         raise InputError(
@@ -83,8 +82,18 @@ def evaluate(
     refuse_other_run(out, run_settings(samples, methods, protocols, shuffle_seed=shuffle_seed, batch=batch))
     about = {"dataset": dataset, "root": str(root) if root else None, "split": split, "lora": lora}
     with loaded(model, dtype, lora, t5) as backbone:
-        chosen: dict[str, Any] = {"limit": limit, "shuffle_seed": shuffle_seed, "about": about, "batch": batch}
-        result = run(backbone, samples, methods, protocols, out=out, memory_budget=memory_budget, **chosen)
+        result = run(
+            backbone,
+            samples,
+            methods,
+            protocols,
+            out=out,
+            limit=limit,
+            shuffle_seed=shuffle_seed,
+            about=about,
+            batch=batch,
+            memory_budget=memory_budget,
+        )
     if processes().is_main_process:
         table = result.table().drop(columns=["gain", "gain_low", "gain_high", "comparisons"])
         typer.echo(table.round(3).to_string(index=False))

@@ -159,8 +159,8 @@ def weights_of(given: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         name, _, value = text.partition("=")
-        one_of(name, "--weight", tuple(LOSSES), "--weight dice=0.2")
-        (found[LOSSES[name]],) = decimals(value, f"--weight {name}", 1)
+        one_of(name, "--weight", LOSSES, "--weight dice=0.2")
+        (found[f"{name}_weight"],) = decimals(value, f"--weight {name}", 1)
     return found
 
 

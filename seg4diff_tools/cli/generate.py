@@ -1,7 +1,7 @@
 """Generate the pictures of benchmarks."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,7 +40,16 @@ def generate(
     read_prompts(prompts, layout)
     refuse_other(out, {"layout": layout, "steps": steps, "seed": seed}, "a benchmark's pictures")
     with loaded(model, dtype, lora, t5) as backbone:
-        drawn: dict[str, Any] = {"images": images, "guidance_scale": guidance_scale, "batch": batch}
-        folder = generate_benchmark(backbone, layout, prompts, out, steps=steps, seed=seed, **drawn)
+        folder = generate_benchmark(
+            backbone,
+            layout,
+            prompts,
+            out,
+            images=images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            batch=batch,
+        )
     if processes().is_main_process:
         typer.echo(f"{folder}: now judge it with the benchmark's own code")

@@ -122,7 +122,8 @@ class Evaluation:
             ends = metrics.interval(gain, left - left[base], level, comparisons)
             columns |= {"gain": gain, "gain_low": ends[0], "gain_high": ends[1], "comparisons": comparisons}
         totals = self.totals
-        others = [name for name in (*SCORES[3:], *SCORES[2::-1], *self.values) if name != score]
+        order = ("object_mIoU", "background_mIoU", "mIoU", "mACC", "pACC", *self.values)
+        others = [name for name in order if name != score]
         return pd.DataFrame(
             {"model": self.settings["model"]}
             | {name: self.rows.get_level_values(name) for name in self.rows.names}

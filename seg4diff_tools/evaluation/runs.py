@@ -70,8 +70,11 @@ def run_counts(
     shown = progress and state.is_main_process
     with tqdm(total=own, unit="image", disable=not shown, desc=f"{backbone.name} {kind}") as bar:
         finished = 0
-        store: dict[str, Any] = {"folder": folder, "at_once": at_once, "skip": skip}
-        for shard in count_images(samples, lambda group: compute(group, bar.update), indices, **store):
+
+        def counted(group: list[OpenedSample]) -> list[ImageCounts]:
+            return compute(group, bar.update)
+
+        for shard in count_images(samples, counted, indices, folder=folder, at_once=at_once, skip=skip):
             found.add(shard)
             finished += len(shard.records) + len(shard.faults)
             if shown:

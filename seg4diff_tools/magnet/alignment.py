@@ -14,7 +14,7 @@ from seg4diff_tools.attention.tokens import span_weights
 from seg4diff_tools.errors import InputError
 from seg4diff_tools.indices import as_int
 from seg4diff_tools.magnet import losses
-from seg4diff_tools.magnet.config import ATTENTION_LOSSES, MagnetConfig
+from seg4diff_tools.magnet.config import MASK_LOSSES, WORD_LOSSES, MagnetConfig
 from seg4diff_tools.magnet.targets import Target
 from seg4diff_tools.segmentation.class_maps import Normalize, span_maps
 
@@ -135,7 +135,7 @@ def mask_losses(
             f"expected logits of each of {len(targets)} targets, got {len(logits)}: pass one for each image"
         )
     count = _count(targets, count)
-    totals = {name: logits[0].new_zeros(()) for name in ("focal", "dice")}
+    totals = {name: logits[0].new_zeros(()) for name in MASK_LOSSES}
     for maps, target in zip(logits, targets, strict=True):
         masks_of_image = target.masks.to(maps.device)
         if config.maps == "heads":
@@ -220,7 +220,7 @@ def word_losses(
     Source: TokenCompose, CVPR 2024; FOCUS, arXiv 2510.02315.
     """
     count = _count(targets, count)
-    totals = {name: maps[0][0].new_zeros(()) for name in config.aligned if name in ATTENTION_LOSSES[2:]}
+    totals = {name: maps[0][0].new_zeros(()) for name in config.aligned if name in WORD_LOSSES}
     for index, target in enumerate(targets):
         if not len(target.masks):
             continue

@@ -19,19 +19,12 @@ Resize = Literal["nearest-exact", "nearest"]
 Noise = Literal["logit-normal", "uniform", "early", "late"]
 Levels = Literal["all", "early", "late"]
 
-ATTENTION_LOSSES = ("focal", "dice", "places", "entropy", "apart", "agree")
-"""Losses that read attention; those after the first two read words."""
-LOSSES = {
-    "flow": "flow_weight",
-    "regions": "regions_weight",
-    "focal": "focal_weight",
-    "dice": "dice_weight",
-    "places": "places_weight",
-    "entropy": "entropy_weight",
-    "apart": "apart_weight",
-    "agree": "agree_weight",
-}
-"""Every loss, and the field of `MagnetConfig` with its weight."""
+MASK_LOSSES = ("focal", "dice")
+"""Losses that compare log odds with masks."""
+WORD_LOSSES = ("places", "entropy", "apart", "agree")
+"""Losses that read the attention to words."""
+LOSSES = ("flow", "regions", *MASK_LOSSES, *WORD_LOSSES)
+"""Every loss; the weight of "dice" is the field dice_weight of `MagnetConfig`, and so on."""
 
 _CHOICES: dict[str, Any] = {
     "maps": Maps,
@@ -51,7 +44,7 @@ _WHOLE |= {"zero_tokens": 0, "seed": 0, "patience": 0}
 _REAL: dict[str, tuple[float, float | None]] = dict.fromkeys(
     ("learning_rate", "head_learning_rate", "weight_decay", "clip_gradients"), (0.0, None)
 )
-_REAL |= dict.fromkeys((*LOSSES.values(), "match_focal", "match_dice"), (0.0, None))
+_REAL |= dict.fromkeys((*(f"{name}_weight" for name in LOSSES), "match_focal", "match_dice"), (0.0, None))
 _REAL |= {"least_area": (0.0, 1.0), "flip": (0.0, 1.0), "sigma_mean": (float("-inf"), None), "sigma_std": (0.0, None)}
 _REAL |= {"temperature": (0.0, None), "temperature_above": (0.0, 1000.0)}
 # and what to pass in place of 0
@@ -231,7 +224,7 @@ class MagnetConfig:
             )
         if not self.weights:
             raise InputError("expected at least one loss with a weight above 0, got 0 for all: pass flow_weight=1.0")
-        if self.maps == "heads" and (of_words := [name for name in self.aligned if name in ATTENTION_LOSSES[2:]]):
+        if self.maps == "heads" and (of_words := [name for name in self.aligned if name in WORD_LOSSES]):
             raise InputError(
                 f"expected maps='words' with {of_words[0]}_weight, got maps='heads': masks without names have no words"
             )
@@ -246,18 +239,23 @@ class MagnetConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The losses that train, by name, and their weights."""
-        every = {name: float(getattr(self, field)) for name, field in LOSSES.items()}
+        every = {name: float(getattr(self, f"{name}_weight")) for name in LOSSES}
         return {name: weight for name, weight in every.items() if weight > 0}
 
     @property
     def aligned(self) -> tuple[str, ...]:
         """The losses that read attention and train."""
-        return tuple(name for name in ATTENTION_LOSSES if name in self.weights)
+        return tuple(name for name in (*MASK_LOSSES, *WORD_LOSSES) if name in self.weights)
 
     @property
     def reads_masks(self) -> bool:
         """Whether a loss compares log odds with masks, which a convolution may change first."""
-        return any(name in ATTENTION_LOSSES[:2] for name in self.aligned)
+        return any(name in MASK_LOSSES for name in self.aligned)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether a loss reads the attention to words."""
+        return any(name in WORD_LOSSES for name in self.aligned)
 
     @property
     def has_masks(self) -> bool:

@@ -40,9 +40,9 @@ from seg4diff_tools.magnet.config import MagnetConfig
 from seg4diff_tools.magnet.memory import images_that_fit
 from seg4diff_tools.magnet.student import Student
 from seg4diff_tools.magnet.targets import Target, counts, noise, target
-from seg4diff_tools.magnet.validation import PictureTest, Validation
+from seg4diff_tools.magnet.validation import EVALUATION, PictureTest, Validation
 
-STATE, LOG, EVALUATION = "state.pt", "log.csv", "evaluation.csv"
+STATE, LOG = "state.pt", "log.csv"
 RUN = "a fine-tuning"
 NO_CHECKPOINTING = ("hunyuan-image",)
 """Families whose blocks diffusers calls with arguments that its checkpointing does not take."""
@@ -140,11 +140,8 @@ def finetune(
     if at_once is None:
         at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
-    weights: dict[str, Any] = {
-        "model": backbone.name,
-        "fingerprint": model_fingerprint(backbone),
-        "dtype": str(backbone.dtype),
-    }
+    weights: dict[str, Any] = {"model": backbone.name, "fingerprint": model_fingerprint(backbone)}
+    weights["dtype"] = str(backbone.dtype)
     if pictures is not None:
         # `both` compares with the first evaluation, and with patience the result depends on what stops it
         weights |= {"evaluation": len(evaluation), "pictures": pictures.settings()}
@@ -310,8 +307,8 @@ class _Run:
         """Whether masks count at the noise level of the image with this number in training."""
         if self.config.align_at == "all":
             return True
-        shape = self.backbone.latent_size(self.config.size)
-        return counts(self.backbone, noise(self.backbone, shape, number, self.config)[1].item(), self.config)
+        sigma = noise(self.backbone, self.backbone.latent_size(self.config.size), number, self.config)[1].item()
+        return counts(self.backbone, sigma, self.config)
 
     def _index(self, number: int) -> int:
         turn, place = divmod(number, len(self.samples))
@@ -339,18 +336,17 @@ class _Run:
         """Whether so many evaluations as `patience` passed since the best one; every process hears the same."""
         if not self.config.patience:
             return False
-        main = self.accelerator.is_main_process
-        stalled = main and self.validation is not None and self.validation.since_best() >= self.config.patience
+        known = self.validation if self.accelerator.is_main_process else None
+        stalled = known is not None and known.since_best() >= self.config.patience
         heard = torch.tensor(float(stalled), dtype=torch.float32, device=self.accelerator.device)
         return self.accelerator.reduce(heard, "sum").item() > 0
 
     def _evaluate(self, step: int) -> None:
         if self.validation is None:
             return
-        config = self.config
-        with temperature(self.backbone, config.temperature, above=config.temperature_above):
+        with temperature(self.backbone, self.config.temperature, above=self.config.temperature_above):
             best = self.validation.measure(step)
-        if best and step and config.patience:
+        if best and step and self.config.patience:
             self._save_lora()
 
     def _save(self, step: int) -> None:
@@ -370,8 +366,7 @@ class _Run:
             self._save_lora()
 
     def _save_lora(self) -> None:
-        transformer, head = self.backbone.transformer, self.student.head
-        weights = trained(transformer, self.config.alpha)
+        head, weights = self.student.head, trained(self.backbone.transformer, self.config.alpha)
         kept = {} if head is None else {name: value.cpu() for name, value in head.layers.state_dict().items()}
         save_lora(LoraWeights(weights.tensors, weights.rank, kept), self.folder)
 

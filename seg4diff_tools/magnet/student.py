@@ -25,7 +25,7 @@ from seg4diff_tools.magnet.alignment import (
     token_maps,
     word_losses,
 )
-from seg4diff_tools.magnet.config import ATTENTION_LOSSES, MagnetConfig
+from seg4diff_tools.magnet.config import MASK_LOSSES, MagnetConfig
 from seg4diff_tools.magnet.memory import zeros_as_one
 from seg4diff_tools.magnet.targets import Target
 
@@ -43,9 +43,6 @@ class Student(nn.Module):
         self.family = backbone.family
         weights = torch.tensor(config.layer_weights or [1.0] * len(layers), dtype=torch.float32)
         self.layer_weights = (weights / weights.sum()).to(backbone.device)
-        # which of its parts a loss needs
-        self.reads_logits = config.reads_masks
-        self.reads_words = any(name in ATTENTION_LOSSES[2:] for name in config.aligned)
         self.zeros = zeros_as_one(backbone, config.zero_tokens, config.size)
 
     def forward(
@@ -88,9 +85,9 @@ class Student(nn.Module):
             call = tempered(call, self._factors)
         if call.layer in self.layers:
             # one log-sum-exp for all that is read
-            call = replace(call, raw_lse=call.lse) if self.reads_words else call
-            logits = self._read(call) if self.reads_logits else None
-            words = token_maps(call, self._targets) if self.reads_words else None
+            call = replace(call, raw_lse=call.lse) if self.config.reads_words else call
+            logits = self._read(call) if self.config.reads_masks else None
+            words = token_maps(call, self._targets) if self.config.reads_words else None
             self._seen.setdefault(call.layer, (logits, words))
         return call.output if changed else None
 
@@ -98,12 +95,12 @@ class Student(nn.Module):
         """The losses that read attention, as the weighted mean over layers."""
         seen = [self._seen[layer] for layer in self.layers]
         found: dict[str, Tensor] = {}
-        if self.reads_logits:
+        if self.config.reads_masks:
             parts = [mask_losses(logits, targets, self.config, self.head, count) for logits, _ in seen if logits]
-            for name in ("focal", "dice"):
+            for name in MASK_LOSSES:
                 if name in self.config.aligned:
                     found[name] = self.layer_weights @ torch.stack([part[name] for part in parts])
-        if self.reads_words:
+        if self.config.reads_words:
             maps = [words for _, words in seen if words]
             found |= word_losses(maps, targets, self.config, grid, self.layer_weights, count)
         return found

@@ -24,6 +24,8 @@ from seg4diff_tools.plotting import static
 from seg4diff_tools.segmentation.options import OpenVocabulary
 from seg4diff_tools.segmentation.segment import segment
 
+EVALUATION = "evaluation.csv"
+"""File of a run with its evaluations."""
 SMALLEST = 0.01
 """Added to both parts of a gain: from a score of 0 there is one, too."""
 DRAWN = 3
@@ -62,13 +64,17 @@ class PictureTest:
         for name, least in {"steps": 1, "seed": 0, "batch": 1}.items():
             object.__setattr__(self, name, as_int(getattr(self, name), name, least))
 
+    @property
+    def _texts(self) -> list[str]:
+        return [one if isinstance(one, str) else one.text for one in self.prompts]
+
     def score(self, backbone: Backbone) -> float:
         """Return the share of pictures that are right, or with a CLIP the mean CLIPScore.
 
         Args:
             backbone: draws the pictures, with whatever is applied to it.
         """
-        texts = [one if isinstance(one, str) else one.text for one in self.prompts]
+        texts = self._texts
         seeds = [100_000 * self.seed + number for number in range(len(texts))]
         pictures = backbone.generate(texts, seed=seeds, steps=self.steps, batch=self.batch, progress=False)
         if isinstance(self.judge, Clip):
@@ -79,8 +85,7 @@ class PictureTest:
 
     def settings(self) -> dict[str, Any]:
         """Return what determines the scores, for the settings of a run."""
-        texts = [one if isinstance(one, str) else one.text for one in self.prompts]
-        return {"prompts": texts, "judge": type(self.judge).__name__, "steps": self.steps, "seed": self.seed}
+        return {"prompts": self._texts, "judge": type(self.judge).__name__, "steps": self.steps, "seed": self.seed}
 
 
 def both(segmentation: tuple[float, float], pictures: tuple[float, float]) -> float:
@@ -101,13 +106,13 @@ def both(segmentation: tuple[float, float], pictures: tuple[float, float]) -> fl
 
 
 class Validation:
-    """What is measured while a LoRA is trained, a row of `evaluation.csv` each time."""
+    """What is measured while a LoRA is trained, a row of `EVALUATION` each time."""
 
     def __init__(
         self, backbone: Backbone, samples: Sequence[Sample], pictures: PictureTest | None, layer: int, folder: Path
     ) -> None:
         self.backbone, self.samples, self.pictures, self.layer = backbone, samples, pictures, layer
-        self.log, self.folder = folder / "evaluation.csv", folder / "pictures"
+        self.log, self.folder = folder / EVALUATION, folder / "pictures"
 
     def measure(self, step: int) -> bool:
         """Append a row, draw label maps, and return whether this is the best evaluation so far.

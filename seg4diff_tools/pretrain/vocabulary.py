@@ -11,9 +11,22 @@ from seg4diff_tools.scenes.drawings import COLORS, concepts
 
 MAX_TOKENS = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_PLACE_WORDS = ("of", "on", "in", "under", "above", "below", "left", "right")
+_DETAIL_WORDS = ("at", "top", "bottom", "middle", "front", "behind", "small", "large")
 _FUNCTION_WORDS = (
-    *("a", "an", "and", "the", "of", "on", "in", "under", "above", "below", "left", "right", "at", "top", "bottom"),
-    *("middle", "front", "behind", "small", "large", "one", "two", "three", "four", "with", "photo", "picture"),
+    "a",
+    "an",
+    "and",
+    "the",
+    *_PLACE_WORDS,
+    *_DETAIL_WORDS,
+    "one",
+    "two",
+    "three",
+    "four",
+    "with",
+    "photo",
+    "picture",
 )
 
 
