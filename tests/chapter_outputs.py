@@ -15,7 +15,8 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 SHARE = r"([\d.]+)%"
 SIGNED = r"([+-][\d.]+)"
 SPAN = rf"\({SIGNED} to {SIGNED}\)"
-EXPERT = 4
+EXPERT = int(json.loads((ROOT / "seg4diff_tools/models/mini/model_card.json").read_text("utf-8"))["expert_layer"])
+"""The embedded model's expert layer."""
 CHAPTERS = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -14,7 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from chapter_outputs import CHAPTERS, SHARE, SIGNED, SPAN, cells, drawn, markdown, mask_losses, said, says, unproved
+from chapter_outputs import (
+    CHAPTERS,
+    EXPERT,
+    SHARE,
+    SIGNED,
+    SPAN,
+    cells,
+    drawn,
+    markdown,
+    mask_losses,
+    said,
+    says,
+    unproved,
+)
 from PIL import Image
 from user_files import ROOT
 
@@ -86,7 +99,7 @@ def clipscore_gains() -> tuple[float, ...]:
 def overview() -> pd.Series:
     """Object mIoU of each loss of chapter 11 with the classes present, in percent."""
     study = pd.read_csv(MODELS / "mini-magnet" / "study.csv")
-    own = study[(study["set"] == "test") & (study["layer"] == 4) & study["trained_steps"].isin([0, 150])]
+    own = study[(study["set"] == "test") & (study["layer"] == EXPERT) & study["trained_steps"].isin([0, 150])]
     return 100 * own[own["normalize"] == "softmax"].groupby("variant")["object_mIoU"].mean()
 
 
@@ -182,7 +195,7 @@ CLAIMS = [
     Claim(
         "06",
         "their maps differ faintly",
-        lambda: said("06", r"and ([\de.-]+) in layer 4\. The largest divergence .*? can have is ([\d.]+)"),
+        lambda: said("06", rf"and ([\de.-]+) in layer {EXPERT}\. The largest divergence .*? can have is ([\d.]+)"),
         lambda apart, largest: apart < largest / 1000,
     ),
     Claim(
@@ -241,7 +254,7 @@ CLAIMS = [
             *said("02", r"The paper's (\d+) of (\d+) is"),
         ),
         lambda layer, score, one, other, full, names, head, low, high, *steps: (
-            layer == 4 and high < 0 and says("02", r"cannot be told from 8\.")
+            layer == EXPERT and high < 0 and says("02", r"cannot be told from 8\.")
         ),
     ),
     Claim(
@@ -284,7 +297,7 @@ CLAIMS = [
         lambda: (
             drawn("05", "likeness", "CLIP-I").min(),
             drawn("05", "likeness", "CLIP-I").argmin(),
-            *said("05", r"\| CLIP-I \| layer 4: [^|]*\| layer (\d+): "),
+            *said("05", rf"\| CLIP-I \| layer {EXPERT}: [^|]*\| layer (\d+): "),
         ),
         lambda kept, first, second: kept > 0.9 and says("05", r"\| CLIP-I \|[^\n]*?\| no \|"),
     ),
@@ -292,8 +305,8 @@ CLAIMS = [
         "05",
         "Guidance away from its blur gains",
         lambda: (
-            said("05", rf"Alone, guidance by layer 4 changes .*? by {SIGNED} at .*?: {SIGNED} to {SIGNED}\)")
-            + said("05", rf"guidance adds to it {SIGNED} at .*?: {SIGNED} to {SIGNED}\) by layer 4")
+            said("05", rf"Alone, guidance by layer {EXPERT} changes .*? by {SIGNED} at .*?: {SIGNED} to {SIGNED}\)")
+            + said("05", rf"guidance adds to it {SIGNED} at .*?: {SIGNED} to {SIGNED}\) by layer {EXPERT}")
         ),
         lambda alone, low, high, added, lowest, highest: low > 0 > lowest,
     ),
@@ -331,10 +344,10 @@ CLAIMS = [
         "07",
         "by halves of a thing, a crude measure",
         lambda: (
-            *said("07", r"heads of layer 4 are ([\d.]+) from no preference on average, their mean ([\d.]+)"),
+            *said("07", rf"heads of layer {EXPERT} are ([\d.]+) from no preference on average, their mean ([\d.]+)"),
             *said("07", r"by left and right ([\d.]+) and ([\d.]+):"),
-            *said("07", rf"Chosen heads is better than the mean of layer 4 by {VALUE} points"),
-            *said("07", rf"The mean of all layers is better than the mean of layer 4 by {VALUE} points"),
+            *said("07", rf"Chosen heads is better than the mean of layer {EXPERT} by {VALUE} points"),
+            *said("07", rf"The mean of all layers is better than the mean of layer {EXPERT} by {VALUE} points"),
         ),
         lambda upper, mean, left, of_mean, *gains: upper < mean + 0.05 and left < of_mean + 0.05,
     ),
@@ -709,14 +722,19 @@ CLAIMS = [
     Claim(
         "02",
         "reads best with about 8 steps left",
-        lambda: (4, 9, *said("02", r"The paper's (\d+) of \d+ is ([\d.]+) points behind it")),
+        lambda: (EXPERT, 9, *said("02", r"The paper's (\d+) of \d+ is ([\d.]+) points behind it")),
         lambda layer, other, step, behind: behind < 1 and says("02", r"cannot be told from 8\."),
     ),
-    Claim("05", "pictures change most where layer 4 is blurred", lambda: (4, losers_of_blur()[1]), lambda a, b: a == b),
+    Claim(
+        "05",
+        "pictures change most where layer 4 is blurred",
+        lambda: (EXPERT, losers_of_blur()[1]),
+        lambda a, b: a == b,
+    ),
     Claim(
         "05",
         "more than that of any other layer",
-        lambda: (4, losers_of_blur()[0], 50, 3),
+        lambda: (EXPERT, losers_of_blur()[0], 50, 3),
         lambda layer, most, *_: layer == most,
     ),
     Claim(

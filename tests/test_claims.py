@@ -61,7 +61,7 @@ def norms_by_layer() -> tuple[float, ...]:
 def blur_by_layer() -> tuple[float, ...]:
     alike, fit = drawn("05", "likeness", "CLIP-I"), drawn("05", "blurring a layer does to CLIP-T", "change")
     features = drawn("05", "likeness", "CLIP's patches")
-    seventh = said("05", r"\| CLIP-I \| layer 4: [^|]*\| layer (\d+): ")
+    seventh = said("05", rf"\| CLIP-I \| layer {EXPERT}: [^|]*\| layer (\d+): ")
     return alike.argmin(), fit.argmin(), features.argmin(), alike.min(), *seventh
 
 
@@ -137,7 +137,7 @@ ROWS = {
         lambda head, mean: VERDICTS[1 if head > mean + 0.05 else 2],
     ),
     "Fig 9b, 30": Row(
-        lambda: said("06", r"and ([\de.-]+) in layer 4\. The largest divergence .*? can have is ([\d.]+)")
+        lambda: said("06", rf"and ([\de.-]+) in layer {EXPERT}\. The largest divergence .*? can have is ([\d.]+)")
         + said("06", rf"Grouping by pads and four quarters cannot be told apart: .*? {SPAN}"),
         lambda apart, largest, low, _: VERDICTS[3 if low <= 0 else 0 if apart > largest / 100 else 1],
     ),
@@ -236,7 +236,7 @@ CLAIMS = {
     ),
     "the same masks, to the pixel": (lambda: said("12", r"label maps in (\d+) pixels"), lambda pixels: pixels == 0),
     "layer 4 segments as well as": (
-        lambda: (4, *said("02", r"So layer (\d+) and layer (\d+) cannot be told from it")),
+        lambda: (EXPERT, *said("02", r"So layer (\d+) and layer (\d+) cannot be told from it")),
         lambda *layers: True,
     ),
     "blurring its words changes pictures most": (
