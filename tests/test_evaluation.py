@@ -27,9 +27,9 @@ from seg4diff_tools.datasets import LabeledImage, folder
 from seg4diff_tools.datasets.labels import IGNORE
 from seg4diff_tools.errors import CheckpointError, InputError
 from seg4diff_tools.evaluation import metrics
+from seg4diff_tools.evaluation.comparison import compare
 from seg4diff_tools.evaluation.evaluate import evaluate
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
-from seg4diff_tools.evaluation.results import compare
 from seg4diff_tools.evaluation.runs import read_evaluation
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 from seg4diff_tools.segmentation import attribution, masks
@@ -114,6 +114,20 @@ def test_rows_equal_segment_and_metrics(backbone, samples):
     assert set(result.pace) == {(row.method, row.protocol) for row in table.itertuples()}
     assert min(result.pace.values()) > 0
     assert "3 images at" in result.throughput()
+
+
+def test_some_rows_are_the_evaluation_of_these_alone(backbone, samples):
+    both = layer_step_sweep(backbone, samples, layers=[1, 3], directions=("i2t", "t2i"), progress=False)
+    alone = layer_step_sweep(backbone, samples, layers=[3], directions="t2i", progress=False)
+    part = both.sel(direction="t2i", layer=np.int64(3))
+    assert_frame_equal(part.table(), alone.table())
+    assert_frame_equal(part.of_images(), alone.of_images())
+    assert_frame_equal(part.confusion(), alone.confusion())
+    assert list(both.sel(layer=[3, 1]).rows) == list(both.rows)
+    assert len(both.rows) == 4
+    own = run(backbone, samples, METHODS, metrics={"pixels": lambda found, true: found.size}).sel(method="all")
+    assert list(own.pace) == list(own.rows)
+    assert own.table("pixels").pixels.tolist() == [own.values["pixels"].mean()]
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY])

@@ -1,5 +1,6 @@
 """Scores on data sets: evaluations and sweeps, comparisons, metrics with intervals."""
 
+from seg4diff_tools.evaluation.comparison import compare
 from seg4diff_tools.evaluation.evaluate import evaluate
 from seg4diff_tools.evaluation.grouping_scores import grouping_scores
 from seg4diff_tools.evaluation.metrics import (
@@ -18,7 +19,7 @@ from seg4diff_tools.evaluation.metrics import (
     table,
     verdict,
 )
-from seg4diff_tools.evaluation.results import SCORES, Evaluation, compare
+from seg4diff_tools.evaluation.results import SCORES, Evaluation
 from seg4diff_tools.evaluation.runs import read_evaluation
 from seg4diff_tools.evaluation.sweeps import layer_step_sweep
 

@@ -1,8 +1,8 @@
 """Results of evaluations: scores with intervals, by class, object size and image; comparisons."""
 
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +13,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seg4diff_tools.errors import InputError, as_names, instance_of, one_of
+from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.metrics import ScoreName
 
@@ -130,6 +130,36 @@ class Evaluation:
             | columns
             | {name: totals[name].to_numpy() for name in others}
             | {"images": len(self.images), "skipped": len(self.skipped)}
+        )
+
+    def sel(self, **wanted: Any) -> "Evaluation":
+        """Return the evaluation of some rows alone, such as `sweep.sel(direction="i2t", layer=[4, 5])`.
+
+        Args:
+            wanted: for columns of the row, the value to keep, or several.
+
+        Raises:
+            InputError: no such column, or a value that no row has.
+        """
+        kept = np.ones(len(self.rows), bool)
+        for name, value in wanted.items():
+            one_of(name, "a column", list(self.rows.names), "sel(layer=4)")
+            own = self.rows.get_level_values(name)
+            values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+            if absent := [each for each in values if each not in list(own)]:
+                known = ", ".join(map(repr, own.unique()))
+                raise InputError(f"expected {name} from {known}, got {absent[0]!r}: pass {name}={own[0]!r}")
+            kept &= own.isin(values)
+        if not kept.any():
+            raise InputError(f"expected rows with {wanted}, got none: ask for values that occur together")
+        rows = self.rows[kept]
+        return replace(
+            self,
+            rows=rows,
+            counts=self.counts[:, kept],
+            pair_pixels=self.pair_pixels[:, kept],
+            values={name: values[:, kept] for name, values in self.values.items()},
+            pace={row: self.pace[row] for row in rows if row in self.pace},
         )
 
     def verdict(self, a: Row, b: Row, score: str = "mIoU", *, level: float = 0.95, comparisons: int = 1) -> str:
@@ -308,72 +338,6 @@ class Evaluation:
             if counts[:, 1].any():
                 names[image].append(self.class_names[place])
         return [", ".join(sorted(own)) for own in names]
-
-
-def compare(
-    a: Evaluation,
-    b: Evaluation,
-    score: str = "mIoU",
-    *,
-    level: float = 0.95,
-    simultaneous: bool = False,
-    names: tuple[str, str] | None = None,
-) -> pd.DataFrame:
-    """Compare two evaluations row by row on their common images, for instance those of two models.
-
-    Args:
-        a, b: evaluations of the same samples; rows of the same method and protocol are compared, or the only rows.
-        score, level, simultaneous: as in `Evaluation.table`.
-        names: of a and b; their models by default.
-
-    Returns:
-        The row, a and b (scores, 0..1), gain (a minus b) with low and high (jackknife interval over images, paired),
-        images, and the verdict in words.
-
-    Raises:
-        InputError: no row or image in common, other images under the same index, or an unknown score.
-    """
-    for name, each in (("a", a), ("b", b)):
-        instance_of(each, Evaluation, name, "what evaluate returns")
-    one_of(simultaneous, "simultaneous", (False, True))
-    called: tuple[str, ...] = (str(a.settings["model"]), str(b.settings["model"]))
-    if names is not None:
-        called = as_names(names, "names", example="('mine', 'theirs')")
-        if len(called) != 2:
-            raise InputError(f"expected names, one for a and one for b, got {names!r}: pass names=('mine', 'theirs')")
-    one, two = (dict(zip(each.images.tolist(), each.fingerprints, strict=True)) for each in (a, b))
-    shared = [image for image in one if image in two]
-    if other := [image for image in shared if one[image] != two[image]]:
-        raise InputError(
-            f"expected evaluations of the same samples, got other images as number {other[0]}: evaluate both on the "
-            f"same"
-        )
-    pairs = [(row, list(b.rows).index(row)) for row in a.rows if row in list(b.rows)]
-    keys = [(place, list(a.rows).index(row)) for row, place in pairs]
-    if not pairs and len(a.rows) == len(b.rows) == 1:
-        keys = [(0, 0)]
-    if not shared or not keys:
-        raise InputError(
-            f"expected evaluations with rows and images in common, got {len(keys)} rows and {len(shared)} images: give "
-            "methods the same names and evaluate the same samples"
-        )
-    if called[0] == called[1]:
-        called = (f"{called[0]} (a)", f"{called[1]} (b)")
-    (scores_a, left_a), (scores_b, left_b) = (
-        each._of_score(score, [each.images.tolist().index(image) for image in shared]) for each in (a, b)
-    )
-    found = []
-    for other_place, place in keys:
-        gain = float(scores_a[place] - scores_b[other_place])
-        ends = metrics.interval(gain, left_a[place] - left_b[other_place], level, len(keys) if simultaneous else 1)
-        low, high = (float(end) for end in ends)
-        unit = "points" if score in SCORES else score
-        found.append(
-            dict(zip(a.rows.names, a.rows[place], strict=True))
-            | {"a": scores_a[place], "b": scores_b[other_place], "gain": gain, "low": low, "high": high}
-            | {"images": len(shared), "verdict": metrics.verdict(called[0], called[1], gain, low, high, unit)}
-        )
-    return pd.DataFrame(found)
 
 
 def _mean(values: Float[np.ndarray, "*shape"], axis: int) -> Float[np.ndarray, "*less"]:

@@ -369,6 +369,9 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         _result(lambda r: r.verdict({"method": ["a"]}, 0)),
         r"one row, got 0 for \{'method': \['a'\]\}: choose one",
     ),
+    ("sel-column", _result(lambda r: r.sel(depth=3)), "a column, one of 'method', 'protocol', got 'depth': pass sel"),
+    ("sel-value", _result(lambda r: r.sel(method="x")), "method from .*, got 'x': pass method="),
+    ("sel-none", _result(lambda r: r.sel(method=[])), "rows with .*, got none: ask for values"),
     ("c-row", _result(lambda r: r.confusion("x")), "one row, got 0 for 'x': choose one"),
     (
         "c-row-arr",
