@@ -26,8 +26,8 @@ from seg4diff_tools.families import _private
 
 PACKAGE = Path(_private.__file__).parents[1]
 LIBRARIES = ("accelerate", "diffusers", "peft", "torch", "transformers")
-# keys of a file, which diffusers documents
-PUBLIC = {"_class_name"}
+# a key of a file, which diffusers documents, and the end of names of fields
+PUBLIC = {"_class_name", "_weight"}
 TESTED: set[str] = set()
 
 

@@ -57,7 +57,7 @@ def compare(
     if called[0] == called[1]:
         called = (f"{called[0]} (a)", f"{called[1]} (b)")
     (scores_a, left_a), (scores_b, left_b) = (
-        each._of_score(score, [each.images.tolist().index(image) for image in shared]) for each in (a, b)
+        each.leave_one_out(score, [each.images.tolist().index(image) for image in shared]) for each in (a, b)
     )
     found = []
     for other_place, place in keys:

@@ -16,6 +16,7 @@ from torch import Tensor
 from seg4diff_tools.errors import InputError, one_of
 from seg4diff_tools.evaluation import metrics
 from seg4diff_tools.evaluation.metrics import ScoreName
+from seg4diff_tools.indices import as_indices
 
 SCORES = ("pACC", "mACC", "mIoU", "object_mIoU", "background_mIoU")
 UNMATCHED = "(no class)"
@@ -109,7 +110,7 @@ class Evaluation:
             InputError: an unknown score or reference.
         """
         one_of(simultaneous, "simultaneous", (False, True))
-        scores, left = self._of_score(score)
+        scores, left = self.leave_one_out(score)
         low, high = metrics.interval(scores, left, level)
         columns: dict[str, Any] = {score: scores, "low": low, "high": high}
         if reference is not None or "method" in self.rows.names:
@@ -178,7 +179,7 @@ class Evaluation:
             InputError: no such row, several, or an unknown score.
         """
         one, other = self._place(a), self._place(b)
-        scores, left = self._of_score(score)
+        scores, left = self.leave_one_out(score)
         gain = float(scores[one] - scores[other])
         low, high = metrics.interval(gain, left[one] - left[other], level, comparisons)
         unit = "points" if score in SCORES else score
@@ -251,6 +252,31 @@ class Evaluation:
             tables.append(pd.DataFrame(keys | found | own))
         return pd.concat(tables, ignore_index=True).sort_values("image", kind="stable", ignore_index=True)
 
+    def leave_one_out(
+        self, score: str = "mIoU", images: Sequence[int] | None = None
+    ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row image"]]:
+        """Return a score of each row, and what it is without each image, for `metrics.interval`.
+
+        Args:
+            score: one of `SCORES`, or a custom metric.
+            images: positions of the images that count; None for all.
+
+        Raises:
+            InputError: an unknown score, or no such image.
+        """
+        one_of(score, "score", (*SCORES, *self.values), "score='mIoU'")
+        places = as_indices(range(len(self.images)) if images is None else images, "images", len(self.images))
+        if score in self.values:
+            values = self.values[score][places]
+            without = [_mean(np.delete(values, index, 0), 0) for index in range(len(values))]
+            return _mean(values, 0), np.stack(without, -1)
+        found, left = [], []
+        for row in range(len(self.rows)):
+            counts = self._counts(row)[places]
+            found.append(metrics.score(counts.sum(0), KINDS[score], self._classes(score)).item())
+            left.append(metrics.leave_one_out(counts, KINDS[score], self._classes(score)).numpy())
+        return np.array(found), np.stack(left)
+
     def throughput(self) -> str:
         """Report the images per second, and the share of time of each kind of work."""
         total = sum(self.seconds.values())
@@ -279,23 +305,6 @@ class Evaluation:
         result = np.zeros((len(self.images), len(self.class_names), 3), np.int64)
         result[self.cells[:, 0], self.cells[:, 1]] = self.counts[:, row]
         return torch.from_numpy(result)
-
-    def _of_score(
-        self, score: str, images: Sequence[int] | None = None
-    ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row image"]]:
-        """Return a score of each row, and without each of the images (given by position; all if None)."""
-        places = list(range(len(self.images))) if images is None else list(images)
-        one_of(score, "score", (*SCORES, *self.values), "score='mIoU'")
-        if score in self.values:
-            values = self.values[score][places]
-            without = [_mean(np.delete(values, index, 0), 0) for index in range(len(values))]
-            return _mean(values, 0), np.stack(without, -1)
-        found, left = [], []
-        for row in range(len(self.rows)):
-            counts = self._counts(row)[places]
-            found.append(metrics.score(counts.sum(0), KINDS[score], self._classes(score)).item())
-            left.append(metrics.leave_one_out(counts, KINDS[score], self._classes(score)).numpy())
-        return np.array(found), np.stack(left)
 
     def _place(self, row: Row) -> int:
         """Return the position of a row."""

@@ -80,7 +80,8 @@ def run_counts(
             if shown:
                 told = f"mIoU {100 * found.running():.1f} %, {readable(work.need)} beside the weights"
                 bar.set_postfix_str(told, refresh=False)
-            bar.update(finished - bar.n)
+            bar.n = finished  # what forwards added up to may be off by rounding
+            bar.update(0)
     work.seconds["files"] = time.perf_counter() - began - sum(work.seconds.values())
     if folder is not None and state.num_processes > 1:
         state.wait_for_everyone()

@@ -369,6 +369,8 @@ SLIPS: list[tuple[str, Callable[[Any], Any], str]] = [
         _result(lambda r: r.verdict({"method": ["a"]}, 0)),
         r"one row, got 0 for \{'method': \['a'\]\}: choose one",
     ),
+    ("left-score", _result(lambda r: r.leave_one_out("miou")), "score, one of 'pACC'"),
+    ("left-image", _result(lambda r: r.leave_one_out(images=[99])), "images .*99"),
     ("sel-column", _result(lambda r: r.sel(depth=3)), "a column, one of 'method', 'protocol', got 'depth': pass sel"),
     ("sel-value", _result(lambda r: r.sel(method="x")), "method from .*, got 'x': pass method="),
     ("sel-none", _result(lambda r: r.sel(method=[])), "rows with .*, got none: ask for values"),
