@@ -145,6 +145,11 @@ def model_fingerprint(backbone: Backbone) -> str:
     return f"{weights.hexdigest()[:16]}-{state.hexdigest()[:16]}"
 
 
+def model_settings(backbone: Backbone) -> dict[str, Any]:
+    """Return a model's part of the settings of a run: name, fingerprint and number format."""
+    return {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
+
+
 def fingerprint(value: Any) -> str:
     """Digest the content of a value as `remember` does: equal for equal content.
 

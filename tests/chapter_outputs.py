@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from user_files import ROOT
 
+from seg4diff_tools.backbones.checkpoints import MINI, read_card
+
 PLOTLY = "application/vnd.plotly.v1+json"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 SHARE = r"([\d.]+)%"
 SIGNED = r"([+-][\d.]+)"
 SPAN = rf"\({SIGNED} to {SIGNED}\)"
-EXPERT = int(json.loads((ROOT / "seg4diff_tools/models/mini/model_card.json").read_text("utf-8"))["expert_layer"])
+EXPERT = int(read_card(MINI)["expert_layer"])
 """The embedded model's expert layer."""
 CHAPTERS = sorted(path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb"))
 

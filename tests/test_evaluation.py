@@ -125,6 +125,8 @@ def test_some_rows_are_the_evaluation_of_these_alone(backbone, samples):
     assert_frame_equal(part.confusion(), alone.confusion())
     assert list(both.sel(layer=[3, 1]).rows) == list(both.rows)
     assert len(both.rows) == 4
+    with pytest.raises(InputError, match="expected layer from 1, 3, got 2: pass layer=1$"):
+        both.sel(layer=2)
     own = run(backbone, samples, METHODS, metrics={"pixels": lambda found, true: found.size}).sel(method="all")
     assert list(own.pace) == list(own.rows)
     assert own.table("pixels").pixels.tolist() == [own.values["pixels"].mean()]

@@ -33,7 +33,7 @@ def segment(
     An interrupted run resumes when the same command is given again.
     """
     from seg4diff_tools._runs import as_path, open_run, processes, refuse_other
-    from seg4diff_tools.caching import model_fingerprint
+    from seg4diff_tools.caching import model_settings
     from seg4diff_tools.segmentation.options import OpenVocabulary, option_settings
     from seg4diff_tools.segmentation.segment import check_options, image_list, warn_of_unseen
     from seg4diff_tools.segmentation.workbench import Workbench
@@ -51,9 +51,7 @@ def segment(
     refuse_other(folder, asked, "a segmentation")
     with loaded(model, dtype, lora, t5) as backbone:
         check_options(backbone, chosen)
-        settings = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
-        settings |= asked
-        open_run(folder, settings, "a segmentation")
+        open_run(folder, model_settings(backbone) | asked, "a segmentation")
         warn_of_unseen(backbone, names, chosen)
         own = files[processes().process_index :: processes().num_processes]
         skipped = _write(Workbench(backbone, memory_budget), own, names, chosen, folder)

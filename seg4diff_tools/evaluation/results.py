@@ -1,4 +1,4 @@
-"""Results of evaluations: scores with intervals, by class, object size and image; comparisons."""
+"""Results of evaluations: scores with intervals, by class, object size and image."""
 
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -140,16 +140,17 @@ class Evaluation:
             wanted: for columns of the row, the value to keep, or several.
 
         Raises:
-            InputError: no such column, or a value that no row has.
+            InputError: no such column, a value that no row has, or values that do not occur together.
         """
         kept = np.ones(len(self.rows), bool)
         for name, value in wanted.items():
             one_of(name, "a column", list(self.rows.names), "sel(layer=4)")
             own = self.rows.get_level_values(name)
+            known = own.unique().tolist()
             values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-            if absent := [each for each in values if each not in list(own)]:
-                known = ", ".join(map(repr, own.unique()))
-                raise InputError(f"expected {name} from {known}, got {absent[0]!r}: pass {name}={own[0]!r}")
+            if absent := [each for each in values if each not in known]:
+                listed = ", ".join(map(repr, known))
+                raise InputError(f"expected {name} from {listed}, got {absent[0]!r}: pass {name}={known[0]!r}")
             kept &= own.isin(values)
         if not kept.any():
             raise InputError(f"expected rows with {wanted}, got none: ask for values that occur together")
@@ -265,7 +266,7 @@ class Evaluation:
             InputError: an unknown score, or no such image.
         """
         one_of(score, "score", (*SCORES, *self.values), "score='mIoU'")
-        places = as_indices(range(len(self.images)) if images is None else images, "images", len(self.images))
+        places = list(range(len(self.images))) if images is None else as_indices(images, "images", len(self.images))
         if score in self.values:
             values = self.values[score][places]
             without = [_mean(np.delete(values, index, 0), 0) for index in range(len(values))]

@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from seg4diff_tools._runs import as_path, open_run, processes, read_settings, refuse_other, replace_file
-from seg4diff_tools.caching import model_fingerprint
+from seg4diff_tools.caching import model_settings
 from seg4diff_tools.datasets.opened import OpenedSample
 from seg4diff_tools.errors import CheckpointError, InputError, readable
 from seg4diff_tools.evaluation.collected import Collected
@@ -61,8 +61,7 @@ def run_counts(
     `count_images` and `evaluate`.
     """
     backbone, state, began = work.backbone, processes(), time.perf_counter()
-    model = {"model": backbone.name, "fingerprint": model_fingerprint(backbone), "dtype": str(backbone.dtype)}
-    settings, rows = model | dict(plan), rows_of(plan)
+    settings, rows = model_settings(backbone) | dict(plan), rows_of(plan)
     if folder is not None:
         open_run(folder, settings, RUN)
     found = Collected(rows, list(plan.get("metrics", ())))

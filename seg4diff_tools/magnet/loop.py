@@ -29,7 +29,7 @@ from seg4diff_tools.backbones.checks import check_layers, check_zeros
 from seg4diff_tools.backbones.loading import as_backbone
 from seg4diff_tools.backbones.lora import ADAPTER, attach, check_free, trained
 from seg4diff_tools.backbones.lora_files import LoraWeights, save_lora
-from seg4diff_tools.caching import model_fingerprint
+from seg4diff_tools.caching import model_settings
 from seg4diff_tools.datasets import Sample
 from seg4diff_tools.errors import CheckpointError, InputError, TrainingError, instance_of, one_of
 from seg4diff_tools.evaluation.evaluate import check_samples
@@ -140,13 +140,12 @@ def finetune(
     if at_once is None:
         at_once = images_that_fit(backbone, share, config.size, checkpointing=gradient_checkpointing)
     accelerator.gradient_accumulation_steps = _divided(share, as_int(at_once, "images_at_once", 1), "images_at_once")
-    weights: dict[str, Any] = {"model": backbone.name, "fingerprint": model_fingerprint(backbone)}
-    weights["dtype"] = str(backbone.dtype)
+    settings = run_settings(config, samples) | model_settings(backbone)
     if pictures is not None:
         # `both` compares with the first evaluation, and with patience the result depends on what stops it
-        weights |= {"evaluation": len(evaluation), "pictures": pictures.settings()}
-        weights |= {"evaluate_every": evaluate_every} if config.patience else {}
-    open_run(folder, run_settings(config, samples) | weights, RUN)
+        settings |= {"evaluation": len(evaluation), "pictures": pictures.settings()}
+        settings |= {"evaluate_every": evaluate_every} if config.patience else {}
+    open_run(folder, settings, RUN)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
